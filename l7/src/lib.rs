@@ -1,0 +1,9 @@
+//! The L7 engine: routes, policies, paths and HTTP/1.1 framing, without I/O.
+
+#![forbid(unsafe_code)]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
+)]
+
+pub mod ir;
