@@ -12,7 +12,7 @@ use model::{NamespacedHostname, SourceRef};
 // === Routes ===
 
 /// One HTTPRoute, seen from one parent Service (a route with several parents yields several).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HttpRoute {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -30,7 +30,7 @@ pub struct HttpRoute {
     pub source: Option<SourceRef>,
 }
 
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HttpRule {
     pub name: Option<Arc<str>>,
     /// ORed, each ranked alone. A rule written without matches carries one match of prefix `/`.
@@ -39,7 +39,7 @@ pub struct HttpRule {
 }
 
 /// All conditions must hold.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HttpMatch {
     pub path: PathMatch,
     pub method: Option<Arc<str>>,
@@ -47,7 +47,7 @@ pub struct HttpMatch {
     pub query: Vec<ValueMatch>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum PathMatch {
     Exact(Arc<str>),
     /// Compares path elements: `/v1` takes `/v1` and `/v1/x`, not `/v10`.
@@ -57,13 +57,13 @@ pub enum PathMatch {
 }
 
 /// A condition on a header or a query parameter. Header names are lower case.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ValueMatch {
     pub name: Arc<str>,
     pub value: ValueTest,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ValueTest {
     Exact(Arc<str>),
     /// Anchored at both ends.
@@ -71,13 +71,13 @@ pub enum ValueTest {
 }
 
 /// A weighted backend. An invalid one keeps its share of the traffic and answers 500 to it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Backend {
     pub target: BackendTarget,
     pub weight: u32,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum BackendTarget {
     Service {
         service: NamespacedHostname,
@@ -90,7 +90,7 @@ pub enum BackendTarget {
 // === Policies ===
 
 /// One authorization policy: L4 only (istiod's `Authorization`) or with L7 conditions (AuthorizationPolicy).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct AuthorizationPolicy {
     pub namespace: Arc<str>,
     pub name: Arc<str>,
@@ -102,7 +102,7 @@ pub struct AuthorizationPolicy {
     pub source: Option<SourceRef>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Action {
     Allow,
     Deny,
@@ -111,7 +111,7 @@ pub enum Action {
 }
 
 /// A rule holds if all its clauses hold; without clauses it always holds.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Rule {
     pub clauses: Vec<Clause>,
 }
@@ -120,20 +120,20 @@ pub struct Rule {
 ///
 /// This is the shape of both sources: istiod's `Clause.matches`, and of AuthorizationPolicy `from` (one clause
 /// whose matches are the sources), `to` (one clause of operations) and each entry of `when` (one clause).
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Clause {
     pub matches: Vec<Match>,
 }
 
 /// A match holds if every condition holds; without conditions it never holds.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct Match {
     pub conditions: Vec<Condition>,
 }
 
 /// `any_of` and `none_of` speak of the same attribute: if `any_of` is non-empty one of it must hold, and none of
 /// `none_of` may hold.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Condition {
     pub attribute: Attribute,
     pub any_of: Vec<Test>,
@@ -142,7 +142,7 @@ pub struct Condition {
 
 /// What a condition looks at. An attribute that is absent (no identity, no such header, no HTTP request) satisfies
 /// no positive test and passes every negative one.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Attribute {
     // L4
     /// The peer identity without `spiffe://`.
@@ -192,7 +192,7 @@ impl Attribute {
     }
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum Test {
     Exact(Arc<str>),
     Prefix(Arc<str>),

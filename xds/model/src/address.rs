@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// An IP address within a named network; the empty name is the default network.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct NetworkAddress {
     pub network: Arc<str>,
     pub ip: IpAddr,
@@ -18,7 +18,7 @@ impl fmt::Display for NetworkAddress {
 }
 
 /// A service host name within its namespace; the key of a service is its text form `namespace/hostname`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct NamespacedHostname {
     pub namespace: Arc<str>,
     pub hostname: Arc<str>,

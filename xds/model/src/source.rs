@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 /// Position of an object in a file of the configuration folder.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct SourceRef {
     /// Path relative to the configuration folder.
     pub file: Arc<str>,
