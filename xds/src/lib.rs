@@ -1,1 +1,5 @@
-//! placeholder
+//! The control plane protocol: from bytes of delta xDS to the snapshot that the workers read.
+//!
+//! [`proto`] holds the messages of the wire.
+
+pub mod proto;
