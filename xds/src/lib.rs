@@ -2,4 +2,5 @@
 //!
 //! [`proto`] holds the messages of the wire.
 
+pub mod kube;
 pub mod proto;

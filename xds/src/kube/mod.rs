@@ -1,0 +1,26 @@
+//! The YAML front end: a folder of Kubernetes, Gateway API and Istio objects becomes a [`Catalog`], and the catalog
+//! becomes the intermediate form of routes and policies.
+//!
+//! Reading is total: whatever the text, it yields a catalog of the good objects and a [`Problem`] for everything
+//! else, each with file, line, column, field and mend. Nothing here watches, serves or keeps state.
+
+pub mod catalog;
+pub mod cluster;
+
+pub mod gateway;
+pub mod istio;
+pub mod problem;
+
+pub use catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
+pub use problem::{Problem, Severity};
+
+/// What reading a folder gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Loaded {
+    /// The good objects.
+    pub catalog: Catalog,
+    /// All findings, in the order of files and lines.
+    pub problems: Vec<Problem>,
+    /// Objects that were made out but refused: whoever holds an earlier good version keeps it in force.
+    pub refused: Vec<(Kind, ObjectName)>,
+}
