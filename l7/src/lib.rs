@@ -6,4 +6,5 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod http1;
 pub mod ir;
