@@ -2,6 +2,7 @@
 //!
 //! [`proto`] holds the messages of the wire.
 
+pub mod control;
 pub mod kube;
 pub mod proto;
 pub mod publish;
