@@ -6,3 +6,4 @@ pub mod control;
 pub mod kube;
 pub mod proto;
 pub mod publish;
+pub mod snapshot;

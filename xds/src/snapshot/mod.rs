@@ -1,0 +1,203 @@
+//! What the workers know of the mesh: immutable, shared, replaced as a whole.
+//!
+//! Built by [`crate::store::Store`] on the control thread and handed over by [`crate::publish`]. All tables are
+//! persistent: two snapshots share what did not change between them, and cloning one costs a few reference
+//! counts. Lookups borrow their keys and allocate nothing.
+//!
+//! - [`Snapshot`]: lookups of workloads, services, policies and routes.
+//! - [`resolve`]: where a connection goes (`Snapshot::resolve` and its two halves).
+//! - [`endpoint`]: the choice among the endpoints of a service.
+//! - [`dump`]: the JSON of `/config_dump`.
+
+pub mod dump;
+pub mod endpoint;
+mod keys;
+pub mod resolve;
+mod vip_blocks;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::{NamespacedHostname, Service, Visibility, Workload};
+use smallvec::SmallVec;
+
+pub use endpoint::Endpoint;
+pub(crate) use keys::{AddressKey, NameKey, PolicySetKey};
+use keys::{AddressQuery, HostQuery, NameQuery, PolicySetQuery};
+pub use resolve::{Client, Destination, Refusal, Route, Transport};
+pub(crate) use vip_blocks::VipBlocks;
+
+/// A persistent map with the hasher of this crate.
+pub(crate) type Map<K, V> =
+    imbl::GenericHashMap<K, V, foldhash::fast::RandomState, imbl::shared_ptr::DefaultSharedPtr>;
+
+/// One in nearly every case.
+pub(crate) type Few<T> = SmallVec<[T; 1]>;
+
+/// The state of the mesh at one moment.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    pub(crate) generation: u64,
+    /// By uid.
+    pub(crate) workloads: Map<Arc<str>, Arc<Workload>>,
+    /// Preferred workload first. Host-network workloads are not in it.
+    pub(crate) workloads_by_address: Map<AddressKey, Few<Arc<Workload>>>,
+    pub(crate) workloads_by_name: Map<NameKey, Few<Arc<Workload>>>,
+    pub(crate) services: Map<NamespacedHostname, Arc<ServiceEntry>>,
+    /// Oldest first.
+    pub(crate) services_by_host: Map<Arc<str>, Few<NamespacedHostname>>,
+    /// Oldest first; single addresses only.
+    pub(crate) services_by_vip: Map<AddressKey, Few<NamespacedHostname>>,
+    pub(crate) vip_blocks: VipBlocks,
+    /// By `namespace/name`.
+    pub(crate) policies: Map<Arc<str>, Arc<Policy>>,
+}
+
+/// A service and the workloads behind it.
+#[derive(Debug, Clone)]
+pub struct ServiceEntry {
+    pub service: Arc<Service>,
+    /// In no particular order.
+    pub endpoints: imbl::Vector<Endpoint>,
+    /// No endpoint has more capacity; may be more than any has.
+    pub(crate) capacity_max: u32,
+}
+
+/// A policy as it arrived, with whom it concerns.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Policy {
+    pub scope: PolicyScope,
+    pub policy: l7::ir::AuthorizationPolicy,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum PolicyScope {
+    /// Every workload.
+    Global,
+    /// Every workload of the policy's namespace.
+    Namespace,
+    /// The workloads that name it in `authorization_policies`.
+    Workload,
+}
+
+impl Snapshot {
+    /// Rises by one with each snapshot of a store; 0 is the empty one, before anything was received.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    // --- Workloads ---
+
+    pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// The workload that owns an address. Of several, the pod is preferred, then the one that takes HBONE;
+    /// one in the host's network is never found.
+    pub fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
+        self.workloads_by_address.get(&AddressQuery { network, ip })?.first()
+    }
+
+    /// The workload that a node agent speaks of.
+    pub fn workload_by_name(
+        &self,
+        namespace: &str,
+        name: &str,
+        service_account: Option<&str>,
+    ) -> Option<&Arc<Workload>> {
+        self.workloads_by_name.get(&NameQuery { namespace, name })?.iter().find(|workload| {
+            service_account.is_none_or(|account| workload.identity.service_account() == account)
+        })
+    }
+
+    /// In no particular order.
+    pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.workloads.values()
+    }
+
+    // --- Services ---
+
+    pub fn service(&self, namespace: &str, hostname: &str) -> Option<&Arc<ServiceEntry>> {
+        self.services.get(&HostQuery { namespace, hostname })
+    }
+
+    /// The service of a host name as a client of a namespace sees it: its own namespace's first, then the
+    /// canonical one, then the oldest.
+    pub fn service_by_host(&self, hostname: &str, client_namespace: &str) -> Option<&Arc<ServiceEntry>> {
+        self.preferred(self.services_by_host.get(hostname)?, client_namespace)
+    }
+
+    /// The service that owns a virtual address, as a client of a namespace sees it. A single address goes before
+    /// a block that covers it.
+    pub fn service_by_vip(
+        &self,
+        network: &str,
+        ip: IpAddr,
+        client_namespace: &str,
+    ) -> Option<&Arc<ServiceEntry>> {
+        let single = self.services_by_vip.get(&AddressQuery { network, ip });
+        if let Some(entry) = single.and_then(|keys| self.preferred(keys, client_namespace)) {
+            return Some(entry);
+        }
+        let mut first_found = None;
+        // From the longest prefix to the shortest; the client's own namespace beats a longer prefix.
+        for keys in self.vip_blocks.covering(network, ip) {
+            let Some(entry) = self.preferred(keys, client_namespace) else { continue };
+            if &*entry.service.key.namespace == client_namespace {
+                return Some(entry);
+            }
+            first_found = first_found.or(Some(entry));
+        }
+        first_found
+    }
+
+    /// In no particular order.
+    pub fn services(&self) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        self.services.values()
+    }
+
+    fn preferred(&self, keys: &[NamespacedHostname], client_namespace: &str) -> Option<&Arc<ServiceEntry>> {
+        let mut canonical = None;
+        let mut first = None;
+        for entry in keys.iter().filter_map(|key| self.services.get(key)) {
+            let service = &entry.service;
+            let own_namespace = &*service.key.namespace == client_namespace;
+            if own_namespace {
+                return Some(entry);
+            }
+            if service.visibility == Visibility::Namespace {
+                continue;
+            }
+            if service.canonical {
+                canonical = canonical.or(Some(entry));
+            }
+            first = first.or(Some(entry));
+        }
+        canonical.or(first)
+    }
+
+    // --- Policies ---
+
+    /// In no particular order.
+    pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.policies.values()
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.generation)
+            .field("workloads", &self.workloads.len())
+            .field("services", &self.services.len())
+            .field("policies", &self.policies.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl ServiceEntry {
+    pub fn key(&self) -> &NamespacedHostname {
+        &self.service.key
+    }
+}
