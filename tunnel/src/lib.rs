@@ -5,3 +5,6 @@
     not(test),
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
+
+pub mod tls;
+pub mod h2;
