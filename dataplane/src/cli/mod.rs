@@ -1,0 +1,84 @@
+//! The command line: one module per subcommand. Parses, starts logging, runs, and turns errors into an exit code.
+
+mod tunnel;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::worker::BoxError;
+
+/// Exit code when a command fails after its arguments were understood.
+const FAILED: u8 = 1;
+
+/// The node proxy for ambient service meshes.
+#[derive(Debug, Parser)]
+#[command(name = "corelane", version, about, max_term_width = 110, arg_required_else_help = true)]
+struct CommandLine {
+    /// What to log, as in RUST_LOG: a level, or `target=level` pairs.
+    #[arg(long, global = true, env = "CORELANE_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+
+    /// Write log lines as JSON.
+    #[arg(long, global = true, env = "CORELANE_LOG_JSON")]
+    log_json: bool,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Carry TCP connections through an HBONE tunnel, with certificates from files and no control plane.
+    #[command(subcommand)]
+    Tunnel(tunnel::Tunnel),
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    if let Err(error) = start_logging(&line.log, line.log_json) {
+        return fail(&error);
+    }
+    let result = match line.command {
+        Command::Tunnel(tunnel) => tunnel.run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// Prints the error with what caused it.
+#[allow(clippy::print_stderr)] // the log filter must not be able to hide why the program ended
+fn fail(error: &BoxError) -> ExitCode {
+    eprintln!("corelane: {error}");
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let text = inner.to_string();
+        // Most errors quote their source already.
+        if !error.to_string().contains(&text) {
+            eprintln!("  because: {text}");
+        }
+        cause = inner.source();
+    }
+    ExitCode::from(FAILED)
+}
+
+fn start_logging(filter: &str, json: bool) -> Result<(), BoxError> {
+    let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?}: {error}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if json { lines.json().try_init() } else { lines.with_target(false).try_init() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,11 @@
+//! The node proxy: command line, workers, I/O shell, sessions, capture, admin.
+//!
+//! Protocol logic lives in the crates `tunnel`, `l7` and `xds`, which own no socket and no clock. This crate
+//! moves their bytes: [`worker`] is a pinned thread with its runtime, [`net`] the sockets, [`link`] the
+//! shell around one tunnel connection.
+
+pub mod cli;
+pub mod link;
+pub mod net;
+pub mod preflight;
+pub mod worker;

@@ -1,0 +1,205 @@
+//! Listening sockets.
+//!
+//! A worker waits for a listener to be readable and then takes connections by accept4(2) directly: an accept that
+//! is in flight in the ring and dropped would leak the descriptor it completes with (monoio 0.2.4).
+
+use std::cell::Cell;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use rustix::net::SocketFlags;
+use socket2::{Domain, Protocol, SockRef, Type};
+
+use super::descriptor::address;
+use super::{Descriptor, NetworkNamespace, Socket, SocketOptions, canonical};
+
+/// Connections that may wait to be accepted.
+pub const LISTEN_BACKLOG: i32 = 1024;
+
+/// How long a listener rests when the process or the machine is out of descriptors or memory.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+
+/// Connections taken in a row before other tasks get their turn.
+const ACCEPTS_IN_A_ROW_MAX: u32 = 32;
+
+/// How to listen.
+#[derive(Debug, Clone, Default)]
+pub struct ListenOptions {
+    /// Set on the listener and on each accepted socket.
+    pub socket: SocketOptions,
+    /// `IP_TRANSPARENT`, without which packets of a TPROXY rule do not reach the listener.
+    pub transparent: Transparent,
+    /// Where the socket lives; `None` is the thread's own namespace.
+    pub namespace: Option<NetworkNamespace>,
+    /// `listen(2)` backlog; 0 means [`LISTEN_BACKLOG`].
+    pub backlog: i32,
+}
+
+/// How much `IP_TRANSPARENT` matters; it needs CAP_NET_ADMIN.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Transparent {
+    #[default]
+    Off,
+    /// Set if the process may.
+    BestEffort,
+    /// An error if the process may not.
+    Required,
+}
+
+/// A listening socket of one worker. Several workers listen on one address (`SO_REUSEPORT`); the kernel spreads the
+/// connections over them.
+#[derive(Debug)]
+pub struct Listener {
+    descriptor: Descriptor,
+    options: SocketOptions,
+    taken_in_a_row: Cell<u32>,
+}
+
+impl Listener {
+    /// Listens on `at`; the unspecified IPv6 address takes IPv4 as well.
+    pub fn bind(at: SocketAddr, options: &ListenOptions) -> io::Result<Self> {
+        let socket = match &options.namespace {
+            None => listening_socket(at, options)?,
+            Some(namespace) => {
+                namespace.within(|| listening_socket(at, options)).map_err(io::Error::other)??
+            }
+        };
+        Self::from_descriptor(socket, options.socket.clone())
+    }
+
+    /// Takes over a non-blocking listening socket, made elsewhere or inherited.
+    pub fn from_descriptor(socket: OwnedFd, options: SocketOptions) -> io::Result<Self> {
+        Ok(Self { descriptor: Descriptor::new(socket)?, options, taken_in_a_row: Cell::new(0) })
+    }
+
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        address(SockRef::from(&self.descriptor).local_addr()?)
+    }
+
+    /// Waits for the next connection and says who it is from. Dropping the future loses nothing: a connection is
+    /// taken and returned in one step.
+    ///
+    /// Running out of descriptors or memory is survived by resting; an error means that the listener is broken.
+    pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
+        loop {
+            // A wait through the runtime is due now and then even when connections keep coming.
+            if self.taken_in_a_row.get() >= ACCEPTS_IN_A_ROW_MAX {
+                self.taken_in_a_row.set(0);
+                self.descriptor.readable().await?;
+            }
+            match rustix::net::acceptfrom_with(&self.descriptor, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
+            {
+                Ok((socket, peer)) => {
+                    self.taken_in_a_row.set(self.taken_in_a_row.get() + 1);
+                    // The peer may have reset the connection already: then it is no error of the listener.
+                    let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { continue };
+                    if let Some(socket) = self.adopt(socket) {
+                        return Ok((socket, canonical(peer)));
+                    }
+                }
+                Err(Errno::AGAIN) => {
+                    self.taken_in_a_row.set(0);
+                    self.descriptor.readable().await?;
+                }
+                Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                    tracing::warn!(error = %errno, "no connection can be accepted for now; raise the limit (ulimit -n)");
+                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                }
+                Err(
+                    errno @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT),
+                ) => {
+                    return Err(errno.into());
+                }
+                // accept(2) passes on errors that belong to the one connection that is gone now.
+                Err(errno) => tracing::debug!(error = %errno, "a connection was gone before it was accepted"),
+            }
+        }
+    }
+
+    fn adopt(&self, socket: OwnedFd) -> Option<Socket> {
+        let adopted = self.options.apply(&SockRef::from(&socket)).and_then(|()| Socket::new(socket));
+        adopted.inspect_err(|error| tracing::debug!(%error, "an accepted connection is given up")).ok()
+    }
+}
+
+fn listening_socket(at: SocketAddr, options: &ListenOptions) -> io::Result<OwnedFd> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = socket2::Socket::new(Domain::for_address(at), kind, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    match options.transparent {
+        Transparent::Off => {}
+        Transparent::BestEffort => drop(set_transparent(&socket, at.ip())),
+        Transparent::Required => set_transparent(&socket, at.ip())?,
+    }
+    if at.is_ipv6() {
+        socket.set_only_v6(at.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
+    }
+    options.socket.apply_before_connect(&SockRef::from(&socket))?;
+    socket.bind(&at.into())?;
+    socket.listen(if options.backlog > 0 { options.backlog } else { LISTEN_BACKLOG })?;
+    Ok(socket.into())
+}
+
+/// Lets the socket use addresses that are not this machine's. A dual-stack socket needs both halves.
+pub(super) fn set_transparent(socket: &socket2::Socket, ip: IpAddr) -> io::Result<()> {
+    match ip {
+        IpAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        IpAddr::V6(_) => {
+            socket.set_ip_transparent_v6(true)?;
+            // Fails where IPv4 is not built in, and then no IPv4 packet comes.
+            drop(socket.set_ip_transparent_v4(true));
+            Ok(())
+        }
+    }
+}
+
+/// The unspecified address that takes IPv4 and, unless switched off, IPv6.
+pub fn wildcard(port: u16, ipv6: bool) -> SocketAddr {
+    let ip = if ipv6 { IpAddr::V6(Ipv6Addr::UNSPECIFIED) } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
+    SocketAddr::new(ip, port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::on_each_driver;
+    use std::io::Write;
+
+    #[test]
+    fn many_connections_in_a_row_are_all_accepted() {
+        on_each_driver(|_worker| async {
+            let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &ListenOptions::default()).unwrap();
+            let at = listener.local_address().unwrap();
+            let clients: Vec<_> = (0..3 * ACCEPTS_IN_A_ROW_MAX)
+                .map(|_| {
+                    let mut client = std::net::TcpStream::connect(at).unwrap();
+                    client.write_all(b"x").unwrap();
+                    client
+                })
+                .collect();
+            for client in &clients {
+                let (socket, peer) = listener.accept().await.unwrap();
+                assert_eq!(peer, client.local_addr().unwrap());
+                let mut byte = [0];
+                assert_eq!(socket.read(&mut byte).await.unwrap(), 1);
+            }
+        });
+    }
+
+    #[test]
+    fn two_listeners_share_a_port_and_the_wildcard_takes_both_families() {
+        on_each_driver(|_worker| async {
+            let first = Listener::bind(wildcard(0, true), &ListenOptions::default()).unwrap();
+            let at = first.local_address().unwrap();
+            drop(first);
+            let again = Listener::bind(wildcard(at.port(), true), &ListenOptions::default()).unwrap();
+            let _other = Listener::bind(wildcard(at.port(), true), &ListenOptions::default());
+            let port = again.local_address().unwrap().port();
+            assert_eq!(port, at.port());
+        });
+    }
+}
