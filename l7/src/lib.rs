@@ -8,3 +8,5 @@
 
 pub mod http1;
 pub mod ir;
+pub mod path;
+pub mod template;
