@@ -4,8 +4,10 @@
 //! moves their bytes: [`worker`] is a pinned thread with its runtime, [`net`] the sockets, [`link`] the
 //! shell around one tunnel connection.
 
+pub mod access_log;
 pub mod cli;
 pub mod link;
+pub mod metrics;
 pub mod net;
 pub mod preflight;
 pub mod worker;

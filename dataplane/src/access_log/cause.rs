@@ -1,0 +1,221 @@
+//! Why a connection or request ended: the closed set behind `close_cause` in logs and `response_flags` in metrics.
+
+use std::fmt;
+
+/// Each value is one thing an operator can act upon. `label` is stable: dashboards and alerts name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum CloseCause {
+    /// Both directions ended in order.
+    #[default]
+    Finished,
+    /// An authorization policy denied it.
+    PolicyDenied,
+    /// It was allowed once; a changed policy denies it now.
+    PolicyChanged,
+    /// The pod whose connection was captured is not known to the control plane (yet).
+    UnknownWorkload,
+    /// The service has no endpoint that may be used.
+    NoHealthyEndpoint,
+    /// The destination is one of the proxy's own ports.
+    ReservedPort,
+    /// The TCP connection to the next hop or to the application failed.
+    ConnectFailed,
+    ConnectTimedOut,
+    /// The TLS handshake with the peer failed.
+    TlsFailed,
+    /// The peer proved an identity that the destination does not have.
+    IdentityMismatch,
+    /// This pod's own certificate has not been issued yet, or has expired.
+    CertificateMissing,
+    CertificateRevoked,
+    /// The HTTP/2 session of the tunnel failed.
+    TunnelFailed,
+    /// The peer's proxy answered the CONNECT with another status than 200.
+    TunnelRefused,
+    /// The CONNECT names an address that is not the dialled pod's.
+    WrongDestination,
+    /// The application or the client sent something that is not valid HTTP.
+    InvalidHttp,
+    /// No rule of any route of the service matches the request.
+    NoRoute,
+    ClientReset,
+    ServerReset,
+    IdleTimeout,
+    RequestTimeout,
+    /// A bound of this proxy was reached; `corelane_limit_hits_total` names which.
+    LimitReached,
+    /// The proxy, or the pod, is going away.
+    Drained,
+}
+
+/// Istio's `response_flags` values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ResponseFlag {
+    #[default]
+    None,
+    Deny,
+    Connect,
+    TlsFailure,
+    Http2HandshakeFailure,
+    NetworkPolicy,
+    IdentityError,
+    CertificateRevoked,
+}
+
+// === impl CloseCause ===
+
+impl CloseCause {
+    pub const ALL: [Self; 23] = [
+        Self::Finished,
+        Self::PolicyDenied,
+        Self::PolicyChanged,
+        Self::UnknownWorkload,
+        Self::NoHealthyEndpoint,
+        Self::ReservedPort,
+        Self::ConnectFailed,
+        Self::ConnectTimedOut,
+        Self::TlsFailed,
+        Self::IdentityMismatch,
+        Self::CertificateMissing,
+        Self::CertificateRevoked,
+        Self::TunnelFailed,
+        Self::TunnelRefused,
+        Self::WrongDestination,
+        Self::InvalidHttp,
+        Self::NoRoute,
+        Self::ClientReset,
+        Self::ServerReset,
+        Self::IdleTimeout,
+        Self::RequestTimeout,
+        Self::LimitReached,
+        Self::Drained,
+    ];
+
+    /// The stable label.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::PolicyDenied => "policy_denied",
+            Self::PolicyChanged => "policy_changed",
+            Self::UnknownWorkload => "unknown_workload",
+            Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::ReservedPort => "reserved_port",
+            Self::ConnectFailed => "connect_failed",
+            Self::ConnectTimedOut => "connect_timed_out",
+            Self::TlsFailed => "tls_failed",
+            Self::IdentityMismatch => "identity_mismatch",
+            Self::CertificateMissing => "certificate_missing",
+            Self::CertificateRevoked => "certificate_revoked",
+            Self::TunnelFailed => "tunnel_failed",
+            Self::TunnelRefused => "tunnel_refused",
+            Self::WrongDestination => "wrong_destination",
+            Self::InvalidHttp => "invalid_http",
+            Self::NoRoute => "no_route",
+            Self::ClientReset => "client_reset",
+            Self::ServerReset => "server_reset",
+            Self::IdleTimeout => "idle_timeout",
+            Self::RequestTimeout => "request_timeout",
+            Self::LimitReached => "limit_reached",
+            Self::Drained => "drained",
+        }
+    }
+
+    /// The `error` text of a log line; `None` for an orderly end.
+    pub const fn error(self) -> Option<&'static str> {
+        Some(match self {
+            Self::Finished => return None,
+            Self::PolicyDenied => "connection closed by policy: denied",
+            Self::PolicyChanged => "connection closed due to policy change",
+            Self::UnknownWorkload => "the workload is not known to the control plane",
+            Self::NoHealthyEndpoint => "no healthy upstream",
+            Self::ReservedPort => "the destination is a port of the proxy itself",
+            Self::ConnectFailed => "connection to the next hop failed",
+            Self::ConnectTimedOut => "connection to the next hop timed out",
+            Self::TlsFailed => "TLS handshake failed",
+            Self::IdentityMismatch => "the peer proved another identity than the destination's",
+            Self::CertificateMissing => "no valid certificate for the workload",
+            Self::CertificateRevoked => "the peer's certificate is revoked",
+            Self::TunnelFailed => "the HTTP/2 session of the tunnel failed",
+            Self::TunnelRefused => "the peer's proxy refused the tunnel",
+            Self::WrongDestination => "the tunnel names another pod's address",
+            Self::InvalidHttp => "invalid HTTP message",
+            Self::NoRoute => "no route matches the request",
+            Self::ClientReset => "connection reset by the client",
+            Self::ServerReset => "connection reset by the server",
+            Self::IdleTimeout => "idle timeout",
+            Self::RequestTimeout => "request timeout",
+            Self::LimitReached => "a limit of the proxy was reached",
+            Self::Drained => "the proxy is draining",
+        })
+    }
+
+    /// Istio's coarser `response_flags` value.
+    pub const fn flag(self) -> ResponseFlag {
+        match self {
+            Self::PolicyDenied | Self::PolicyChanged => ResponseFlag::Deny,
+            Self::ConnectFailed
+            | Self::ConnectTimedOut
+            | Self::NoHealthyEndpoint
+            | Self::UnknownWorkload
+            | Self::TunnelRefused
+            | Self::WrongDestination
+            | Self::ReservedPort => ResponseFlag::Connect,
+            Self::TlsFailed => ResponseFlag::TlsFailure,
+            Self::TunnelFailed => ResponseFlag::Http2HandshakeFailure,
+            Self::IdentityMismatch | Self::CertificateMissing => ResponseFlag::IdentityError,
+            Self::CertificateRevoked => ResponseFlag::CertificateRevoked,
+            Self::Finished
+            | Self::InvalidHttp
+            | Self::NoRoute
+            | Self::ClientReset
+            | Self::ServerReset
+            | Self::IdleTimeout
+            | Self::RequestTimeout
+            | Self::LimitReached
+            | Self::Drained => ResponseFlag::None,
+        }
+    }
+}
+
+impl fmt::Display for CloseCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+// === impl ResponseFlag ===
+
+impl ResponseFlag {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::Deny => "DENY",
+            Self::Connect => "CONNECT",
+            Self::TlsFailure => "TLS_FAILURE",
+            Self::Http2HandshakeFailure => "H2_HANDSHAKE_FAILURE",
+            Self::NetworkPolicy => "NETWORK_POLICY",
+            Self::IdentityError => "IDENTITY_ERROR",
+            Self::CertificateRevoked => "CERT_REVOKED",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn labels_are_distinct_and_fit_for_a_metric() {
+        let labels: BTreeSet<_> = CloseCause::ALL.iter().map(|c| c.label()).collect();
+        assert_eq!(labels.len(), CloseCause::ALL.len());
+        assert!(labels.iter().all(|l| l.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')));
+    }
+
+    #[test]
+    fn only_an_orderly_end_is_no_error() {
+        for cause in CloseCause::ALL {
+            assert_eq!(cause.error().is_none(), cause == CloseCause::Finished, "{cause}");
+        }
+    }
+}

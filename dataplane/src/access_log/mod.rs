@@ -1,0 +1,16 @@
+//! Access log: one record for every connection, and for every request where HTTP is understood.
+//!
+//! A worker fills a [`Record`] of shared references and numbers (no text is built on the data path) and hands it to a
+//! [`Recorder`], a bounded queue that never blocks: a record that finds the queue full is dropped and counted.
+//! The control thread takes the records out of the [`Records`] end and formats them ([`format`]).
+
+pub mod cause;
+pub mod format;
+pub mod queue;
+pub mod record;
+pub mod writer;
+
+pub use cause::CloseCause;
+pub use queue::{Recorder, Records, queue};
+pub use record::{Authority, Direction, HttpFacts, Method, Party, Path, Record, TlsFacts};
+pub use writer::{LogFormat, LogWriter};

@@ -1,0 +1,169 @@
+//! What a worker notes about a connection or request: shared references and numbers, no formatted text.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arrayvec::ArrayString;
+use model::{Identity, Service, Workload};
+
+use super::cause::CloseCause;
+
+/// Longest request path kept in a record; the rest is cut and the line says so.
+pub const PATH_BYTES_MAX: usize = 256;
+/// Longest method kept in a record. RFC 9110 section 9 methods have at most 7 letters.
+pub const METHOD_BYTES_MAX: usize = 24;
+
+/// From the captured pod's point of view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    Inbound,
+    Outbound,
+}
+
+/// One end of a connection as far as it is known.
+#[derive(Debug, Clone, Default)]
+pub struct Party {
+    pub address: Option<SocketAddr>,
+    pub workload: Option<Arc<Workload>>,
+    /// Proved by TLS. `None` for plain text.
+    pub identity: Option<Identity>,
+}
+
+/// What the tunnel's CONNECT named.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Authority {
+    Address(SocketAddr),
+    Hostname(Arc<str>, u16),
+}
+
+/// The TLS session that carried it, as IANA code points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TlsFacts {
+    pub version: u16,
+    pub cipher_suite: u16,
+}
+
+/// A request method, cut to [`METHOD_BYTES_MAX`].
+pub type Method = ArrayString<METHOD_BYTES_MAX>;
+
+/// A request path with its query, cut to [`PATH_BYTES_MAX`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Path {
+    text: ArrayString<PATH_BYTES_MAX>,
+    cut: bool,
+}
+
+/// What is known of a request where the proxy understood HTTP.
+#[derive(Debug, Clone, Default)]
+pub struct HttpFacts {
+    pub method: Method,
+    pub path: Path,
+    /// As the client was answered; 0 if it was not.
+    pub status: u16,
+    /// `namespace/name` of the route, and the number of its rule.
+    pub route: Option<(Arc<str>, u16)>,
+    /// `namespace/name` of the policy that decided.
+    pub policy: Option<Arc<str>>,
+}
+
+/// A finished connection, or a finished request of one.
+#[derive(Debug, Clone)]
+pub struct Record {
+    pub direction: Direction,
+    pub source: Party,
+    /// Its address is the next hop, tunnel port included.
+    pub destination: Party,
+    pub hbone_authority: Option<Authority>,
+    /// The service that was addressed, if one was.
+    pub service: Option<Arc<Service>>,
+    pub tls: Option<TlsFacts>,
+    pub worker: u16,
+    /// Sent by the local pod.
+    pub bytes_sent: u64,
+    /// Received by the local pod.
+    pub bytes_received: u64,
+    pub duration: Duration,
+    pub cause: CloseCause,
+    /// Boxed: most connections are not understood as HTTP and need not carry its size.
+    pub http: Option<Box<HttpFacts>>,
+}
+
+// === impl Direction ===
+
+impl Direction {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        }
+    }
+}
+
+// === impl TlsFacts ===
+
+impl TlsFacts {
+    pub const fn version_name(self) -> &'static str {
+        match self.version {
+            0x0303 => "TLSv1.2",
+            0x0304 => "TLSv1.3",
+            _ => "unknown",
+        }
+    }
+
+    /// The IANA name of the suites that the tunnel can negotiate.
+    pub const fn cipher_suite_name(self) -> &'static str {
+        match self.cipher_suite {
+            0x1301 => "TLS_AES_128_GCM_SHA256",
+            0x1302 => "TLS_AES_256_GCM_SHA384",
+            0xc02b => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            0xc02c => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+            0xc02f => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            0xc030 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            _ => "unknown",
+        }
+    }
+}
+
+// === impl Path ===
+
+impl Path {
+    /// Keeps the first [`PATH_BYTES_MAX`] bytes, cut at a character boundary.
+    pub fn new(path: &str) -> Self {
+        let kept = prefix(path, PATH_BYTES_MAX);
+        Self { text: ArrayString::from(kept).unwrap_or_default(), cut: kept.len() < path.len() }
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn is_cut(&self) -> bool {
+        self.cut
+    }
+}
+
+/// A method for a record, cut to its bound.
+pub fn method(text: &str) -> Method {
+    ArrayString::from(prefix(text, METHOD_BYTES_MAX)).unwrap_or_default()
+}
+
+fn prefix(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn long_paths_are_cut_at_a_character() {
+        let path = format!("/{}", "é".repeat(PATH_BYTES_MAX));
+        let kept = Path::new(&path);
+        assert!(kept.is_cut());
+        assert_eq!(kept.as_str().len(), PATH_BYTES_MAX - 1);
+        assert!(path.starts_with(kept.as_str()));
+        assert!(!Path::new("/v1").is_cut());
+        assert_eq!(method(&"M".repeat(100)).len(), METHOD_BYTES_MAX);
+    }
+}

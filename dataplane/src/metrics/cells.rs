@@ -1,0 +1,162 @@
+//! The cells of one series on one worker, and the handles that write them.
+//!
+//! Invariant: a cell has one writer, the worker whose table made the series; the handles are not `Send`. So an
+//! addition is a relaxed load and a relaxed store, which no other thread can come between.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::labels::Labels;
+
+/// Upper bounds of the request duration histogram in milliseconds, Istio's; the last bucket has none.
+pub(super) const DURATION_BOUNDS_MS: [f64; 19] = [
+    0.5,
+    1.0,
+    5.0,
+    10.0,
+    25.0,
+    50.0,
+    100.0,
+    250.0,
+    500.0,
+    1_000.0,
+    2_500.0,
+    5_000.0,
+    10_000.0,
+    30_000.0,
+    60_000.0,
+    300_000.0,
+    600_000.0,
+    1_800_000.0,
+    3_600_000.0,
+];
+
+pub(super) const DURATION_BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
+
+/// Adds without a locked instruction. Only the cell's one writer may call it.
+pub(super) fn add(cell: &AtomicU64, count: u64) {
+    cell.store(cell.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+}
+
+/// Takes away, likewise.
+pub(super) fn subtract(cell: &AtomicU64, count: u64) {
+    cell.store(cell.load(Ordering::Relaxed).wrapping_sub(count), Ordering::Relaxed);
+}
+
+pub(super) fn read(cell: &AtomicU64) -> u64 {
+    cell.load(Ordering::Relaxed)
+}
+
+/// Counters of connections. Aligned so that no two workers write to one cache line.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct TcpCells {
+    pub(super) labels: Labels,
+    pub(super) opened: AtomicU64,
+    pub(super) closed: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) received_bytes: AtomicU64,
+    pub(super) sent_bytes: AtomicU64,
+}
+
+/// Counters of HTTP requests with one response status.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct HttpCells {
+    pub(super) labels: Labels,
+    pub(super) status: u16,
+    pub(super) duration_sum_us: AtomicU64,
+    pub(super) duration_buckets: [AtomicU64; DURATION_BUCKETS],
+}
+
+/// Writes the connection counters of one series. Kept by a connection for its life.
+#[derive(Debug, Clone)]
+pub struct TcpSeries {
+    cells: Arc<TcpCells>,
+    not_send: PhantomData<*const ()>,
+}
+
+/// Writes the request counters of one series.
+#[derive(Debug, Clone)]
+pub struct HttpSeries {
+    cells: Arc<HttpCells>,
+    not_send: PhantomData<*const ()>,
+}
+
+// === impl TcpCells ===
+
+impl TcpCells {
+    pub(super) fn new(labels: Labels) -> Self {
+        Self {
+            labels,
+            opened: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+            sent_bytes: AtomicU64::new(0),
+        }
+    }
+}
+
+// === impl HttpCells ===
+
+impl HttpCells {
+    pub(super) fn new(labels: Labels, status: u16) -> Self {
+        Self {
+            labels,
+            status,
+            duration_sum_us: AtomicU64::new(0),
+            duration_buckets: [const { AtomicU64::new(0) }; DURATION_BUCKETS],
+        }
+    }
+}
+
+// === impl TcpSeries ===
+
+impl TcpSeries {
+    pub(super) fn new(cells: Arc<TcpCells>) -> Self {
+        Self { cells, not_send: PhantomData }
+    }
+
+    pub fn opened(&self) {
+        add(&self.cells.opened, 1);
+    }
+
+    pub fn closed(&self) {
+        add(&self.cells.closed, 1);
+    }
+
+    pub fn failed(&self) {
+        add(&self.cells.failed, 1);
+    }
+
+    /// Bytes that went from the client to the server, whichever side reports.
+    pub fn client_to_server(&self, bytes: u64) {
+        add(&self.cells.received_bytes, bytes);
+    }
+
+    /// Bytes that went from the server to the client, whichever side reports.
+    pub fn server_to_client(&self, bytes: u64) {
+        add(&self.cells.sent_bytes, bytes);
+    }
+}
+
+// === impl HttpSeries ===
+
+impl HttpSeries {
+    pub(super) fn new(cells: Arc<HttpCells>) -> Self {
+        Self { cells, not_send: PhantomData }
+    }
+
+    /// Counts one answered request.
+    pub fn request(&self, duration: Duration) {
+        let ms = duration.as_secs_f64() * 1_000.0;
+        let bucket = DURATION_BOUNDS_MS.partition_point(|bound| *bound < ms);
+        if let Some(cell) = self.cells.duration_buckets.get(bucket) {
+            add(cell, 1);
+        }
+        add(&self.cells.duration_sum_us, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+}

@@ -1,0 +1,222 @@
+//! The label sets of Istio's metrics: as references on the worker, as text on the control thread.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use model::{Identity, Service, Workload};
+
+use crate::access_log::cause::ResponseFlag;
+
+/// What a missing value reads as.
+const UNKNOWN: &str = "unknown";
+
+/// Whose proxy counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Reporter {
+    Source,
+    Destination,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ConnectionSecurity {
+    #[default]
+    Unknown,
+    MutualTls,
+}
+
+/// One end of a connection. Two are equal if they name the same workload by uid and the same identity.
+#[derive(Debug, Clone, Default)]
+pub struct Subject {
+    pub workload: Option<Arc<Workload>>,
+    /// Proved by TLS, or the local pod's own.
+    pub identity: Option<Identity>,
+}
+
+/// Everything that distinguishes one series from another.
+#[derive(Debug, Clone)]
+pub struct Labels {
+    pub reporter: Reporter,
+    pub source: Subject,
+    pub destination: Subject,
+    pub service: Option<Arc<Service>>,
+    pub flag: ResponseFlag,
+    pub security: ConnectionSecurity,
+}
+
+/// The names of the values of [`Labels::values`], in Istio's order.
+pub(super) const LABEL_NAMES: [&str; 28] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+    // Only for HTTP; empty, and left out, for TCP.
+    "response_code",
+];
+
+/// The values, so that equal label sets of several pods of one deployment become one series.
+pub(super) type LabelValues = Box<[Box<str>]>;
+
+// === impl Reporter ===
+
+impl Reporter {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        }
+    }
+}
+
+// === impl ConnectionSecurity ===
+
+impl ConnectionSecurity {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Unknown => UNKNOWN,
+            Self::MutualTls => "mutual_tls",
+        }
+    }
+}
+
+// === impl Subject ===
+
+impl Subject {
+    fn uid(&self) -> Option<&str> {
+        self.workload.as_ref().map(|w| &*w.uid)
+    }
+
+    fn value<'a>(&'a self, pick: impl Fn(&'a Workload) -> &'a str) -> &'a str {
+        self.workload.as_deref().map_or(UNKNOWN, |w| or_unknown(pick(w)))
+    }
+
+    fn principal(&self) -> &str {
+        self.identity.as_ref().map_or(UNKNOWN, Identity::uri)
+    }
+}
+
+impl PartialEq for Subject {
+    fn eq(&self, other: &Self) -> bool {
+        self.uid() == other.uid() && self.identity == other.identity
+    }
+}
+
+impl Eq for Subject {}
+
+impl Hash for Subject {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.uid().hash(state);
+        self.identity.hash(state);
+    }
+}
+
+// === impl Labels ===
+
+impl Labels {
+    /// The labels of what no series of its own could be made for.
+    pub(super) fn overflow(reporter: Reporter) -> Self {
+        Self {
+            reporter,
+            source: Subject::default(),
+            destination: Subject::default(),
+            service: None,
+            flag: ResponseFlag::None,
+            security: ConnectionSecurity::Unknown,
+        }
+    }
+
+    /// The values in the order of [`LABEL_NAMES`]; `status` is that of an HTTP response.
+    pub(super) fn values(&self, status: Option<u16>) -> LabelValues {
+        let (source, destination) = (&self.source, &self.destination);
+        let status_text = status.map(|s| s.to_string()).unwrap_or_default();
+        let (host, namespace, name) = self.service.as_deref().map_or((UNKNOWN, UNKNOWN, UNKNOWN), |s| {
+            (or_unknown(&s.key.hostname), or_unknown(&s.key.namespace), or_unknown(&s.name))
+        });
+        let values: [&str; LABEL_NAMES.len()] = [
+            self.reporter.label(),
+            source.value(|w| &w.workload_name),
+            source.value(|w| &w.canonical_name),
+            source.value(|w| &w.canonical_revision),
+            source.value(|w| &w.namespace),
+            source.principal(),
+            source.value(|w| &w.canonical_name),
+            source.value(|w| &w.canonical_revision),
+            source.value(|w| &w.cluster_id),
+            host,
+            namespace,
+            name,
+            destination.value(|w| &w.workload_name),
+            destination.value(|w| &w.canonical_name),
+            destination.value(|w| &w.canonical_revision),
+            destination.value(|w| &w.namespace),
+            destination.principal(),
+            destination.value(|w| &w.canonical_name),
+            destination.value(|w| &w.canonical_revision),
+            destination.value(|w| &w.cluster_id),
+            if status.is_some() { "http" } else { "tcp" },
+            self.flag.label(),
+            self.security.label(),
+            source.value(|w| &w.locality.region),
+            source.value(|w| &w.locality.zone),
+            destination.value(|w| &w.locality.region),
+            destination.value(|w| &w.locality.zone),
+            &status_text,
+        ];
+        values.into_iter().map(Into::into).collect()
+    }
+
+    /// Whether every workload named satisfies `known`.
+    pub(super) fn all_workloads(&self, known: &impl Fn(&Workload) -> bool) -> bool {
+        [&self.source, &self.destination].into_iter().filter_map(|s| s.workload.as_deref()).all(known)
+    }
+}
+
+impl PartialEq for Labels {
+    fn eq(&self, other: &Self) -> bool {
+        self.reporter == other.reporter
+            && self.flag == other.flag
+            && self.security == other.security
+            && self.source == other.source
+            && self.destination == other.destination
+            && self.service.as_ref().map(|s| &s.key) == other.service.as_ref().map(|s| &s.key)
+    }
+}
+
+impl Eq for Labels {}
+
+impl Hash for Labels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.reporter.hash(state);
+        self.flag.hash(state);
+        self.security.hash(state);
+        self.source.hash(state);
+        self.destination.hash(state);
+        self.service.as_ref().map(|s| &s.key).hash(state);
+    }
+}
+
+fn or_unknown(text: &str) -> &str {
+    if text.is_empty() { UNKNOWN } else { text }
+}

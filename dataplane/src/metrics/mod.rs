@@ -1,0 +1,26 @@
+//! Metrics: cells written by one worker each, read and summed by the control thread.
+//!
+//! A worker owns its [`WorkerMetrics`]: it finds the series of a connection there once and then adds to plain cells
+//! with relaxed stores (no locked instruction: every cell has one writer). The control thread owns the [`Metrics`],
+//! which learns of new series through a bounded queue, sums the workers' cells of equal labels at each scrape and
+//! forgets a series when no worker holds it any more.
+
+mod cells;
+mod expose;
+pub mod labels;
+mod registry;
+mod series;
+mod worker;
+
+pub use cells::{HttpSeries, TcpSeries};
+pub use labels::{ConnectionSecurity, Labels, Reporter, Subject};
+pub use registry::{ControlCounter, Metrics, TerminationReason};
+pub use worker::{Counter, Gauge, Limit, WorkerMetrics};
+
+/// The metrics of one node proxy with `workers` workers.
+pub fn metrics(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
+    registry::build(workers)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,245 @@
+//! The control thread's end: knows all cells, sums them, forgets what no worker holds.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, bounded};
+use crossbeam_utils::CachePadded;
+use prometheus_client::registry::Registry;
+
+use super::WorkerMetrics;
+use super::cells::{DURATION_BUCKETS, HttpCells, TcpCells, read};
+use super::expose::Exposition;
+use super::labels::LabelValues;
+use super::series::{ANNOUNCEMENTS_MAX, Announcement};
+use super::worker::WorkerCells;
+
+/// Sums of the connection counters of one label set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct TcpTotals {
+    pub(super) opened: u64,
+    pub(super) closed: u64,
+    pub(super) failed: u64,
+    pub(super) received_bytes: u64,
+    pub(super) sent_bytes: u64,
+}
+
+/// Sums of the request counters of one label set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct HttpTotals {
+    pub(super) duration_sum_us: u64,
+    pub(super) buckets: [u64; DURATION_BUCKETS],
+}
+
+/// The cells of one label set, and the last values of those that are gone: as long as one worker holds the series,
+/// its sum must not fall.
+#[derive(Debug)]
+struct Group<C, T> {
+    cells: Vec<Arc<C>>,
+    retired: T,
+}
+
+/// Why an xDS stream ended, in ztunnel's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TerminationReason {
+    ConnectionError,
+    Error,
+    Reconnect,
+    Complete,
+}
+
+/// What the control thread itself counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ControlCounter {
+    /// An xDS response of this type and size.
+    XdsMessage {
+        type_url: String,
+        bytes: u64,
+    },
+    XdsTermination(TerminationReason),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct ControlTotals {
+    /// Messages and bytes by type URL.
+    pub(super) xds_messages: BTreeMap<String, (u64, u64)>,
+    pub(super) xds_terminations: BTreeMap<TerminationReason, u64>,
+}
+
+#[derive(Debug)]
+pub(super) struct State {
+    announcements: Receiver<Announcement>,
+    tcp: BTreeMap<LabelValues, Group<TcpCells, TcpTotals>>,
+    http: BTreeMap<LabelValues, Group<HttpCells, HttpTotals>>,
+    pub(super) workers: Vec<Arc<CachePadded<WorkerCells>>>,
+    pub(super) control: ControlTotals,
+}
+
+/// All metrics of a node proxy.
+#[derive(Debug)]
+pub struct Metrics {
+    state: Arc<Mutex<State>>,
+    log_dropped: Arc<AtomicU64>,
+    registry: Registry,
+}
+
+pub(super) fn build(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
+    let (announce, announcements) = bounded(ANNOUNCEMENTS_MAX);
+    let cells: Vec<_> = (0..workers).map(|_| Arc::new(CachePadded::new(WorkerCells::default()))).collect();
+    let worker_metrics: Vec<_> =
+        cells.iter().map(|c| WorkerMetrics::new(Arc::clone(c), announce.clone())).collect();
+    let mut state = State {
+        announcements,
+        tcp: BTreeMap::new(),
+        http: BTreeMap::new(),
+        workers: cells,
+        control: ControlTotals::default(),
+    };
+    for announcement in worker_metrics.iter().flat_map(WorkerMetrics::overflow) {
+        state.learn(announcement);
+    }
+    (worker_metrics, Metrics::new(state))
+}
+
+// === impl TcpTotals ===
+
+impl TcpTotals {
+    fn add(&mut self, cells: &TcpCells) {
+        self.opened += read(&cells.opened);
+        self.closed += read(&cells.closed);
+        self.failed += read(&cells.failed);
+        self.received_bytes += read(&cells.received_bytes);
+        self.sent_bytes += read(&cells.sent_bytes);
+    }
+}
+
+// === impl HttpTotals ===
+
+impl HttpTotals {
+    fn add(&mut self, cells: &HttpCells) {
+        self.duration_sum_us += read(&cells.duration_sum_us);
+        for (total, cell) in self.buckets.iter_mut().zip(&cells.duration_buckets) {
+            *total += read(cell);
+        }
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+// === impl Group ===
+
+impl<C, T: Copy + Default> Group<C, T> {
+    /// Folds cells that only this side still holds into `retired`; whether any worker holds the series still.
+    fn retire(&mut self, mut add: impl FnMut(&mut T, &C)) -> bool {
+        let retired = &mut self.retired;
+        self.cells.retain_mut(|cells| match Arc::get_mut(cells) {
+            // `get_mut` synchronises with the worker's drop of its last handle, so these are the final values.
+            Some(last) => {
+                add(retired, last);
+                false
+            }
+            None => true,
+        });
+        !self.cells.is_empty()
+    }
+
+    fn total(&self, mut add: impl FnMut(&mut T, &C)) -> T {
+        let mut total = self.retired;
+        for cells in &self.cells {
+            add(&mut total, cells);
+        }
+        total
+    }
+}
+
+impl<C, T: Default> Default for Group<C, T> {
+    fn default() -> Self {
+        Self { cells: Vec::new(), retired: T::default() }
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn learn(&mut self, announcement: Announcement) {
+        match announcement {
+            Announcement::Tcp(cells) => {
+                self.tcp.entry(cells.labels.values(None)).or_default().cells.push(cells);
+            }
+            Announcement::Http(cells) => {
+                self.http.entry(cells.labels.values(Some(cells.status))).or_default().cells.push(cells);
+            }
+        }
+    }
+
+    /// Takes in new series and drops those that have ended. Bounded by what the queue holds.
+    fn update(&mut self) {
+        let new: Vec<_> = self.announcements.try_iter().take(ANNOUNCEMENTS_MAX).collect();
+        for announcement in new {
+            self.learn(announcement);
+        }
+        self.tcp.retain(|_, group| group.retire(TcpTotals::add));
+        self.http.retain(|_, group| group.retire(HttpTotals::add));
+    }
+
+    /// Series in use with their sums. A series that never counted anything (a spare one) is left out.
+    pub(super) fn tcp_totals(&self) -> Vec<(&LabelValues, TcpTotals)> {
+        let all = self.tcp.iter().map(|(labels, group)| (labels, group.total(TcpTotals::add)));
+        all.filter(|(_, total)| *total != TcpTotals::default()).collect()
+    }
+
+    pub(super) fn http_totals(&self) -> Vec<(&LabelValues, HttpTotals)> {
+        let all = self.http.iter().map(|(labels, group)| (labels, group.total(HttpTotals::add)));
+        all.filter(|(_, total)| total.count() != 0).collect()
+    }
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    fn new(state: State) -> Self {
+        let state = Arc::new(Mutex::new(state));
+        let log_dropped = Arc::new(AtomicU64::new(0));
+        let mut registry = Registry::default();
+        let exposition = Exposition { state: Arc::clone(&state), log_dropped: Arc::clone(&log_dropped) };
+        registry.register_collector(Box::new(exposition));
+        Self { state, log_dropped, registry }
+    }
+
+    /// Counts something on the control side.
+    pub fn count(&self, counter: ControlCounter) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match counter {
+            ControlCounter::XdsMessage { type_url, bytes } => {
+                let (messages, total) = state.control.xds_messages.entry(type_url).or_default();
+                *messages += 1;
+                *total += bytes;
+            }
+            ControlCounter::XdsTermination(reason) => {
+                *state.control.xds_terminations.entry(reason).or_default() += 1;
+            }
+        }
+    }
+
+    /// Notes how many access-log records were lost so far.
+    pub fn set_log_dropped(&self, records: u64) {
+        self.log_dropped.store(records, Ordering::Relaxed);
+    }
+
+    /// Learns of new series and forgets ended ones; called at each turn of the control thread, so that the bounded
+    /// queue of new series stays short between scrapes.
+    pub fn update(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).update();
+    }
+
+    /// The OpenMetrics text.
+    pub fn text(&self) -> Result<String, std::fmt::Error> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).update();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
