@@ -6,5 +6,6 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod session;
 pub mod tls;
 pub mod h2;

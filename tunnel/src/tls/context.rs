@@ -166,8 +166,7 @@ impl ClientContext {
         config.dangerous().set_certificate_verifier(Arc::new(verifier));
         // rustls wants a name; an address is never sent as SNI, and the verifier does not look at it.
         let name = ServerName::IpAddress(IpAddr::from(std::net::IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-        UnbufferedClientConnection::new(Arc::new(config), name)
-            .map_err(|e| TlsError::Internal(e.to_string()))
+        UnbufferedClientConnection::new(Arc::new(config), name).map_err(|e| TlsError::Internal(e.to_string()))
     }
 }
 

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 
 use model::identity::Identity;
-use rustls::client::UnbufferedClientConnection;
 use rustls::client::ClientConnectionData;
+use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
@@ -233,9 +233,9 @@ fn step_of<Data>(status: UnbufferedStatus<'_, '_, Data>, output: &mut Vec<u8>) -
         }
         Ok(ConnectionState::BlockedHandshake) => Step::Blocked,
         Ok(ConnectionState::WriteTraffic(_)) => Step::Finished,
-        Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => Step::Failed(
-            rustls::Error::AlertReceived(rustls::AlertDescription::CloseNotify),
-        ),
+        Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+            Step::Failed(rustls::Error::AlertReceived(rustls::AlertDescription::CloseNotify))
+        }
         Ok(_) => Step::Failed(rustls::Error::General("data before the end of the handshake".to_owned())),
     };
     (status.discard, step)
@@ -263,7 +263,8 @@ fn advance(
             }
         }
     }
-    Err(failure.map_or_else(|| TlsError::Internal("the handshake does not settle".to_owned()), |e| tls_error(&e)))
+    Err(failure
+        .map_or_else(|| TlsError::Internal("the handshake does not settle".to_owned()), |e| tls_error(&e)))
 }
 
 /// What must hold of a finished handshake, and what is to be known about it.
@@ -292,10 +293,9 @@ fn tls_error(error: &rustls::Error) -> TlsError {
     match error {
         E::InvalidCertificate(reason) => TlsError::Verify(verify_error(reason)),
         E::NoCertificatesPresented => TlsError::CertificateMissing,
-        E::AlertReceived(description) => TlsError::AlertReceived {
-            code: u8::from(*description),
-            description: format!("{description:?}"),
-        },
+        E::AlertReceived(description) => {
+            TlsError::AlertReceived { code: u8::from(*description), description: format!("{description:?}") }
+        }
         E::PeerIncompatible(_) | E::NoApplicationProtocol => TlsError::Negotiation(error.to_string()),
         E::DecryptError => TlsError::BadRecord,
         // rustls has sent its own alert for these.

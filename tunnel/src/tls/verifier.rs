@@ -13,12 +13,9 @@ use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible,
-    SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme,
 };
-use webpki::{
-    EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy,
-};
+use webpki::{EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -88,15 +85,7 @@ impl Verifier {
                 .build()
         });
         certificate
-            .verify_for_usage(
-                self.algorithms.all,
-                &shared.roots,
-                intermediates,
-                now,
-                usage,
-                revocation,
-                None,
-            )
+            .verify_for_usage(self.algorithms.all, &shared.roots, intermediates, now, usage, revocation, None)
             .map_err(|e| webpki_error(&e))?;
         let peer = identity_of(leaf)?;
         match &self.expectation {
@@ -127,8 +116,7 @@ impl fmt::Debug for Verifier {
 /// SPIFFE X509-SVID section 2 and 5.2: exactly one URI SAN. Names of other kinds beside it are of no account; a
 /// name that cannot be read makes the whole certificate unreadable, so that nothing can hide in one.
 pub(super) fn identity_of(leaf: &CertificateDer<'_>) -> Result<Identity, VerifyError> {
-    let (rest, certificate) =
-        X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
+    let (rest, certificate) = X509Certificate::from_der(leaf).map_err(|_| VerifyError::Malformed)?;
     if !rest.is_empty() {
         return Err(VerifyError::Malformed);
     }
@@ -200,8 +188,12 @@ fn rustls_error(error: VerifyError) -> rustls::Error {
 pub(super) fn verify_error(error: &CertificateError) -> VerifyError {
     match error {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => VerifyError::Expired,
-        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => VerifyError::NotYetValid,
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => VerifyError::Usage,
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            VerifyError::NotYetValid
+        }
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            VerifyError::Usage
+        }
         CertificateError::Revoked => VerifyError::Revoked,
         CertificateError::BadEncoding => VerifyError::Malformed,
         CertificateError::Other(OtherError(inner)) => {
