@@ -8,6 +8,9 @@
 //! over gRPC with TLS and a bearer token.
 
 pub mod config;
+pub mod desired;
+pub mod ipam;
+pub mod session;
 pub mod view;
 
 pub use config::{ControlConfig, ListenAddress, NodeCredential, RootSource};

@@ -1,0 +1,256 @@
+//! What node proxies shall hold: every resource of every type, encoded, with a version made from its content.
+//!
+//! Two states built from the same objects are equal byte for byte, versions included, in this process or another:
+//! messages encode deterministically and a version is a hash of the encoding. A client that comes back after either
+//! side's restart therefore receives only what really changed.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use prost::Message;
+use prost::bytes::Bytes;
+use prost_types::Any;
+use sha2::{Digest, Sha256};
+
+use crate::proto::{
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, l7, security, workload,
+};
+
+/// The types that are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ResourceKind {
+    /// Workloads and services.
+    Address,
+    /// Policies that know connections only.
+    Authorization,
+    HttpRoute,
+    /// Policies that know requests.
+    AuthorizationPolicy,
+}
+
+impl ResourceKind {
+    pub const ALL: [Self; 4] =
+        [Self::Address, Self::Authorization, Self::HttpRoute, Self::AuthorizationPolicy];
+
+    pub fn type_url(self) -> &'static str {
+        match self {
+            Self::Address => ADDRESS_TYPE,
+            Self::Authorization => AUTHORIZATION_TYPE,
+            Self::HttpRoute => HTTP_ROUTE_TYPE,
+            Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
+        }
+    }
+
+    pub fn from_type_url(type_url: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.type_url() == type_url)
+    }
+}
+
+/// One resource, ready to send.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DesiredResource {
+    pub name: Arc<str>,
+    /// 16 hexadecimal digits.
+    pub version: Arc<str>,
+    /// The encoded message.
+    pub body: Bytes,
+    /// Keys `NETWORK/IP` by which a client may also ask for it.
+    pub aliases: Vec<Arc<str>>,
+}
+
+impl DesiredResource {
+    fn new(name: impl Into<Arc<str>>, message: &impl Message, aliases: Vec<Arc<str>>) -> Self {
+        let body = Bytes::from(message.encode_to_vec());
+        let digest = Sha256::digest(&body);
+        let version: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        Self { name: name.into(), version: version.into(), body, aliases }
+    }
+
+    /// The resource as the body of a response.
+    pub fn to_any(&self, kind: ResourceKind) -> Any {
+        Any { type_url: kind.type_url().to_owned(), value: self.body.to_vec() }
+    }
+}
+
+/// All resources by type and name, with the look-ups that on-demand clients need.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct DesiredState {
+    addresses: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    authorizations: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    http_routes: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    authorization_policies: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    /// `NETWORK/IP` to the names of its workloads and services.
+    by_ip: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// Service name to its workloads.
+    members: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    by_node: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+}
+
+impl DesiredState {
+    /// All resources of a type, in the order of their names.
+    pub fn resources(&self, kind: ResourceKind) -> &BTreeMap<Arc<str>, Arc<DesiredResource>> {
+        match kind {
+            ResourceKind::Address => &self.addresses,
+            ResourceKind::Authorization => &self.authorizations,
+            ResourceKind::HttpRoute => &self.http_routes,
+            ResourceKind::AuthorizationPolicy => &self.authorization_policies,
+        }
+    }
+
+    /// The resources a subscription to `key` stands for. For an address that is a workload, or a service together
+    /// with all its workloads; nothing if the key is unknown.
+    pub fn lookup(&self, kind: ResourceKind, key: &str) -> Vec<&Arc<DesiredResource>> {
+        let resources = self.resources(kind);
+        let named: Vec<&Arc<str>> = match resources.get_key_value(key) {
+            Some((name, _)) => vec![name],
+            None if kind == ResourceKind::Address => self.by_ip.get(key).into_iter().flatten().collect(),
+            None => Vec::new(),
+        };
+        let members = named.iter().filter_map(|name| self.members.get(*name)).flatten();
+        named.iter().copied().chain(members).filter_map(|name| resources.get(name)).collect()
+    }
+
+    /// The workloads of a node.
+    pub fn node_local(&self, node: &str) -> impl Iterator<Item = &Arc<DesiredResource>> {
+        self.by_node.get(node).into_iter().flatten().filter_map(|name| self.addresses.get(name))
+    }
+
+    // === Building ===
+
+    pub fn insert_workload(&mut self, workload: workload::Workload) {
+        let name: Arc<str> = workload.uid.as_str().into();
+        let aliases: Vec<Arc<str>> = workload
+            .addresses
+            .iter()
+            .filter_map(|bytes| ip_from_bytes(bytes))
+            .map(|ip| address_key(&workload.network, ip))
+            .collect();
+        // Addresses of the host's network belong to the node, not to the pod: never found by IP.
+        if workload.network_mode() == workload::NetworkMode::Standard {
+            for key in &aliases {
+                self.by_ip.entry(key.clone()).or_default().insert(name.clone());
+            }
+        }
+        for service in workload.services.keys() {
+            self.members.entry(service.as_str().into()).or_default().insert(name.clone());
+        }
+        if !workload.node.is_empty() {
+            self.by_node.entry(workload.node.as_str().into()).or_default().insert(name.clone());
+        }
+        let address = workload::Address { r#type: Some(workload::address::Type::Workload(workload)) };
+        self.addresses.insert(name.clone(), Arc::new(DesiredResource::new(name, &address, aliases)));
+    }
+
+    pub fn insert_service(&mut self, service: workload::Service) {
+        let name: Arc<str> = format!("{}/{}", service.namespace, service.hostname).into();
+        let aliases: Vec<Arc<str>> = service
+            .addresses
+            .iter()
+            .filter(|address| address.length.is_none())
+            .filter_map(|address| Some(address_key(&address.network, ip_from_bytes(&address.address)?)))
+            .collect();
+        for key in &aliases {
+            self.by_ip.entry(key.clone()).or_default().insert(name.clone());
+        }
+        let address = workload::Address { r#type: Some(workload::address::Type::Service(service)) };
+        self.addresses.insert(name.clone(), Arc::new(DesiredResource::new(name, &address, aliases)));
+    }
+
+    pub fn insert_authorization(&mut self, authorization: &security::Authorization) {
+        let name: Arc<str> = format!("{}/{}", authorization.namespace, authorization.name).into();
+        let resource = DesiredResource::new(name.clone(), authorization, Vec::new());
+        self.authorizations.insert(name, Arc::new(resource));
+    }
+
+    pub fn insert_http_route(&mut self, name: &str, route: &l7::HttpRoute) {
+        let resource = DesiredResource::new(name, route, Vec::new());
+        self.http_routes.insert(name.into(), Arc::new(resource));
+    }
+
+    pub fn insert_authorization_policy(&mut self, name: &str, policy: &l7::AuthorizationPolicy) {
+        let resource = DesiredResource::new(name, policy, Vec::new());
+        self.authorization_policies.insert(name.into(), Arc::new(resource));
+    }
+}
+
+/// The key by which an address is asked for.
+fn address_key(network: &str, ip: IpAddr) -> Arc<str> {
+    format!("{network}/{ip}").into()
+}
+
+/// An address as the wire carries it.
+pub(super) fn ip_bytes(ip: IpAddr) -> Vec<u8> {
+    match ip {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    }
+}
+
+fn ip_from_bytes(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn workload(uid: &str, ip: [u8; 4], services: &[&str]) -> workload::Workload {
+        workload::Workload {
+            uid: uid.to_owned(),
+            addresses: vec![ip.to_vec()],
+            node: String::from("node1"),
+            services: services
+                .iter()
+                .map(|service| ((*service).to_owned(), workload::PortList::default()))
+                .collect(),
+            ..Default::default()
+        }
+    }
+
+    fn service(name: &str, ip: [u8; 4]) -> workload::Service {
+        workload::Service {
+            namespace: String::from("app"),
+            hostname: name.to_owned(),
+            addresses: vec![workload::NetworkAddress { address: ip.to_vec(), ..Default::default() }],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn version_follows_content_and_nothing_else() {
+        let build = |order: &[&str]| {
+            let mut state = DesiredState::default();
+            state.insert_workload(workload("w", [10, 0, 0, 1], order));
+            state
+        };
+        let first = build(&["app/a", "app/b", "app/c"]);
+        assert_eq!(first, build(&["app/c", "app/b", "app/a"]));
+        assert_ne!(
+            first.resources(ResourceKind::Address)["w"].version,
+            build(&["app/a", "app/b"]).resources(ResourceKind::Address)["w"].version
+        );
+        assert_eq!(first.resources(ResourceKind::Address)["w"].version.len(), 16);
+    }
+
+    #[test]
+    fn virtual_address_stands_for_the_service_and_all_its_workloads() {
+        let mut state = DesiredState::default();
+        state.insert_service(service("a", [10, 96, 0, 1]));
+        state.insert_workload(workload("w1", [10, 0, 0, 1], &["app/a"]));
+        state.insert_workload(workload("w2", [10, 0, 0, 2], &["app/a"]));
+        state.insert_workload(workload("w3", [10, 0, 0, 3], &[]));
+        let names = |key: &str| -> Vec<String> {
+            state.lookup(ResourceKind::Address, key).iter().map(|found| found.name.to_string()).collect()
+        };
+        assert_eq!(names("/10.96.0.1"), ["app/a", "w1", "w2"]);
+        assert_eq!(names("app/a"), ["app/a", "w1", "w2"]);
+        assert_eq!(names("/10.0.0.3"), ["w3"]);
+        assert_eq!(names("w1"), ["w1"]);
+        assert!(names("/10.0.0.9").is_empty());
+    }
+}
