@@ -6,6 +6,7 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod authz;
 pub mod http1;
 pub mod ir;
 pub mod path;

@@ -242,20 +242,17 @@ fn resolve_dots(path: &[u8]) -> Vec<u8> {
     let mut segments = path.split(|byte| *byte == b'/').skip(1).peekable();
     while let Some(segment) = segments.next() {
         let is_last = segments.peek().is_none();
-        match dots(segment) {
-            Some(count) => {
-                if count == 2 {
-                    let parent_end = memchr::memrchr(b'/', &out).unwrap_or(0);
-                    out.truncate(parent_end);
-                }
-                if is_last {
-                    out.push(b'/');
-                }
-            }
-            None => {
-                out.push(b'/');
-                out.extend_from_slice(segment);
-            }
+        let Some(count) = dots(segment) else {
+            out.push(b'/');
+            out.extend_from_slice(segment);
+            continue;
+        };
+        if count == 2 {
+            let parent_end = memchr::memrchr(b'/', &out).unwrap_or(0);
+            out.truncate(parent_end);
+        }
+        if is_last {
+            out.push(b'/');
         }
     }
     out

@@ -1,0 +1,254 @@
+//! Authorization: one engine for connections (L4) and requests (L7), so that the two cannot drift apart.
+//!
+//! [`PolicySet::compile`] turns the policies that govern a workload into indexed tables; evaluation then borrows
+//! everything, allocates nothing, and costs what the matching policies cost, not what all of them do. Order, as
+//! Istio defines it: a matching enforced DENY denies; without an enforced ALLOW policy everything else passes; a
+//! matching ALLOW allows; the rest is denied. AUDIT and dry-run policies never change the verdict.
+//!
+//! Invariants: the rule reported is the first in the order given; a verdict reached by
+//! [`PolicySet::evaluate_connection`] is the one that [`PolicySet::evaluate`] gives for every request that could
+//! follow on the connection; a set made by [`PolicySet::deny_all`] never allows.
+
+mod index;
+#[cfg(test)]
+mod naive;
+mod rule;
+mod subject;
+mod test;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use crate::ir;
+use index::RuleTable;
+use rule::Truth;
+use subject::{Request, Subject};
+
+pub use rule::CompileError;
+
+/// The compiled policies of one workload.
+#[derive(Debug)]
+pub struct PolicySet {
+    policies: Box<[Arc<ir::AuthorizationPolicy>]>,
+    enforced: Layer,
+    dry_run: Layer,
+    audit: RuleTable,
+    /// Set when the set must deny whatever its policies say.
+    closed: Option<Arc<str>>,
+    needs_request: bool,
+}
+
+/// What is decided, and by which rule.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Verdict<'a> {
+    /// `None` where no ALLOW policy governs the workload.
+    Allow(Option<MatchedRule<'a>>),
+    Deny(Denial<'a>),
+}
+
+/// What is decided of a connection before a request is read.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ConnectionVerdict<'a> {
+    Allow(Option<MatchedRule<'a>>),
+    Deny(Denial<'a>),
+    /// It depends on the request: read its head, then [`PolicySet::evaluate`].
+    NeedsRequest,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Denial<'a> {
+    /// This DENY rule holds.
+    Matched(MatchedRule<'a>),
+    /// ALLOW policies govern the workload and none of their rules holds.
+    NoAllowMatched,
+    /// The policies are not known well enough to decide: the text says why.
+    Closed(&'a str),
+}
+
+/// A rule that holds.
+#[derive(Debug, Clone, Copy)]
+pub struct MatchedRule<'a> {
+    pub policy: &'a Arc<ir::AuthorizationPolicy>,
+    /// Index into the policy's rules.
+    pub rule: usize,
+}
+
+/// Position of a rule: index of its policy in the set, index of the rule in the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct RuleId {
+    policy: u32,
+    rule: u32,
+}
+
+/// Policies that are decided together.
+#[derive(Debug, Default)]
+struct Layer {
+    deny: RuleTable,
+    allow: RuleTable,
+    /// Also true for an ALLOW policy without rules, which allows nothing.
+    has_allow: bool,
+    is_empty: bool,
+}
+
+// === impl PolicySet ===
+
+impl PolicySet {
+    /// Compiles the policies that govern a workload. Fails on anything that cannot be evaluated as written.
+    pub fn compile(
+        policies: impl IntoIterator<Item = Arc<ir::AuthorizationPolicy>>,
+    ) -> Result<Self, CompileError> {
+        let policies: Box<[_]> = policies.into_iter().collect();
+        let with = |wanted: &dyn Fn(&ir::AuthorizationPolicy) -> bool| RuleTable::compile(&policies, wanted);
+        let layer = |dry_run: bool| -> Result<Layer, CompileError> {
+            let is = |policy: &ir::AuthorizationPolicy, action| {
+                policy.action == action && policy.dry_run == dry_run
+            };
+            let has_allow = policies.iter().any(|policy| is(policy, ir::Action::Allow));
+            let has_deny = policies.iter().any(|policy| is(policy, ir::Action::Deny));
+            Ok(Layer {
+                deny: with(&|policy| is(policy, ir::Action::Deny))?,
+                allow: with(&|policy| is(policy, ir::Action::Allow))?,
+                has_allow,
+                is_empty: !has_allow && !has_deny,
+            })
+        };
+        let (enforced, dry_run) = (layer(false)?, layer(true)?);
+        let audit = with(&|policy| policy.action == ir::Action::Audit)?;
+        let needs_request = policies.iter().any(|policy| has_l7_condition(policy));
+        Ok(Self { enforced, dry_run, audit, closed: None, needs_request, policies })
+    }
+
+    /// A set without policies: everything is allowed.
+    pub fn allow_all() -> Self {
+        Self {
+            policies: Box::default(),
+            enforced: Layer { is_empty: true, ..Layer::default() },
+            dry_run: Layer { is_empty: true, ..Layer::default() },
+            audit: RuleTable::default(),
+            closed: None,
+            needs_request: false,
+        }
+    }
+
+    /// A set that denies everything: for a workload that names a policy which is not held, or whose policies do
+    /// not compile.
+    pub fn deny_all(reason: impl Into<Arc<str>>) -> Self {
+        Self { closed: Some(reason.into()), ..Self::allow_all() }
+    }
+
+    /// True if any policy, enforced or not, looks at requests: HTTP must then be parsed.
+    pub fn needs_request(&self) -> bool {
+        self.needs_request
+    }
+
+    /// The policies in the order given.
+    pub fn policies(&self) -> &[Arc<ir::AuthorizationPolicy>] {
+        &self.policies
+    }
+
+    /// Decides. Without a request the traffic is not HTTP: what only requests have is absent.
+    pub fn evaluate(
+        &self,
+        connection: &ir::ConnectionAttributes<'_>,
+        request: Option<&ir::RequestHead<'_>>,
+    ) -> Verdict<'_> {
+        if let Some(reason) = &self.closed {
+            return Verdict::Deny(Denial::Closed(reason));
+        }
+        self.decide(&self.enforced, &Subject::new(connection, request))
+    }
+
+    /// Decides as far as the connection alone allows, for when HTTP requests are expected on it.
+    pub fn evaluate_connection(&self, connection: &ir::ConnectionAttributes<'_>) -> ConnectionVerdict<'_> {
+        if let Some(reason) = &self.closed {
+            return ConnectionVerdict::Deny(Denial::Closed(reason));
+        }
+        if !self.needs_request {
+            return match self.decide(&self.enforced, &Subject::new(connection, None)) {
+                Verdict::Allow(rule) => ConnectionVerdict::Allow(rule),
+                Verdict::Deny(denial) => ConnectionVerdict::Deny(denial),
+            };
+        }
+        let subject = Subject { connection, request: Request::Pending };
+        match self.enforced.deny.certainty(&subject) {
+            (Truth::True, rule) => match self.matched(rule) {
+                Some(rule) => return ConnectionVerdict::Deny(Denial::Matched(rule)),
+                None => return ConnectionVerdict::NeedsRequest,
+            },
+            (Truth::Unknown, _) => return ConnectionVerdict::NeedsRequest,
+            (Truth::False, _) => {}
+        }
+        if !self.enforced.has_allow {
+            return ConnectionVerdict::Allow(None);
+        }
+        match self.enforced.allow.certainty(&subject) {
+            (Truth::True, rule) => ConnectionVerdict::Allow(self.matched(rule)),
+            (Truth::Unknown, _) => ConnectionVerdict::NeedsRequest,
+            (Truth::False, _) => ConnectionVerdict::Deny(Denial::NoAllowMatched),
+        }
+    }
+
+    /// What the dry-run policies would decide if they alone were enforced; `None` if there are none.
+    pub fn shadow(
+        &self,
+        connection: &ir::ConnectionAttributes<'_>,
+        request: Option<&ir::RequestHead<'_>>,
+    ) -> Option<Verdict<'_>> {
+        if self.dry_run.is_empty {
+            return None;
+        }
+        Some(self.decide(&self.dry_run, &Subject::new(connection, request)))
+    }
+
+    /// The first AUDIT rule that holds.
+    pub fn audit(
+        &self,
+        connection: &ir::ConnectionAttributes<'_>,
+        request: Option<&ir::RequestHead<'_>>,
+    ) -> Option<MatchedRule<'_>> {
+        self.matched(self.audit.first_match(&Subject::new(connection, request)))
+    }
+
+    fn decide(&self, layer: &Layer, subject: &Subject<'_>) -> Verdict<'_> {
+        if let Some(rule) = self.matched(layer.deny.first_match(subject)) {
+            return Verdict::Deny(Denial::Matched(rule));
+        }
+        if !layer.has_allow {
+            return Verdict::Allow(None);
+        }
+        match self.matched(layer.allow.first_match(subject)) {
+            Some(rule) => Verdict::Allow(Some(rule)),
+            None => Verdict::Deny(Denial::NoAllowMatched),
+        }
+    }
+
+    fn matched(&self, id: Option<RuleId>) -> Option<MatchedRule<'_>> {
+        let id = id?;
+        // Ids are indices into `policies`, which never changes after compilation.
+        self.policies.get(id.policy as usize).map(|policy| MatchedRule { policy, rule: id.rule as usize })
+    }
+}
+
+fn has_l7_condition(policy: &ir::AuthorizationPolicy) -> bool {
+    let clauses = policy.rules.iter().flat_map(|rule| &rule.clauses);
+    let conditions = clauses.flat_map(|clause| &clause.matches).flat_map(|entry| &entry.conditions);
+    conditions.into_iter().any(|condition| condition.attribute.is_l7())
+}
+
+// === impl Verdict ===
+
+impl Verdict<'_> {
+    pub fn is_allowed(&self) -> bool {
+        matches!(self, Self::Allow(_))
+    }
+}
+
+// === impl MatchedRule ===
+
+impl PartialEq for MatchedRule<'_> {
+    /// The same rule of the same policy; policies are compared by address first, which is what differs rarely.
+    fn eq(&self, other: &Self) -> bool {
+        self.rule == other.rule && (Arc::ptr_eq(self.policy, other.policy) || self.policy == other.policy)
+    }
+}

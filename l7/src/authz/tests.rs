@@ -1,0 +1,125 @@
+//! Properties of the engine that a reader should find stated; the whole of it is compared with its twin in
+//! [`super::naive`].
+
+use std::sync::Arc;
+
+use super::*;
+use crate::ir::{
+    Action, Attribute, AuthorizationPolicy, Clause, Condition, ConnectionAttributes, Header, Match,
+    RequestHead, Rule, Test,
+};
+
+fn rule(attribute: Attribute, test: Test) -> Rule {
+    let condition = Condition { attribute, any_of: vec![test], none_of: vec![] };
+    Rule { clauses: vec![Clause { matches: vec![Match { conditions: vec![condition] }] }] }
+}
+
+fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Arc<AuthorizationPolicy> {
+    let name = name.into();
+    Arc::new(AuthorizationPolicy {
+        namespace: "ns".into(),
+        name,
+        action,
+        dry_run: false,
+        rules,
+        source: None,
+    })
+}
+
+fn connection(source: Option<&model::Identity>) -> ConnectionAttributes<'_> {
+    ConnectionAttributes {
+        source,
+        source_ip: "10.0.0.1".parse().unwrap(),
+        destination_ip: "10.0.0.2".parse().unwrap(),
+        destination_port: 80,
+        sni: None,
+    }
+}
+
+fn head<'a>(path: &'a str, headers: &'a [Header<'a>]) -> RequestHead<'a> {
+    RequestHead { method: "GET", authority: "h", path, query: None, headers }
+}
+
+#[test]
+fn allow_without_rules_allows_nothing_and_no_policy_allows_all() {
+    let set = PolicySet::compile([policy("none", Action::Allow, vec![])]).unwrap();
+    assert_eq!(set.evaluate(&connection(None), None), Verdict::Deny(Denial::NoAllowMatched));
+    assert_eq!(PolicySet::allow_all().evaluate(&connection(None), None), Verdict::Allow(None));
+}
+
+#[test]
+fn deny_all_never_allows_and_says_why() {
+    let set = PolicySet::deny_all("policy ns/p is not held");
+    let connection = connection(None);
+    assert_eq!(set.evaluate(&connection, None), Verdict::Deny(Denial::Closed("policy ns/p is not held")));
+    assert!(matches!(set.evaluate_connection(&connection), ConnectionVerdict::Deny(Denial::Closed(_))));
+}
+
+#[test]
+fn a_connection_is_decided_early_only_where_no_request_can_change_it() {
+    let spiffe: model::Identity = "spiffe://td/ns/a/sa/x".parse().unwrap();
+    let on_path = rule(Attribute::RequestPath, Test::Exact("/admin".into()));
+    let from_a = rule(Attribute::SourceNamespace, Test::Exact("a".into()));
+    let set = PolicySet::compile([
+        policy("deny-path", Action::Deny, vec![on_path]),
+        policy("allow-a", Action::Allow, vec![from_a]),
+    ])
+    .unwrap();
+    assert!(set.needs_request());
+    assert_eq!(set.evaluate_connection(&connection(Some(&spiffe))), ConnectionVerdict::NeedsRequest);
+    let admin = head("/admin", &[]);
+    let denied = set.evaluate(&connection(Some(&spiffe)), Some(&admin));
+    let Verdict::Deny(Denial::Matched(found)) = denied else { panic!("{denied:?}") };
+    assert_eq!((&*found.policy.name, found.rule), ("deny-path", 0));
+    let allowed = set.evaluate(&connection(Some(&spiffe)), Some(&head("/", &[])));
+    assert!(matches!(allowed, Verdict::Allow(Some(_))));
+
+    let set = PolicySet::compile([policy(
+        "deny-both",
+        Action::Deny,
+        vec![
+            rule(Attribute::RequestMethod, Test::Exact("GET".into())),
+            rule(Attribute::SourceNamespace, Test::Exact("a".into())),
+        ],
+    )])
+    .unwrap();
+    let early = set.evaluate_connection(&connection(Some(&spiffe)));
+    assert!(matches!(early, ConnectionVerdict::Deny(Denial::Matched(_))), "{early:?}");
+}
+
+#[test]
+fn a_repeated_header_hides_no_value() {
+    let red = rule(Attribute::RequestHeader("team".into()), Test::Exact("red".into()));
+    let set = PolicySet::compile([policy("deny", Action::Deny, vec![red])]).unwrap();
+    let headers = [Header { name: "Team", value: b"blue" }, Header { name: "TEAM", value: b"red" }];
+    assert!(!set.evaluate(&connection(None), Some(&head("/", &headers))).is_allowed());
+    assert!(set.evaluate(&connection(None), Some(&head("/", &headers[..1]))).is_allowed());
+}
+
+#[test]
+fn a_test_that_does_not_fit_its_attribute_is_refused_by_name() {
+    for (attribute, test) in [
+        (Attribute::RequestMethod, Test::Template("/{*}".into())),
+        (Attribute::RequestPath, Test::Template("/{x}".into())),
+        (Attribute::RequestPath, Test::Port(80)),
+        (Attribute::SourceIp, Test::Exact("10.0.0.1".into())),
+        (Attribute::DestinationPort, Test::Present),
+    ] {
+        let bad = policy("bad", Action::Deny, vec![Rule::default(), rule(attribute, test)]);
+        let error = PolicySet::compile([bad]).unwrap_err();
+        assert!(error.to_string().contains("ns/bad, rule 1"), "{error}");
+    }
+}
+
+#[test]
+fn the_first_of_many_rules_is_reported() {
+    let policies = (0..1000).map(|n| {
+        let text = format!("/p{}", n % 500).into();
+        policy(&format!("p{n}"), Action::Deny, vec![rule(Attribute::RequestPath, Test::Exact(text))])
+    });
+    let set = PolicySet::compile(policies).unwrap();
+    let verdict = set.evaluate(&connection(None), Some(&head("/p77", &[])));
+    let Verdict::Deny(Denial::Matched(found)) = verdict else { panic!("{verdict:?}") };
+    assert_eq!(&*found.policy.name, "p77");
+    assert!(set.evaluate(&connection(None), Some(&head("/p500", &[]))).is_allowed());
+}
