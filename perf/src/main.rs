@@ -1,1 +1,62 @@
-fn main() {}
+//! `perf`: measures Corelane and its rivals on the same work, side by side, and reports what it saw.
+
+mod certificates;
+mod load;
+mod machine;
+mod peers;
+mod process;
+mod runtimes;
+mod statistics;
+mod tunnel;
+mod wire;
+mod work;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Measures Corelane and its rivals on the same work.
+#[derive(Debug, Parser)]
+#[command(name = "perf", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The tunnel alone against tokio + rustls + the h2 crate: requests, new streams, bulk, idle memory.
+    Tunnel(tunnel::Args),
+    /// The same echo and relay on monoio, tokio and glommio.
+    Runtimes(runtimes::Args),
+    /// Loads an address with framed requests, closed loop or at a fixed rate, and prints latency percentiles.
+    Load(load::Args),
+    /// Answers framed requests: the backend that `load` talks to.
+    Backend(work::backend::Args),
+    /// Runs one rival; what the comparisons start.
+    #[command(subcommand)]
+    Peer(peers::Command),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Tunnel(args) => tunnel::run(&args),
+        Command::Runtimes(args) => runtimes::run(&args),
+        Command::Load(args) => load::run(&args),
+        Command::Backend(args) => work::backend::run(&args),
+        Command::Peer(command) => peers::run(command),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("perf: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What goes wrong in a measurement ends it; the text is for the person who ran it.
+pub(crate) type Failure = Box<dyn std::error::Error>;
