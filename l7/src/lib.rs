@@ -10,4 +10,5 @@ pub mod authz;
 pub mod http1;
 pub mod ir;
 pub mod path;
+pub mod router;
 pub mod template;

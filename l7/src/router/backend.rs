@@ -1,0 +1,69 @@
+//! Choice of a backend by weight.
+
+use crate::ir::{Backend, HttpRule};
+
+/// What a rule gives a request to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Picked<'a> {
+    /// May be an invalid one: it keeps its share of the requests and answers 500.
+    Backend(&'a Backend),
+    /// The rule has no backend with a weight: 500.
+    None,
+}
+
+/// Picks a backend of `rule`; with `random` evenly distributed, each in proportion to its weight.
+pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
+    let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+    // Scaling by multiplication spreads the remainder evenly and needs no division; below 2^64 as `random` is.
+    let mut point = u64::try_from((u128::from(random) * u128::from(total)) >> 64).unwrap_or_default();
+    for backend in &rule.backends {
+        let weight = u64::from(backend.weight);
+        if point < weight {
+            return Picked::Backend(backend);
+        }
+        point -= weight;
+    }
+    Picked::None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ir::BackendTarget;
+
+    fn rule(weights: &[u32]) -> HttpRule {
+        let backends = weights.iter().enumerate().map(|(index, weight)| Backend {
+            target: BackendTarget::Invalid(index.to_string().into()),
+            weight: *weight,
+        });
+        HttpRule { name: None, matches: vec![], backends: backends.collect() }
+    }
+
+    fn shares(weights: &[u32]) -> Vec<u32> {
+        let rule = rule(weights);
+        let mut counts = vec![0; weights.len()];
+        for step in 0..1000_u64 {
+            if let Picked::Backend(backend) = pick_backend(&rule, step * (u64::MAX / 1000) + u64::MAX / 2000)
+            {
+                counts[rule.backends.iter().position(|own| own == backend).unwrap()] += 1;
+            }
+        }
+        counts
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        assert_eq!(shares(&[70, 30, 0]), [700, 300, 0]);
+        assert_eq!(shares(&[0, 1]), [0, 1000]);
+        let even = shares(&[u32::MAX, u32::MAX]);
+        assert_eq!(even.iter().sum::<u32>(), 1000);
+        assert!(even.iter().all(|count| (499..=501).contains(count)), "{even:?}");
+    }
+
+    #[test]
+    fn without_a_weight_there_is_none() {
+        assert_eq!(pick_backend(&rule(&[]), 0), Picked::None);
+        assert_eq!(pick_backend(&rule(&[0, 0]), u64::MAX), Picked::None);
+        assert!(matches!(pick_backend(&rule(&[0, 1]), u64::MAX), Picked::Backend(_)));
+    }
+}

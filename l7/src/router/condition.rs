@@ -1,0 +1,108 @@
+//! What a match asks of a request besides its path: method, headers, query parameters.
+
+use std::cmp::Reverse;
+
+use smallvec::SmallVec;
+
+use super::pattern::{Pattern, PatternError};
+use crate::ir::{HttpMatch, RequestHead, ValueMatch, ValueTest};
+
+/// All must hold.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    method: Option<Box<str>>,
+    headers: Box<[ValueCondition]>,
+    query: Box<[ValueCondition]>,
+}
+
+#[derive(Debug)]
+struct ValueCondition {
+    name: Box<str>,
+    test: CompiledTest,
+}
+
+#[derive(Debug)]
+enum CompiledTest {
+    Exact(Box<[u8]>),
+    Pattern(Pattern),
+}
+
+/// Lines of a repeated header up to this size are joined without allocation.
+type Joined = SmallVec<[u8; 512]>;
+
+impl Conditions {
+    pub(super) fn compile(entry: &HttpMatch) -> Result<Self, PatternError> {
+        Ok(Self {
+            method: entry.method.as_deref().map(Box::from),
+            headers: compile_all(&entry.headers, str::eq_ignore_ascii_case)?,
+            query: compile_all(&entry.query, |left, right| left == right)?,
+        })
+    }
+
+    /// Smaller ranks higher.
+    pub(super) fn rank(&self) -> impl Ord + use<> {
+        (self.method.is_none(), Reverse(self.headers.len()), Reverse(self.query.len()))
+    }
+
+    pub(super) fn hold(&self, head: &RequestHead<'_>) -> bool {
+        self.method.as_deref().is_none_or(|method| method == head.method)
+            && self.headers.iter().all(|condition| condition.holds_for_header(head))
+            && self.query.iter().all(|condition| condition.holds_for_query(head.query))
+    }
+}
+
+/// Of entries with equivalent names only the first counts (Gateway API, HTTPHeaderMatch and HTTPQueryParamMatch).
+fn compile_all(
+    entries: &[ValueMatch],
+    same_name: impl Fn(&str, &str) -> bool,
+) -> Result<Box<[ValueCondition]>, PatternError> {
+    let mut compiled: Vec<ValueCondition> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if compiled.iter().any(|earlier| same_name(&earlier.name, &entry.name)) {
+            continue;
+        }
+        let test = match &entry.value {
+            ValueTest::Exact(text) => CompiledTest::Exact(text.as_bytes().into()),
+            ValueTest::Regex(text) => CompiledTest::Pattern(Pattern::compile(text)?),
+        };
+        compiled.push(ValueCondition { name: entry.name.as_ref().into(), test });
+    }
+    Ok(compiled.into())
+}
+
+impl ValueCondition {
+    /// A repeated header is one value: its lines joined by a comma (RFC 9110 section 5.3).
+    fn holds_for_header(&self, head: &RequestHead<'_>) -> bool {
+        let mut lines = head
+            .headers
+            .iter()
+            .filter(|header| header.name.eq_ignore_ascii_case(&self.name))
+            .map(|header| header.value);
+        let Some(first) = lines.next() else { return false };
+        let Some(second) = lines.next() else { return self.test.holds(first) };
+        let mut joined = Joined::from_slice(first);
+        for line in std::iter::once(second).chain(lines) {
+            joined.push(b',');
+            joined.extend_from_slice(line);
+        }
+        self.test.holds(&joined)
+    }
+
+    /// Of a repeated parameter the first value counts. Values are compared as sent, percent signs and all.
+    fn holds_for_query(&self, query: Option<&str>) -> bool {
+        let pairs = query.unwrap_or_default().split('&');
+        let mut values = pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")));
+        values
+            .find(|(name, _)| **name == *self.name)
+            .is_some_and(|(_, value)| self.test.holds(value.as_bytes()))
+    }
+}
+
+impl CompiledTest {
+    fn holds(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(text) => **text == *value,
+            Self::Pattern(pattern) => pattern.is_match(value),
+        }
+    }
+}

@@ -1,0 +1,150 @@
+//! The routes of one Service port, compiled: which rule takes a request.
+//!
+//! Rank of a match, over all rules of all routes (Gateway API, HTTPRouteRule): a consumer route before a producer
+//! route; then the more specific hostname; then exact path, regular expression, longest prefix; then a method, more
+//! headers, more query parameters; then the older route, the first by `namespace/name`, the first rule, the first
+//! match. Where the API leaves the rank of regular expressions open, ours stand between exact paths and prefixes,
+//! the longer expression first: below the prefixes a catch-all of `/` would hide every one of them.
+//!
+//! Paths are found by hash, one probe for each path element, so the cost of a request does not grow with the number
+//! of routes; only rules with the very same path, and regular expressions, are tried one by one. Routing allocates
+//! nothing.
+
+mod backend;
+mod condition;
+mod hosts;
+#[cfg(test)]
+mod naive;
+mod pattern;
+mod table;
+
+use std::sync::Arc;
+
+use crate::ir::{HttpMatch, HttpRoute, HttpRule, RequestHead};
+use hosts::Hosts;
+
+pub use backend::{Picked, pick_backend};
+pub use pattern::PatternError;
+
+/// The compiled routes of one Service port, as a client sees them.
+#[derive(Debug, Default)]
+pub struct Router {
+    routes: Box<[Arc<HttpRoute>]>,
+    /// Routes of the client's namespace for a Service of another.
+    consumer: Hosts,
+    producer: Hosts,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RouteMatch<'a> {
+    Matched(MatchedRoute<'a>),
+    /// Routes govern the Service and none takes the request: 404.
+    NotFound,
+}
+
+/// The rule that takes a request.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MatchedRoute<'a> {
+    pub route: &'a Arc<HttpRoute>,
+    pub rule: &'a HttpRule,
+    /// Index of `rule` in the route.
+    pub rule_index: usize,
+    /// The one of the rule's matches that holds.
+    pub matched: &'a HttpMatch,
+    /// Index of `matched` in the rule.
+    pub match_index: usize,
+}
+
+/// Position of a match: indices of its route in the router, its rule in the route, itself in the rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct MatchId {
+    route: u32,
+    rule: u32,
+    entry: u32,
+}
+
+/// Why a route cannot be compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("route {namespace}/{name}, rule {rule}: {cause}")]
+pub struct RouteError {
+    pub namespace: Arc<str>,
+    pub name: Arc<str>,
+    /// Index into the route's rules.
+    pub rule: usize,
+    #[source]
+    pub cause: RouteFault,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RouteFault {
+    #[error("path {0:?} does not start with a slash")]
+    Path(Arc<str>),
+    #[error(transparent)]
+    Pattern(#[from] PatternError),
+}
+
+/// True if the route has a say in what a client of `client_namespace` sends to `port` of its parent.
+pub fn governs(route: &HttpRoute, port: u16, client_namespace: &str) -> bool {
+    route.parent_port.is_none_or(|own| own == port)
+        && route.consumer_namespace.as_deref().is_none_or(|own| own == client_namespace)
+}
+
+// === impl Router ===
+
+impl Router {
+    /// Compiles the routes of one parent that govern one port for one client namespace (see [`governs`]).
+    pub fn compile(routes: impl IntoIterator<Item = Arc<HttpRoute>>) -> Result<Self, RouteError> {
+        let mut routes: Vec<_> = routes.into_iter().collect();
+        // From here on the position of a route is its rank among equals.
+        routes.sort_by_cached_key(|route| (route.created, format!("{}/{}", route.namespace, route.name)));
+        let (mut consumer, mut producer) = (Hosts::default(), Hosts::default());
+        for (route_index, route) in routes.iter().enumerate() {
+            let tier = if route.consumer_namespace.is_some() { &mut consumer } else { &mut producer };
+            for (rule_index, rule) in route.rules.iter().enumerate() {
+                for (entry_index, entry) in rule.matches.iter().enumerate() {
+                    let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
+                    let id = MatchId { route: route_at, rule: rule_at, entry: entry_at };
+                    tier.add(&route.hostnames, id, entry).map_err(|cause| RouteError {
+                        namespace: route.namespace.clone(),
+                        name: route.name.clone(),
+                        rule: rule_index,
+                        cause,
+                    })?;
+                }
+            }
+        }
+        consumer.sort();
+        producer.sort();
+        Ok(Self { routes: routes.into(), consumer, producer })
+    }
+
+    /// True if no route governs the port: requests then go to the Service as if there were no router.
+    pub fn is_empty(&self) -> bool {
+        self.routes.is_empty()
+    }
+
+    /// The routes, by rank among equals.
+    pub fn routes(&self) -> &[Arc<HttpRoute>] {
+        &self.routes
+    }
+
+    /// Finds the rule of the highest rank that takes the request.
+    pub fn route(&self, head: &RequestHead<'_>) -> RouteMatch<'_> {
+        let found = self.consumer.find(head).or_else(|| self.producer.find(head));
+        found.and_then(|id| self.resolve(id)).map_or(RouteMatch::NotFound, RouteMatch::Matched)
+    }
+
+    fn resolve(&self, id: MatchId) -> Option<MatchedRoute<'_>> {
+        let (rule_index, match_index) = (id.rule as usize, id.entry as usize);
+        let route = self.routes.get(id.route as usize)?;
+        let rule = route.rules.get(rule_index)?;
+        let matched = rule.matches.get(match_index)?;
+        Some(MatchedRoute { route, rule, rule_index, matched, match_index })
+    }
+}
+
+/// Indices are 32 bits wide; no configuration comes near that many routes.
+fn index(position: usize) -> u32 {
+    u32::try_from(position).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,112 @@
+//! Matches by path: exact paths and prefixes by hash, regular expressions in a list.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use foldhash::fast::RandomState;
+
+use super::condition::Conditions;
+use super::pattern::Pattern;
+use super::{MatchId, RouteFault};
+use crate::ir::{HttpMatch, PathMatch, RequestHead};
+
+#[derive(Debug, Default)]
+pub(super) struct PathTable {
+    exact: HashMap<Box<[u8]>, Vec<Candidate>, RandomState>,
+    patterns: Vec<PatternCandidate>,
+    /// By prefix without its final slash: the root is the empty text.
+    prefixes: HashMap<Box<[u8]>, Vec<Candidate>, RandomState>,
+    /// The most slashes that a stored prefix has: no longer part of a path need be looked up.
+    prefix_depth_max: usize,
+}
+
+/// A match whose path is the one looked for.
+#[derive(Debug)]
+struct Candidate {
+    conditions: Conditions,
+    id: MatchId,
+}
+
+#[derive(Debug)]
+struct PatternCandidate {
+    pattern: Pattern,
+    candidate: Candidate,
+}
+
+impl PathTable {
+    pub(super) fn add(&mut self, id: MatchId, entry: &HttpMatch) -> Result<(), RouteFault> {
+        let candidate = Candidate { conditions: Conditions::compile(entry)?, id };
+        match &entry.path {
+            PathMatch::Exact(path) | PathMatch::Prefix(path) if !path.starts_with('/') => {
+                return Err(RouteFault::Path(path.clone()));
+            }
+            PathMatch::Exact(path) => {
+                self.exact.entry(path.as_bytes().into()).or_default().push(candidate);
+            }
+            PathMatch::Prefix(path) => {
+                let prefix = path.strip_suffix('/').unwrap_or(path).as_bytes();
+                self.prefix_depth_max = self.prefix_depth_max.max(depth(prefix));
+                self.prefixes.entry(prefix.into()).or_default().push(candidate);
+            }
+            PathMatch::Regex(text) => {
+                self.patterns.push(PatternCandidate { pattern: Pattern::compile(text)?, candidate });
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn sort(&mut self) {
+        for candidates in self.exact.values_mut().chain(self.prefixes.values_mut()) {
+            candidates.sort_by_key(Candidate::rank);
+            candidates.shrink_to_fit();
+        }
+        self.patterns.sort_by_key(|entry| (Reverse(entry.pattern.text_bytes()), entry.candidate.rank()));
+    }
+
+    pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<MatchId> {
+        let path = head.path.as_bytes();
+        if let Some(id) = self.exact.get(path).and_then(|candidates| first(candidates, head)) {
+            return Some(id);
+        }
+        let by_pattern = self
+            .patterns
+            .iter()
+            .find(|entry| entry.candidate.conditions.hold(head) && entry.pattern.is_match(path));
+        if let Some(entry) = by_pattern {
+            return Some(entry.candidate.id);
+        }
+        self.find_prefix(path, head)
+    }
+
+    /// Looks the path up, then what is left of it before its last slash, and so on to the root.
+    fn find_prefix(&self, path: &[u8], head: &RequestHead<'_>) -> Option<MatchId> {
+        if self.prefixes.is_empty() {
+            return None;
+        }
+        let mut rest = path;
+        let mut depth_left = depth(path);
+        loop {
+            if depth_left <= self.prefix_depth_max
+                && let Some(id) = self.prefixes.get(rest).and_then(|candidates| first(candidates, head))
+            {
+                return Some(id);
+            }
+            rest = rest.get(..memchr::memrchr(b'/', rest)?)?;
+            depth_left -= 1;
+        }
+    }
+}
+
+impl Candidate {
+    fn rank(&self) -> impl Ord + use<> {
+        (self.conditions.rank(), self.id)
+    }
+}
+
+fn first(candidates: &[Candidate], head: &RequestHead<'_>) -> Option<MatchId> {
+    candidates.iter().find(|candidate| candidate.conditions.hold(head)).map(|candidate| candidate.id)
+}
+
+fn depth(path: &[u8]) -> usize {
+    memchr::memchr_iter(b'/', path).count()
+}
