@@ -6,6 +6,10 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
-pub mod session;
-pub mod tls;
 pub mod h2;
+pub mod hbone;
+pub mod pool;
+pub mod proxy_protocol;
+pub mod session;
+pub mod sniff;
+pub mod tls;
