@@ -1,0 +1,57 @@
+//! What the control thread publishes to the workers of a node: one immutable value at a time.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::Identity;
+use tunnel::tls::{ClientContext, Credentials, CryptoPolicy, ServerContext, TlsError};
+use xds::snapshot::Snapshot;
+
+use crate::net::NetworkNamespace;
+
+/// Everything that a worker decides from. Parts that did not change are shared with the state before.
+#[derive(Debug, Clone, Default)]
+pub struct NodeState {
+    /// The mesh as the control plane tells it.
+    pub snapshot: Arc<Snapshot>,
+    /// Certificates of the identities that run on this node. An identity that is missing here can neither dial nor
+    /// accept: its connections are closed, never passed on in plain text.
+    pub credentials: Arc<HashMap<Identity, Arc<TlsContexts>>>,
+    /// The pods whose traffic is captured, by uid.
+    pub pods: Arc<HashMap<Arc<str>, Arc<LocalPod>>>,
+}
+
+/// Both roles of one certificate.
+#[derive(Debug)]
+pub struct TlsContexts {
+    pub client: ClientContext,
+    pub server: ServerContext,
+}
+
+impl TlsContexts {
+    pub fn new(credentials: &Credentials, policy: CryptoPolicy) -> Result<Self, TlsError> {
+        Ok(Self { client: ClientContext::new(credentials, policy)?, server: ServerContext::new(credentials, policy)? })
+    }
+}
+
+/// A pod of this node that is in the mesh.
+#[derive(Debug, Clone)]
+pub struct LocalPod {
+    /// As the node agent names it; the key of [`NodeState::pods`].
+    pub uid: Arc<str>,
+    pub name: Arc<str>,
+    pub namespace: Arc<str>,
+    pub service_account: Arc<str>,
+    /// Where its listeners and its outgoing connections live.
+    pub network: NetworkNamespace,
+}
+
+/// What a worker tells of a pod's listeners. A pod may be redirected to the proxy once every worker is listening.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PodEvent {
+    Listening { uid: Arc<str>, worker: usize },
+    /// The listeners could not be opened; they are tried again with the next state.
+    Failed { uid: Arc<str>, worker: usize, reason: String },
+    /// The listeners are closed; connections that were open have been cut.
+    Stopped { uid: Arc<str>, worker: usize },
+}
