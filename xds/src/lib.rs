@@ -3,6 +3,7 @@
 //! [`proto`] holds the messages of the wire.
 
 pub mod control;
+pub mod decode;
 pub mod delta;
 pub mod kube;
 pub mod proto;

@@ -68,7 +68,7 @@ pub struct ServiceEntry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policy {
     pub scope: PolicyScope,
-    pub policy: l7::ir::AuthorizationPolicy,
+    pub policy: Arc<l7::ir::AuthorizationPolicy>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

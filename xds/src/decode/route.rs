@@ -1,0 +1,24 @@
+//! Routes: `corelane.l7.v1.HttpRoute`.
+
+use l7::ir::HttpRoute;
+
+use super::{DecodeError, message, same_name};
+use crate::proto::l7 as wire;
+
+/// How to mend an intermediate form that cannot be read.
+pub(super) const SAME_VERSION: &str = "run the control plane and the proxies in the same version";
+
+/// Reads a `corelane.l7.v1.HttpRoute`.
+pub fn http_route(name: &str, bytes: &[u8]) -> Result<HttpRoute, DecodeError> {
+    let message: wire::HttpRoute = message(bytes)?;
+    let route: HttpRoute = serde_json::from_slice(&message.ir)
+        .map_err(|error| DecodeError::new("ir", error.to_string(), SAME_VERSION))?;
+    same_name(name, "ir", &route_name(&route))?;
+    Ok(route)
+}
+
+/// The name of a route's resource: `namespace/name/parent-namespace/parent-host/port`, the port 0 for all.
+pub fn route_name(route: &HttpRoute) -> String {
+    let port = route.parent_port.unwrap_or(0);
+    format!("{}/{}/{}/{port}", route.namespace, route.name, route.parent)
+}
