@@ -5,8 +5,10 @@
 //! shell around one tunnel connection.
 
 pub mod access_log;
+pub mod capture;
 pub mod cli;
 pub mod link;
+pub mod mesh;
 pub mod metrics;
 pub mod net;
 pub mod preflight;
