@@ -9,3 +9,4 @@ pub mod kube;
 pub mod proto;
 pub mod publish;
 pub mod snapshot;
+pub mod store;

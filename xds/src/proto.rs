@@ -61,6 +61,8 @@ pub use istio::{security, workload};
 
 /// Type of [`workload::Address`] on the discovery stream.
 pub const ADDRESS_TYPE: &str = "type.googleapis.com/istio.workload.Address";
+/// Type of [`workload::Workload`] where it travels without its address: the streams of waypoints.
+pub const WORKLOAD_TYPE: &str = "type.googleapis.com/istio.workload.Workload";
 /// Type of [`security::Authorization`] on the discovery stream.
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type of [`l7::HttpRoute`] on the discovery stream.

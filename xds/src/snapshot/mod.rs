@@ -13,19 +13,22 @@ pub mod dump;
 pub mod endpoint;
 mod keys;
 pub mod resolve;
+#[cfg(test)]
+mod resolve_tests;
 mod vip_blocks;
 
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use l7::authz::PolicySet;
 use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
 
 pub use endpoint::Endpoint;
 pub(crate) use keys::{AddressKey, NameKey, PolicySetKey};
 use keys::{AddressQuery, HostQuery, NameQuery, PolicySetQuery};
-pub use resolve::{Client, Destination, Refusal, Route, Transport};
+pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
 pub(crate) use vip_blocks::VipBlocks;
 
 /// A persistent map with the hasher of this crate.
@@ -51,7 +54,9 @@ pub struct Snapshot {
     pub(crate) services_by_vip: Map<AddressKey, Few<NamespacedHostname>>,
     pub(crate) vip_blocks: VipBlocks,
     /// By `namespace/name`.
-    pub(crate) policies: Map<Arc<str>, Arc<Policy>>,
+    pub(crate) policies: Map<Arc<str>, PolicyEntry>,
+    /// One compiled set for all workloads that the same policies govern.
+    pub(crate) policy_sets: Map<PolicySetKey, PolicySetEntry>,
 }
 
 /// A service and the workloads behind it.
@@ -69,6 +74,20 @@ pub struct ServiceEntry {
 pub struct Policy {
     pub scope: PolicyScope,
     pub policy: Arc<l7::ir::AuthorizationPolicy>,
+}
+
+/// The policies of one name: at most one of each of the two types in which policies travel.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PolicyEntry {
+    pub(crate) connection: Option<Arc<Policy>>,
+    pub(crate) request: Option<Arc<Policy>>,
+}
+
+#[derive(Clone)]
+pub(crate) struct PolicySetEntry {
+    pub(crate) set: Arc<PolicySet>,
+    /// Workloads that the set governs.
+    pub(crate) users: usize,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -181,7 +200,18 @@ impl Snapshot {
 
     /// In no particular order.
     pub fn policies(&self) -> impl Iterator<Item = &Arc<Policy>> {
-        self.policies.values()
+        self.policies.values().flat_map(PolicyEntry::iter)
+    }
+
+    /// The compiled policies that govern a workload of this snapshot. The same set, by address, as long as none of
+    /// them changes. A workload that is not of this snapshot is denied everything.
+    pub fn policies_for(&self, workload: &Workload) -> Arc<PolicySet> {
+        let query =
+            PolicySetQuery { namespace: &workload.namespace, names: &workload.authorization_policies };
+        match self.policy_sets.get(&query) {
+            Some(entry) => Arc::clone(&entry.set),
+            None => Arc::new(PolicySet::deny_all("the workload is not known")),
+        }
     }
 }
 
@@ -193,6 +223,12 @@ impl fmt::Debug for Snapshot {
             .field("services", &self.services.len())
             .field("policies", &self.policies.len())
             .finish_non_exhaustive()
+    }
+}
+
+impl PolicyEntry {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Policy>> {
+        self.connection.iter().chain(&self.request)
     }
 }
 

@@ -1,0 +1,144 @@
+//! The state of the mesh on the control thread: takes resources, yields snapshots.
+//!
+//! The store works on a [`Snapshot`] of its own whose tables are persistent: [`Store::snapshot`] hands out a clone,
+//! and the next change copies only the few nodes on its path. So a delta costs what changed, not what exists.
+//!
+//! Invariants:
+//! - Resources may come in any order: an endpoint waits for its service, a workload for its policies.
+//! - A service update keeps the endpoints; a service removal leaves them waiting.
+//! - A workload that names a policy which is not held is denied everything, until the policy comes.
+//! - Compiled policy sets and routers are brought up to date before a snapshot is handed out, and those that did not
+//!   change keep their address, so that a worker sees by pointer comparison whom a change concerns.
+
+mod endpoints;
+#[cfg(test)]
+pub(crate) mod fixtures;
+mod policies;
+mod services;
+#[cfg(test)]
+mod tests;
+mod workloads;
+
+use std::fmt;
+use std::sync::Arc;
+
+use prost_types::Any;
+
+use crate::decode::{self, Address, Interner};
+use crate::delta::Sink;
+use crate::proto::{
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, WORKLOAD_TYPE,
+};
+use crate::snapshot::Snapshot;
+
+use endpoints::WaitingEndpoints;
+use policies::PolicyKind;
+
+/// Takes the resources of a delta stream (as its [`Sink`]).
+pub struct Store {
+    state: Snapshot,
+    interner: Interner,
+    waiting: WaitingEndpoints,
+    policies: policies::Dirty,
+    changed: bool,
+}
+
+impl Store {
+    pub fn new() -> Self {
+        Self {
+            state: Snapshot::default(),
+            interner: Interner::new(),
+            waiting: WaitingEndpoints::default(),
+            policies: policies::Dirty::default(),
+            changed: false,
+        }
+    }
+
+    /// The state as of now, if it changed since the last call.
+    pub fn snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        if !std::mem::take(&mut self.changed) {
+            return None;
+        }
+        self.compile_policies();
+        self.state.generation += 1;
+        Some(Arc::new(self.state.clone()))
+    }
+
+    /// The working state. Its compiled policies may be behind; for lookups on the control thread.
+    pub fn state(&self) -> &Snapshot {
+        &self.state
+    }
+
+    /// Takes a workload or a service.
+    pub fn upsert_address(&mut self, address: Address) {
+        match address {
+            Address::Workload(workload) => self.upsert_workload(workload),
+            Address::Service(service) => self.upsert_service(service),
+        }
+    }
+
+    /// A name of an address is the uid of a workload, else the key of a service.
+    fn remove_address(&mut self, name: &str) {
+        if !self.remove_workload(name) {
+            self.remove_service(name);
+        }
+    }
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store")
+            .field("state", &self.state)
+            .field("changed", &self.changed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Sink for Store {
+    fn upsert(&mut self, type_url: &str, name: &str, body: &Any) -> Result<(), String> {
+        self.decode_and_upsert(type_url, name, &body.value).map_err(|error| error.to_string())
+    }
+
+    fn remove(&mut self, type_url: &str, name: &str) {
+        match type_url {
+            ADDRESS_TYPE | WORKLOAD_TYPE => self.remove_address(name),
+            AUTHORIZATION_TYPE => self.remove_policy(PolicyKind::Connection, name),
+            AUTHORIZATION_POLICY_TYPE => self.remove_policy(PolicyKind::Request, name),
+            _ => {}
+        }
+    }
+}
+
+impl Store {
+    fn decode_and_upsert(
+        &mut self,
+        type_url: &str,
+        name: &str,
+        bytes: &[u8],
+    ) -> Result<(), decode::DecodeError> {
+        match type_url {
+            ADDRESS_TYPE => {
+                let address = decode::address(name, bytes, &mut self.interner)?;
+                self.upsert_address(address);
+            }
+            WORKLOAD_TYPE => {
+                let workload = decode::bare_workload(name, bytes, &mut self.interner)?;
+                self.upsert_workload(workload);
+            }
+            AUTHORIZATION_TYPE => {
+                self.upsert_policy(PolicyKind::Connection, name, decode::authorization(name, bytes)?);
+            }
+            AUTHORIZATION_POLICY_TYPE => {
+                self.upsert_policy(PolicyKind::Request, name, decode::authorization_policy(name, bytes)?);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
