@@ -26,6 +26,13 @@ pub struct BlockExhausted {
     owner: Arc<str>,
 }
 
+impl BlockExhausted {
+    /// Who got nothing.
+    pub fn owner(&self) -> &str {
+        &self.owner
+    }
+}
+
 impl AddressBlock {
     pub fn new(network: Ipv4Net) -> Self {
         Self { network, held: BTreeMap::new() }

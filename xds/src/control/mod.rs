@@ -7,8 +7,12 @@
 //! It is the embedded default, not a test double: node proxies reach it the way they reach a foreign control plane,
 //! over gRPC with TLS and a bearer token.
 
+pub mod auth;
+pub mod ca;
 pub mod config;
 pub mod desired;
+pub mod index;
+mod files;
 pub mod ipam;
 pub mod session;
 pub mod view;

@@ -1,0 +1,102 @@
+//! Policies and routes as resources, and which policies a workload names.
+//!
+//! A policy that can be said in `istio.security.Authorization` travels there and only there; any other travels whole
+//! in a type of our own. A service behind a waypoint that has an address is the waypoint's to govern: neither its
+//! routes nor the policies that target it reach node proxies.
+
+use std::sync::Arc;
+
+use super::authorization::{authorization, wire_scope};
+use super::{Context, IndexSettings};
+use crate::control::desired::DesiredState;
+use crate::kube::convert::{self, Carrier, MeshPolicy, ServiceRef, Subject};
+use crate::kube::{Catalog, Labels, Problem, Severity};
+use crate::proto::l7;
+
+/// Every policy of the mesh, converted.
+pub(super) struct Policies<'a> {
+    catalog: &'a Catalog,
+    settings: &'a IndexSettings,
+    policies: Vec<MeshPolicy>,
+}
+
+impl<'a> Policies<'a> {
+    pub(super) fn new(
+        catalog: &'a Catalog,
+        settings: &'a IndexSettings,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
+        let (policies, errors) = convert::policies(catalog, &settings.mesh);
+        problems.extend(errors.into_iter().map(|error| problem(Severity::Error, error.to_string())));
+        Self { catalog, settings, policies }
+    }
+
+    /// Keys of the policies that a workload names, sorted.
+    pub(super) fn of_workload(
+        &self,
+        namespace: &str,
+        labels: &Labels,
+        services: &[ServiceRef],
+    ) -> Vec<String> {
+        let subject = Subject { namespace, labels, services };
+        let keys = convert::workload_policies(self.catalog, &self.settings.mesh, subject);
+        keys.iter().map(ToString::to_string).collect()
+    }
+
+    pub(super) fn publish(&self, desired: &mut DesiredState, problems: &mut Vec<Problem>) {
+        for MeshPolicy { key, scope, carrier, policy } in &self.policies {
+            let authorization = match carrier {
+                Carrier::Connection => authorization(policy, *scope),
+                Carrier::Request => None,
+            };
+            if let Some(authorization) = authorization {
+                desired.insert_authorization(&authorization);
+                continue;
+            }
+            match serde_json::to_vec(policy) {
+                Ok(ir) => desired.insert_authorization_policy(
+                    key,
+                    &l7::AuthorizationPolicy { scope: wire_scope(*scope).into(), ir: ir.into() },
+                ),
+                // Workloads name it all the same, and a name without its policy denies.
+                Err(error) => problems.push(problem(Severity::Error, format!("policy {key}: {error}"))),
+            }
+        }
+    }
+}
+
+/// Adds the routes of all Services that no waypoint governs.
+pub(super) fn publish_routes(context: &Context<'_>, desired: &mut DesiredState, problems: &mut Vec<Problem>) {
+    let routes = convert::routes(context.catalog, &context.settings.mesh);
+    for route in &routes {
+        if context.services.has_waypoint(&route.parent.to_string()) {
+            continue;
+        }
+        let name = format!(
+            "{}/{}/{}/{}/{}",
+            route.namespace,
+            route.name,
+            route.parent.namespace,
+            route.parent.hostname,
+            route.parent_port.unwrap_or_default()
+        );
+        match serde_json::to_vec(route) {
+            Ok(ir) => desired.insert_http_route(&name, &l7::HttpRoute { ir: ir.into() }),
+            Err(error) => problems.push(problem(Severity::Error, format!("route {name}: {error}"))),
+        }
+    }
+}
+
+/// A finding that belongs to no line.
+fn problem(severity: Severity, message: String) -> Problem {
+    Problem {
+        file: Arc::default(),
+        line: 0,
+        column: 0,
+        object: String::new(),
+        field: String::new(),
+        message,
+        fix: String::new(),
+        severity,
+    }
+}
