@@ -6,14 +6,14 @@
 
 #![allow(unsafe_code)] // monoio streams lend their descriptor only as a number
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 use monoio::net::TcpStream;
 use rustix::io::Errno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::SockRef;
 
 use super::canonical;
@@ -84,6 +84,15 @@ impl Socket {
         would_block(|| rustix::net::send(self, bytes, SendFlags::NOSIGNAL))
     }
 
+    /// As [`Socket::try_send`], for bytes that lie in several pieces.
+    pub fn try_send_vectored(&self, pieces: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+        if let [piece] = pieces {
+            return self.try_send(piece);
+        }
+        let mut control = SendAncillaryBuffer::default();
+        would_block(|| rustix::net::sendmsg(self, pieces, &mut control, SendFlags::NOSIGNAL))
+    }
+
     /// Receives at least one byte, or 0 at the end of the stream. For handshakes and heads; relays lend the worker's
     /// buffer instead.
     pub async fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -109,6 +118,11 @@ impl Socket {
     /// Ends our direction: the peer reads the end of the stream.
     pub fn shutdown_write(&self) -> io::Result<()> {
         SockRef::from(self).shutdown(Shutdown::Write)
+    }
+
+    /// Stops receiving: whoever waits to read is woken and reads the end of the stream. The peer is not told.
+    pub fn shutdown_read(&self) -> io::Result<()> {
+        SockRef::from(self).shutdown(Shutdown::Read)
     }
 
     /// Makes the coming close send a reset, so that the peer does not take what it got for the whole.

@@ -13,7 +13,9 @@
 mod driver;
 mod flush;
 mod handle;
+mod mailbox;
 mod signal;
+mod spare;
 mod supervisor;
 mod tick;
 
@@ -21,6 +23,7 @@ pub use driver::{Driver, DriverChoice};
 pub use flush::{Flush, FlushList};
 pub use handle::{Job, PostError, WorkerHandle};
 pub use signal::{Census, CensusGuard, Latch, LatchWait, Signal};
+pub use spare::SpareBuffers;
 pub use supervisor::{BoxError, StartError, Supervisor, WorkerOptions};
 pub use tick::{TICK, Tick, TickList};
 
@@ -51,6 +54,7 @@ struct Context {
     flush: FlushList,
     ticks: TickList,
     pipes: PipePool,
+    spare: SpareBuffers,
     census: Rc<Census>,
     drain: Rc<Latch>,
     drain_deadline: Cell<Option<Instant>>,
@@ -68,6 +72,7 @@ impl Worker {
             flush: FlushList::default(),
             ticks: TickList::default(),
             pipes: PipePool::default(),
+            spare: SpareBuffers::default(),
             census: Rc::default(),
             drain: Rc::default(),
             drain_deadline: Cell::new(None),
@@ -117,6 +122,11 @@ impl Worker {
     /// Pipes for splice(2).
     pub fn pipes(&self) -> &PipePool {
         &self.context.pipes
+    }
+
+    /// Buffers for output, lent to a tunnel for as long as it has something to send.
+    pub fn spare_buffers(&self) -> &SpareBuffers {
+        &self.context.spare
     }
 
     /// Counts a connection as live: a draining worker waits for all of them until its deadline.

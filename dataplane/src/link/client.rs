@@ -1,0 +1,120 @@
+//! The client role: dialling a next hop, and asking it for streams.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
+
+use model::Identity;
+use tunnel::h2::{Config, Headers, OpenError};
+use tunnel::session::{Session, SessionError};
+use tunnel::tls::{ClientContext, CloseCause};
+
+use super::LinkEnd;
+use super::connection::{Link, Role};
+use super::stream::{Stream, StreamEnd, StreamError, TunnelStream};
+use crate::net::{ConnectError, ConnectOptions, connect};
+use crate::worker::Worker;
+
+const STATUS_OK: u16 = 200;
+
+/// How to dial a next hop.
+#[derive(Clone)]
+pub struct DialOptions {
+    /// The next hop: a pod's or a gateway's HBONE port.
+    pub to: SocketAddr,
+    pub connect: ConnectOptions,
+    /// Our certificate, and the roots that the peer's must chain to.
+    pub context: Arc<ClientContext>,
+    /// Only a peer of one of these identities is accepted.
+    pub expected: Arc<[Identity]>,
+    pub http: Config,
+}
+
+impl fmt::Debug for DialOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DialOptions")
+            .field("to", &self.to)
+            .field("expected", &self.expected)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why there is no link to a next hop.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    #[error("no tunnel to {to}: {end}")]
+    Link { to: SocketAddr, end: LinkEnd },
+    #[error("no tunnel can be made here: {0}")]
+    Session(#[from] SessionError),
+}
+
+impl DialError {
+    /// The label of the closed set, where the attempt came as far as a connection.
+    pub fn close_cause(&self) -> Option<CloseCause> {
+        match self {
+            Self::Connect(_) => None,
+            Self::Link { end, .. } => Some(end.cause),
+            Self::Session(error) => Some(error.close_cause()),
+        }
+    }
+}
+
+/// Why a request got no stream.
+#[derive(Debug, thiserror::Error)]
+pub enum RequestError {
+    /// The link takes no more streams now: another link is needed, and nothing was sent.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The peer answered with another status than 200.
+    #[error("the peer refused the request with status {status}")]
+    Refused { status: u16, headers: Box<Headers> },
+    /// The stream or its link ended before the answer.
+    #[error("no answer: {0}")]
+    Ended(StreamEnd),
+}
+
+impl Link {
+    /// Connects, and returns when the peer has proved that it is one of the expected. At most 10 s for the connection
+    /// and 10 s for the handshake.
+    pub async fn dial(worker: &Worker, options: &DialOptions) -> Result<Rc<Self>, DialError> {
+        let to = options.to;
+        let socket = connect(to, &options.connect).await?;
+        let session = Session::client(&options.context, &options.expected, options.http, Instant::now())?;
+        let broken =
+            |detail: String| DialError::Link { to, end: LinkEnd { cause: CloseCause::Truncated, detail } };
+        let link = Self::start(worker, socket, to, session, Role::Client)
+            .map_err(|error| broken(error.to_string()))?;
+        match link.settled().await {
+            Ok(_peer) => Ok(link.clone()),
+            Err(end) => Err(DialError::Link { to, end }),
+        }
+    }
+
+    /// Asks the peer for a stream and waits for the answer. Dropping the future takes the request back.
+    pub async fn request(self: &Rc<Self>, headers: &Headers) -> Result<(TunnelStream, Headers), RequestError> {
+        let handle = self.open(headers)?;
+        let answer = handle.stream.wait_answer().await.map_err(|error| match error {
+            StreamError::Ended(end) => RequestError::Ended(end),
+            StreamError::Send(_) => RequestError::Open(OpenError::GoingAway),
+        })?;
+        match answer.status() {
+            Some(STATUS_OK) => Ok((handle, answer)),
+            status => Err(RequestError::Refused { status: status.unwrap_or(0), headers: Box::new(answer) }),
+        }
+    }
+
+    /// Opens a stream without waiting for the answer; what is sent before it is at the sender's risk.
+    fn open(self: &Rc<Self>, headers: &Headers) -> Result<TunnelStream, OpenError> {
+        if !self.takes_streams() {
+            return Err(OpenError::GoingAway);
+        }
+        let id = self.write(|session| session.open(headers, false))?;
+        let stream = Stream::new(self, id);
+        self.streams.borrow_mut().insert(id, stream.clone());
+        Ok(TunnelStream { stream, permit: None })
+    }
+}
