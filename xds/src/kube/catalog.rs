@@ -44,7 +44,7 @@ impl fmt::Display for ObjectName {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Meta {
     pub name: Arc<str>,
-    /// Empty for cluster-scoped kinds; `default` where a namespaced object names none.
+    /// Empty for cluster-scoped kinds, never for others.
     pub namespace: Arc<str>,
     pub labels: Labels,
     pub annotations: Labels,
@@ -130,6 +130,29 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+        }
+    }
+
+    /// API group and the versions that are read; the group of the core kinds is empty.
+    pub(super) fn api(self) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => ("", &["v1"]),
+            Self::EndpointSlice => ("discovery.k8s.io", &["v1", "v1beta1"]),
+            Self::ServiceEntry | Self::WorkloadEntry => {
+                ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"])
+            }
+            Self::Gateway | Self::GatewayClass | Self::HttpRoute | Self::ReferenceGrant => {
+                ("gateway.networking.k8s.io", &["v1", "v1beta1"])
+            }
+            Self::AuthorizationPolicy | Self::PeerAuthentication => ("security.istio.io", &["v1", "v1beta1"]),
+        }
+    }
+
+    /// The spelling of `apiVersion` that we propose.
+    pub(super) fn api_version(self) -> String {
+        match self.api().0 {
+            "" => String::from("v1"),
+            group => format!("{group}/v1"),
         }
     }
 

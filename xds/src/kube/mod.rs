@@ -5,14 +5,26 @@
 //! else, each with file, line, column, field and mend. Nothing here watches, serves or keeps state.
 
 pub mod catalog;
+pub mod check;
 pub mod cluster;
-
+pub mod convert;
 pub mod gateway;
 pub mod istio;
+pub mod load;
 pub mod problem;
+mod read;
+mod reader;
+mod references;
+mod yaml;
+
+#[cfg(test)]
+mod tests;
 
 pub use catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
+pub use check::check;
+pub use load::{load_dir, load_documents};
 pub use problem::{Problem, Severity};
+pub use references::check_references;
 
 /// What reading a folder gave.
 #[derive(Debug, Clone, Default, PartialEq)]

@@ -1,0 +1,260 @@
+//! Which policies concern which workloads.
+//!
+//! A policy reaches a workload by its namespace, by labels, or through a Service, a ServiceEntry or a waypoint that
+//! the workload stands behind. The first kind is left to the data plane, which knows the namespace of every
+//! workload; the others are resolved here, and the workload then names the policy.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use super::super::catalog::{Catalog, Labels, MeshSettings, ObjectName, Objects};
+use super::super::cluster::{Pod, Service};
+use super::super::istio::{AuthorizationPolicy, PolicyTarget, ServiceEntry, TargetRef, WorkloadEntry};
+use super::peer_authentication;
+
+/// Reach of a policy, as `istio.security.Scope` has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scope {
+    Global,
+    Namespace,
+    /// Concerns the workloads that name it.
+    WorkloadSelector,
+}
+
+/// A service that a workload stands behind.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ServiceRef {
+    Service(ObjectName),
+    ServiceEntry(ObjectName),
+}
+
+/// A workload as policies see it.
+#[derive(Debug, Clone, Copy)]
+pub struct Subject<'a> {
+    pub namespace: &'a str,
+    pub labels: &'a Labels,
+    pub services: &'a [ServiceRef],
+}
+
+/// A waypoint and what a request through it is meant for.
+#[derive(Debug, Clone)]
+pub struct Waypoint<'a> {
+    pub gateway: &'a ObjectName,
+    pub class: &'a str,
+    pub destination: &'a ServiceRef,
+}
+
+pub fn scope(policy: &AuthorizationPolicy, mesh: &MeshSettings) -> Scope {
+    match policy.target {
+        PolicyTarget::Namespace if policy.meta.namespace == mesh.root_namespace => Scope::Global,
+        PolicyTarget::Namespace => Scope::Namespace,
+        PolicyTarget::Selector(_) | PolicyTarget::References(_) => Scope::WorkloadSelector,
+    }
+}
+
+/// Keys of all policies that a workload names: those that select it and that of its PeerAuthentication. Sorted.
+pub fn workload_policies(catalog: &Catalog, mesh: &MeshSettings, subject: Subject<'_>) -> Vec<Arc<str>> {
+    let mut keys: Vec<Arc<str>> = catalog
+        .authorization_policies
+        .values()
+        .filter(|policy| !matches!(policy.target, PolicyTarget::Namespace))
+        .filter(|policy| attaches_to_workload(policy, subject, catalog, mesh))
+        .map(|policy| Arc::from(policy.meta.object_name().to_string()))
+        .collect();
+    keys.extend(peer_authentication::policy_key(catalog, mesh, subject.namespace, subject.labels));
+    keys.sort();
+    keys
+}
+
+/// Whether a policy is enforced at a workload's own proxy.
+pub fn attaches_to_workload(
+    policy: &AuthorizationPolicy,
+    subject: Subject<'_>,
+    catalog: &Catalog,
+    mesh: &MeshSettings,
+) -> bool {
+    let is_global = policy.meta.namespace == mesh.root_namespace;
+    let is_near = is_global || *policy.meta.namespace == *subject.namespace;
+    match &policy.target {
+        PolicyTarget::Namespace => is_near,
+        PolicyTarget::Selector(selector) => is_near && matches_labels(selector, subject.labels),
+        PolicyTarget::References(targets) => targets.iter().any(|target| {
+            subject.services.iter().any(|service| reaches_service(policy, target, service, catalog, mesh))
+        }),
+    }
+}
+
+/// Whether a policy is enforced at a proxy that knows no targetRefs, as a connection-level proxy of Istio does not.
+pub fn attaches_by_selector(
+    policy: &AuthorizationPolicy,
+    namespace: &str,
+    labels: &Labels,
+    mesh: &MeshSettings,
+) -> bool {
+    let is_near = policy.meta.namespace == mesh.root_namespace || *policy.meta.namespace == *namespace;
+    match &policy.target {
+        PolicyTarget::Namespace => is_near,
+        PolicyTarget::Selector(selector) => is_near && matches_labels(selector, labels),
+        PolicyTarget::References(_) => false,
+    }
+}
+
+/// Whether a policy is enforced at a waypoint, which knows nothing but targetRefs.
+pub fn attaches_to_waypoint(
+    policy: &AuthorizationPolicy,
+    waypoint: &Waypoint<'_>,
+    mesh: &MeshSettings,
+) -> bool {
+    let PolicyTarget::References(targets) = &policy.target else {
+        return false;
+    };
+    let namespace = &policy.meta.namespace;
+    targets.iter().filter(|target| is_of_own_namespace(policy, target)).any(|target| {
+        match target.kind.as_ref() {
+            "Gateway" => *namespace == waypoint.gateway.namespace && target.name == waypoint.gateway.name,
+            "GatewayClass" => *namespace == mesh.root_namespace && *target.name == *waypoint.class,
+            _ => names_service(policy, target, waypoint.destination),
+        }
+    })
+}
+
+fn is_of_own_namespace(policy: &AuthorizationPolicy, target: &TargetRef) -> bool {
+    target.namespace.as_ref().is_none_or(|namespace| *namespace == policy.meta.namespace)
+}
+
+fn names_service(policy: &AuthorizationPolicy, target: &TargetRef, service: &ServiceRef) -> bool {
+    let (kind, name) = match service {
+        ServiceRef::Service(name) => ("Service", name),
+        ServiceRef::ServiceEntry(name) => ("ServiceEntry", name),
+    };
+    *target.kind == *kind && policy.meta.namespace == name.namespace && target.name == name.name
+}
+
+/// A target on the way to a service: the service itself, or the waypoint in front of it.
+fn reaches_service(
+    policy: &AuthorizationPolicy,
+    target: &TargetRef,
+    service: &ServiceRef,
+    catalog: &Catalog,
+    mesh: &MeshSettings,
+) -> bool {
+    if !is_of_own_namespace(policy, target) {
+        return false;
+    }
+    if names_service(policy, target, service) {
+        return true;
+    }
+    let Some(gateway) = waypoint_of_service(catalog, service) else {
+        return false;
+    };
+    match target.kind.as_ref() {
+        "Gateway" => gateway.namespace == policy.meta.namespace && gateway.name == target.name,
+        "GatewayClass" => {
+            policy.meta.namespace == mesh.root_namespace
+                && catalog.gateways.get(&gateway).is_some_and(|gateway| gateway.class == target.name)
+        }
+        _ => false,
+    }
+}
+
+// === Waypoints ===
+
+/// The Gateway that an object asks for by `istio.io/use-waypoint`; `Some(None)` is the refusal `none`.
+fn requested_waypoint(labels: &Labels, namespace: &Arc<str>) -> Option<Option<ObjectName>> {
+    let name = labels.get("istio.io/use-waypoint").filter(|name| !name.is_empty())?;
+    if name.as_ref() == "none" {
+        return Some(None);
+    }
+    let namespace =
+        labels.get("istio.io/use-waypoint-namespace").filter(|name| !name.is_empty()).unwrap_or(namespace);
+    Some(Some(ObjectName { namespace: namespace.clone(), name: name.clone() }))
+}
+
+/// The waypoint of an object with these labels: its own word, else that of its namespace.
+pub fn waypoint_of(catalog: &Catalog, namespace: &Arc<str>, labels: &Labels) -> Option<ObjectName> {
+    requested_waypoint(labels, namespace)
+        .or_else(|| {
+            let object = catalog.namespaces.get(&ObjectName::new("", namespace.clone()))?;
+            requested_waypoint(&object.meta.labels, namespace)
+        })
+        .flatten()
+}
+
+fn waypoint_of_service(catalog: &Catalog, service: &ServiceRef) -> Option<ObjectName> {
+    let meta = match service {
+        ServiceRef::Service(name) => &catalog.services.get(name)?.meta,
+        ServiceRef::ServiceEntry(name) => &catalog.service_entries.get(name)?.meta,
+    };
+    waypoint_of(catalog, &meta.namespace, &meta.labels)
+}
+
+// === Services ===
+
+/// Services whose selector takes a pod, Services whose EndpointSlices name it, and ServiceEntries that select it.
+pub fn services_of_pod(catalog: &Catalog, pod: &Pod) -> Vec<ServiceRef> {
+    let name = pod.meta.object_name();
+    let mut services = selecting(catalog, &pod.meta.namespace, &pod.meta.labels);
+    for slice in in_namespace(&catalog.endpoint_slices, &pod.meta.namespace) {
+        let Some(service) = &slice.service else { continue };
+        let is_named = slice.endpoints.iter().any(|endpoint| endpoint.target_pod.as_ref() == Some(&name));
+        // A Service with a selector speaks for itself: its slices may lag behind it.
+        let has_no_selector =
+            catalog.services.get(service).is_some_and(|service| service.selector.is_empty());
+        if is_named && has_no_selector {
+            services.push(ServiceRef::Service(service.clone()));
+        }
+    }
+    services.sort();
+    services.dedup();
+    services
+}
+
+/// Services and ServiceEntries that select a WorkloadEntry.
+pub fn services_of_workload_entry(catalog: &Catalog, entry: &WorkloadEntry) -> Vec<ServiceRef> {
+    let mut services = selecting(catalog, &entry.meta.namespace, &entry.spec.labels);
+    services.extend(selecting_entries(catalog, &entry.meta.namespace, &entry.meta.labels));
+    services.sort();
+    services.dedup();
+    services
+}
+
+fn selecting(catalog: &Catalog, namespace: &str, labels: &Labels) -> Vec<ServiceRef> {
+    let is_meant =
+        |service: &&Arc<Service>| !service.selector.is_empty() && matches_labels(&service.selector, labels);
+    let services = in_namespace(&catalog.services, namespace).filter(is_meant);
+    let mut found: Vec<ServiceRef> =
+        services.map(|service| ServiceRef::Service(service.meta.object_name())).collect();
+    found.extend(selecting_entries(catalog, namespace, labels));
+    found
+}
+
+fn selecting_entries<'c>(
+    catalog: &'c Catalog,
+    namespace: &str,
+    labels: &'c Labels,
+) -> impl Iterator<Item = ServiceRef> + use<'c> {
+    let is_meant = |entry: &&Arc<ServiceEntry>| {
+        let selector = entry.workload_selector.as_ref();
+        selector.is_some_and(|selector| !selector.is_empty() && matches_labels(selector, labels))
+    };
+    let entries = in_namespace(&catalog.service_entries, namespace).filter(is_meant);
+    entries.map(|entry| ServiceRef::ServiceEntry(entry.meta.object_name()))
+}
+
+/// Whether every pair of a selector stands among the labels.
+pub fn matches_labels(selector: &Labels, labels: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+/// The objects of one namespace.
+pub fn in_namespace<'c, T>(
+    objects: &'c Objects<T>,
+    namespace: &str,
+) -> impl Iterator<Item = &'c Arc<T>> + use<'c, T> {
+    let namespace: Arc<str> = Arc::from(namespace);
+    let first = ObjectName { namespace: namespace.clone(), name: Arc::default() };
+    objects
+        .range((Bound::Included(first), Bound::Unbounded))
+        .take_while(move |(name, _)| name.namespace == namespace)
+        .map(|(_, object)| object)
+}

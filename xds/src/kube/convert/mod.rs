@@ -1,0 +1,70 @@
+//! From a catalog to the intermediate form. Pure functions: the same catalog gives the same result.
+//!
+//! [`policies`] and [`routes`] give everything a control plane serves; [`workload_policies`] says for one workload
+//! which policies select it. The functions below them serve one object each.
+
+pub mod attachment;
+pub(super) mod attribute;
+pub mod authorization;
+pub mod peer_authentication;
+pub mod route;
+pub mod trust_domain;
+
+use std::sync::Arc;
+
+use l7::ir;
+
+use super::catalog::{Catalog, MeshSettings};
+
+pub use attachment::{Scope, ServiceRef, Subject, workload_policies};
+pub use authorization::ConvertError;
+pub use route::routes;
+
+/// Which resource carries a policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Carrier {
+    /// `istio.security.Authorization`: decided when the connection opens.
+    Connection,
+    /// The intermediate form itself: it holds a condition that `Authorization` has no field for.
+    Request,
+}
+
+/// A policy as it is served.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MeshPolicy {
+    /// `NAMESPACE/NAME`, the name by which workloads refer to it.
+    pub key: Arc<str>,
+    pub scope: Scope,
+    pub carrier: Carrier,
+    pub policy: ir::AuthorizationPolicy,
+}
+
+/// Every policy of the mesh: those written as AuthorizationPolicy and those that PeerAuthentications amount to.
+/// Objects that cannot be expressed are returned aside; their readers refuse them, so that is a defect of a caller
+/// that made up its own objects.
+pub fn policies(catalog: &Catalog, mesh: &MeshSettings) -> (Vec<MeshPolicy>, Vec<ConvertError>) {
+    let mut policies = Vec::new();
+    let mut errors = Vec::new();
+    for policy in catalog.authorization_policies.values() {
+        match authorization::convert(policy, mesh) {
+            Ok(converted) => policies.push(MeshPolicy {
+                key: key(&converted),
+                scope: attachment::scope(policy, mesh),
+                carrier: authorization::carrier(&converted),
+                policy: converted,
+            }),
+            Err(error) => errors.push(error),
+        }
+    }
+    policies.extend(peer_authentication::convert_all(catalog, mesh).into_iter().map(|policy| MeshPolicy {
+        key: key(&policy),
+        scope: Scope::WorkloadSelector,
+        carrier: Carrier::Connection,
+        policy,
+    }));
+    (policies, errors)
+}
+
+fn key(policy: &ir::AuthorizationPolicy) -> Arc<str> {
+    Arc::from(format!("{}/{}", policy.namespace, policy.name))
+}

@@ -1,0 +1,219 @@
+//! What only the whole catalog can tell: references that lead nowhere, policies that concern nobody.
+//!
+//! All findings are warnings: what is referred to may come later, and until then the result is defined.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use l7::ir::BackendTarget;
+
+use super::catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
+use super::convert::attachment::{in_namespace, matches_labels};
+use super::convert::route::{ParentError, parent_error, resolve_backend};
+use super::gateway::HttpRoute;
+use super::istio::{AuthorizationPolicy, PeerAuthentication, PolicyTarget, TargetRef};
+use super::problem::{Problem, Severity};
+use super::reader::closest;
+
+/// Looks at every reference of a catalog.
+pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> {
+    let mut checker = Checker { catalog, mesh, problems: Vec::new() };
+    checker.namespaces();
+    for route in catalog.http_routes.values() {
+        checker.route(route);
+    }
+    for policy in catalog.authorization_policies.values() {
+        checker.authorization_policy(policy);
+    }
+    for policy in catalog.peer_authentications.values() {
+        checker.peer_authentication(policy);
+    }
+    checker.problems.sort_by(|left, right| {
+        (&left.file, left.line, left.column).cmp(&(&right.file, right.line, right.column))
+    });
+    checker.problems
+}
+
+struct Checker<'a> {
+    catalog: &'a Catalog,
+    mesh: &'a MeshSettings,
+    problems: Vec<Problem>,
+}
+
+impl Checker<'_> {
+    fn warn(&mut self, kind: Kind, meta: &Meta, at: Position, field: &str, message: String, fix: String) {
+        self.problems.push(Problem {
+            file: meta.source.file.clone(),
+            line: at.line,
+            column: at.column,
+            object: format!("{kind} {}", meta.object_name()),
+            field: field.to_owned(),
+            message,
+            fix,
+            severity: Severity::Warning,
+        });
+    }
+
+    /// Labels of a namespace decide on membership of the mesh: say so once where the object is missing.
+    fn namespaces(&mut self) {
+        let mut reported = BTreeSet::new();
+        let catalog = self.catalog;
+        let pods = catalog.pods.values().map(|pod| (Kind::Pod, &pod.meta));
+        let services = catalog.services.values().map(|service| (Kind::Service, &service.meta));
+        let routes = catalog.http_routes.values().map(|route| (Kind::HttpRoute, &route.meta));
+        let policies =
+            catalog.authorization_policies.values().map(|policy| (Kind::AuthorizationPolicy, &policy.meta));
+        for (kind, meta) in pods.chain(services).chain(routes).chain(policies) {
+            let name = ObjectName::new("", meta.namespace.clone());
+            if catalog.namespaces.contains_key(&name) || !reported.insert(meta.namespace.clone()) {
+                continue;
+            }
+            let names = catalog.namespaces.keys().map(|name| name.name.as_ref());
+            let fix = match closest(&meta.namespace, names) {
+                Some(near) => format!("add a Namespace object of that name; or did you mean {near}?"),
+                None => String::from(
+                    "add a Namespace object of that name; its labels decide whether it is in the mesh",
+                ),
+            };
+            let message = format!("there is no Namespace {}", meta.namespace);
+            self.warn(kind, meta, start(meta), "metadata.namespace", message, fix);
+        }
+    }
+
+    fn route(&mut self, route: &HttpRoute) {
+        if route.parents.is_empty() {
+            let fix = String::from("name the Service whose traffic it governs");
+            let message = String::from("the route has no parent, so it has no effect");
+            self.warn(Kind::HttpRoute, &route.meta, start(&route.meta), "spec.parentRefs", message, fix);
+        }
+        for (index, parent) in route.parents.iter().enumerate() {
+            let Some(error) = parent_error(parent, self.catalog, self.mesh) else {
+                continue;
+            };
+            let fix = match &error {
+                ParentError::Missing { name, .. } => self.near_service(name),
+                ParentError::NoPort { .. } => String::from("name a port of the Service, or leave port out"),
+                ParentError::OtherKind { .. } => {
+                    String::from("write group: \"\" and kind: Service for traffic between workloads")
+                }
+            };
+            let message = format!("{error}, so the route has no effect there");
+            let field = format!("spec.parentRefs[{index}]");
+            self.warn(Kind::HttpRoute, &route.meta, parent.at, &field, message, fix);
+        }
+        for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
+            let BackendTarget::Invalid(reason) = resolve_backend(backend, route, self.catalog, self.mesh)
+            else {
+                continue;
+            };
+            let name = ObjectName { namespace: backend.namespace.clone(), name: backend.name.clone() };
+            let is_missing = !self.catalog.services.contains_key(&name);
+            let fix = if is_missing { self.near_service(&name) } else { String::new() };
+            let message = format!("{reason}; its share of the traffic is answered with 500");
+            self.warn(Kind::HttpRoute, &route.meta, backend.at, &backend.field, message, fix);
+        }
+    }
+
+    fn near_service(&self, name: &ObjectName) -> String {
+        let services = in_namespace(&self.catalog.services, &name.namespace);
+        let near = closest(&name.name, services.map(|service| service.meta.name.as_ref()));
+        near.map_or_else(|| format!("add Service {name}"), |near| format!("did you mean {near}?"))
+    }
+
+    fn authorization_policy(&mut self, policy: &AuthorizationPolicy) {
+        match &policy.target {
+            PolicyTarget::Namespace => {}
+            PolicyTarget::Selector(selector) => {
+                let is_global = policy.meta.namespace == self.mesh.root_namespace;
+                self.selector(Kind::AuthorizationPolicy, &policy.meta, selector, is_global);
+            }
+            PolicyTarget::References(targets) => {
+                for (index, target) in targets.iter().enumerate() {
+                    self.target(policy, target, &format!("spec.targetRefs[{index}]"));
+                }
+            }
+        }
+    }
+
+    fn target(&mut self, policy: &AuthorizationPolicy, target: &TargetRef, field: &str) {
+        let name = ObjectName { namespace: policy.meta.namespace.clone(), name: target.name.clone() };
+        let class = ObjectName::new("", target.name.clone());
+        let is_there = match target.kind.as_ref() {
+            "Service" => self.catalog.services.contains_key(&name),
+            "ServiceEntry" => self.catalog.service_entries.contains_key(&name),
+            "Gateway" => self.catalog.gateways.contains_key(&name),
+            _ => self.catalog.gateway_classes.contains_key(&class),
+        };
+        let (message, fix) = if target.kind.as_ref() == "GatewayClass"
+            && policy.meta.namespace != self.mesh.root_namespace
+        {
+            let message = String::from("a policy for a GatewayClass counts only in the root namespace");
+            (message, format!("move the policy into {}", self.mesh.root_namespace))
+        } else if is_there {
+            return;
+        } else {
+            let fix = match target.kind.as_ref() {
+                "Service" => self.near_service(&name),
+                kind => format!("add {kind} {}", target.name),
+            };
+            (format!("there is no {} {}, so the policy reaches nobody there", target.kind, target.name), fix)
+        };
+        self.warn(Kind::AuthorizationPolicy, &policy.meta, target.at, field, message, fix);
+    }
+
+    fn peer_authentication(&mut self, policy: &PeerAuthentication) {
+        let Some(selector) = &policy.selector else {
+            return;
+        };
+        if policy.meta.namespace == self.mesh.root_namespace {
+            let message =
+                String::from("a PeerAuthentication of the root namespace with a selector has no effect");
+            let fix = String::from("move it into the namespace of the workloads, or remove the selector");
+            self.warn(
+                Kind::PeerAuthentication,
+                &policy.meta,
+                start(&policy.meta),
+                "spec.selector",
+                message,
+                fix,
+            );
+            return;
+        }
+        self.selector(Kind::PeerAuthentication, &policy.meta, selector, false);
+    }
+
+    fn selector(&mut self, kind: Kind, meta: &Meta, selector: &Labels, is_global: bool) {
+        let namespace = (!is_global).then(|| meta.namespace.clone());
+        let catalog = self.catalog;
+        let is_matched = objects(&catalog.pods, namespace.as_ref())
+            .any(|pod| matches_labels(selector, &pod.meta.labels))
+            || objects(&catalog.workload_entries, namespace.as_ref())
+                .any(|entry| matches_labels(selector, &entry.spec.labels))
+            || objects(&catalog.service_entries, namespace.as_ref()).any(|entry| {
+                entry.endpoints.iter().any(|endpoint| matches_labels(selector, &endpoint.labels))
+            });
+        if is_matched {
+            return;
+        }
+        let pairs: Vec<String> = selector.iter().map(|(key, value)| format!("{key}: {value}")).collect();
+        let message =
+            format!("no workload has the labels {}, so the policy concerns nobody", pairs.join(", "));
+        let fix = String::from("compare the selector with the labels of the Pods of this namespace");
+        self.warn(kind, meta, start(meta), "spec.selector.matchLabels", message, fix);
+    }
+}
+
+/// The objects of a namespace, or all.
+fn objects<'c, T>(
+    all: &'c Objects<T>,
+    namespace: Option<&Arc<str>>,
+) -> Box<dyn Iterator<Item = &'c Arc<T>> + 'c> {
+    match namespace {
+        Some(namespace) => Box::new(in_namespace(all, namespace)),
+        None => Box::new(all.values()),
+    }
+}
+
+fn start(meta: &Meta) -> Position {
+    Position { line: meta.source.line, column: 1 }
+}

@@ -1,0 +1,28 @@
+//! The front end against the captures, the authorization cases and a corpus of bad texts.
+
+mod attachment;
+mod cases;
+mod corpus;
+mod fuzz;
+mod golden;
+mod routes;
+
+use super::{Loaded, load_documents};
+
+fn load(text: &str) -> Loaded {
+    load_documents(vec![("a.yaml", text)])
+}
+
+/// Every finding as `LINE:COLUMN severity field: message | fix`.
+fn findings(text: &str) -> Vec<String> {
+    load(text)
+        .problems
+        .iter()
+        .map(|problem| {
+            let Problem { line, column, severity, field, message, fix, .. } = problem;
+            format!("{line}:{column} {severity} {field}: {message} | {fix}")
+        })
+        .collect()
+}
+
+use super::Problem;
