@@ -5,6 +5,7 @@
 //! shell around one tunnel connection.
 
 pub mod access_log;
+pub mod admin;
 pub mod capture;
 pub mod cli;
 pub mod link;

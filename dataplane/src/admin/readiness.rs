@@ -1,0 +1,49 @@
+//! What must still happen before the proxy serves.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+/// Names of tasks that are pending. Shared on the control thread.
+#[derive(Debug, Clone, Default)]
+pub struct Readiness {
+    /// With how many holders each.
+    pending: Rc<RefCell<BTreeMap<String, usize>>>,
+}
+
+/// Something is pending for as long as this lives.
+#[derive(Debug)]
+pub struct Pending {
+    task: String,
+    readiness: Readiness,
+}
+
+impl Readiness {
+    /// Not ready, because of `task`, until the returned value is dropped.
+    pub fn pending(&self, task: impl Into<String>) -> Pending {
+        let task = task.into();
+        *self.pending.borrow_mut().entry(task.clone()).or_default() += 1;
+        Pending { task, readiness: self.clone() }
+    }
+
+    /// The names of what is pending; empty means ready.
+    pub fn tasks(&self) -> Vec<String> {
+        self.pending.borrow().keys().cloned().collect()
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.pending.borrow().is_empty()
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        let mut pending = self.readiness.pending.borrow_mut();
+        if let Some(holders) = pending.get_mut(&self.task) {
+            *holders -= 1;
+            if *holders == 0 {
+                pending.remove(&self.task);
+            }
+        }
+    }
+}

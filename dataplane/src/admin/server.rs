@@ -1,0 +1,128 @@
+//! The small HTTP/1.1 server of the control thread.
+
+use std::convert::Infallible;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderValue};
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use super::page::{Ask, Page, parse_query};
+
+/// Connections to one site at a time; more wait in the listener's backlog.
+const CONNECTIONS_MAX: usize = 64;
+/// Time that a client may take over its request's head.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Rest of a listener that cannot accept for lack of descriptors.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where a site listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Binding {
+    Tcp(SocketAddr),
+    /// A socket file, for its owner only.
+    Unix(PathBuf),
+}
+
+/// A set of pages. Lives on the control thread.
+pub trait Site: 'static {
+    fn answer(&self, ask: Ask) -> impl Future<Output = Page>;
+}
+
+enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// Binds and serves until the returned task is aborted. Must be called inside a `LocalSet`. With the address that it
+/// got, where it is TCP.
+pub async fn serve<S: Site>(
+    binding: &Binding,
+    site: Rc<S>,
+) -> io::Result<(Option<SocketAddr>, tokio::task::JoinHandle<()>)> {
+    let listening = match binding {
+        Binding::Tcp(address) => Listening::Tcp(TcpListener::bind(address).await?),
+        Binding::Unix(path) => {
+            let listener = UnixListener::bind(path)?;
+            fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+            Listening::Unix(listener)
+        }
+    };
+    let address = match &listening {
+        Listening::Tcp(listener) => Some(listener.local_addr()?),
+        Listening::Unix(_) => None,
+    };
+    Ok((address, tokio::task::spawn_local(accept(listening, site))))
+}
+
+async fn accept<S: Site>(listening: Listening, site: Rc<S>) {
+    let places = std::sync::Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    // Dropped, and with it every connection, when the task is aborted.
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        while connections.try_join_next().is_some() {}
+        // The semaphore is never closed.
+        let Ok(place) = std::sync::Arc::clone(&places).acquire_owned().await else { return };
+        let site = Rc::clone(&site);
+        let accepted = match &listening {
+            Listening::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                connections.spawn_local(async move {
+                    connection(stream, site).await;
+                    drop(place);
+                });
+            }),
+            Listening::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                connections.spawn_local(async move {
+                    connection(stream, site).await;
+                    drop(place);
+                });
+            }),
+        };
+        if let Err(error) = accepted {
+            tracing::warn!(%error, "an admin connection was not accepted");
+            tokio::time::sleep(EXHAUSTED_PAUSE).await;
+        }
+    }
+}
+
+async fn connection<S: Site>(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, site: Rc<S>) {
+    let service = service_fn(|request: Request<Incoming>| {
+        let site = Rc::clone(&site);
+        async move { Ok::<_, Infallible>(response(site.answer(ask(&request)).await)) }
+    });
+    let served = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+    if let Err(error) = served {
+        tracing::debug!(%error, "an admin connection broke");
+    }
+}
+
+fn ask(request: &Request<Incoming>) -> Ask {
+    Ask {
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        query: parse_query(request.uri().query().unwrap_or_default()),
+    }
+}
+
+fn response(page: Page) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(page.body));
+    *response.status_mut() = page.status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    response
+}

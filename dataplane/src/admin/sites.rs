@@ -1,0 +1,143 @@
+//! The three sites and what they show.
+
+use std::rc::Rc;
+
+use http::{Method, StatusCode};
+use serde_json::Value;
+
+use super::logging;
+use super::page::{Ask, Page};
+use super::readiness::Readiness;
+use super::server::Site;
+use crate::metrics::Metrics;
+
+/// What a node proxy shows of itself.
+pub trait Inspect: 'static {
+    /// In the shape that ztunnel has and `istioctl ztunnel-config` reads.
+    fn config_dump(&self) -> impl Future<Output = Value>;
+    fn workers(&self) -> impl Future<Output = Value>;
+    fn connections(&self) -> impl Future<Output = Value>;
+    /// Begins to end the program in order.
+    fn quit(&self);
+}
+
+/// Port 15000.
+#[derive(Debug)]
+pub struct AdminSite<I> {
+    inspect: Rc<I>,
+}
+
+/// Port 15020.
+#[derive(Debug)]
+pub struct MetricsSite {
+    metrics: Rc<Metrics>,
+}
+
+/// Port 15021.
+#[derive(Debug)]
+pub struct ReadinessSite {
+    readiness: Readiness,
+}
+
+const INDEX: &str = "corelane admin
+
+GET  /config_dump            what this proxy knows: workloads, services, policies, certificates
+GET  /connections            open connections
+GET  /workers                the workers and what they carry
+GET  /logging                the log filter
+POST /logging?level=LEVEL    change it (LEVEL or TARGET:LEVEL,...)
+POST /logging?reset          back to that of the start
+POST /quitquitquit           end in order
+";
+
+// === impl AdminSite ===
+
+impl<I: Inspect> AdminSite<I> {
+    pub fn new(inspect: Rc<I>) -> Self {
+        Self { inspect }
+    }
+}
+
+impl<I: Inspect> Site for AdminSite<I> {
+    async fn answer(&self, ask: Ask) -> Page {
+        match ask.path.as_str() {
+            "/" => Page::text(StatusCode::OK, INDEX),
+            "/config_dump" => Page::json(&self.inspect.config_dump().await),
+            "/connections" => Page::json(&self.inspect.connections().await),
+            "/workers" => Page::json(&self.inspect.workers().await),
+            "/logging" => log_filter(&ask),
+            "/quitquitquit" if ask.method == Method::POST => {
+                self.inspect.quit();
+                Page::text(StatusCode::OK, "shutdown now\n")
+            }
+            "/quitquitquit" => Page::post_only(),
+            _ => Page::not_found(),
+        }
+    }
+}
+
+fn log_filter(ask: &Ask) -> Page {
+    let Some(filter) = logging::installed() else {
+        return Page::text(StatusCode::SERVICE_UNAVAILABLE, format!("{}\n", logging::LogFilterError::Fixed));
+    };
+    let wanted = ask.parameter("level").filter(|level| !level.is_empty());
+    let changed = match (wanted, ask.parameter("reset")) {
+        (None, None) => {
+            return Page::text(StatusCode::OK, format!("current log level is {}\n", filter.current()));
+        }
+        _ if ask.method != Method::POST => return Page::post_only(),
+        (Some(level), _) => filter.set(level),
+        (None, Some(_)) => filter.reset(),
+    };
+    match changed {
+        Ok(current) => Page::text(StatusCode::OK, format!("current log level is {current}\n")),
+        Err(error) => Page::text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    }
+}
+
+// === impl MetricsSite ===
+
+impl MetricsSite {
+    pub fn new(metrics: Rc<Metrics>) -> Self {
+        Self { metrics }
+    }
+}
+
+impl Site for MetricsSite {
+    async fn answer(&self, ask: Ask) -> Page {
+        if !matches!(ask.path.as_str(), "/metrics" | "/stats/prometheus") {
+            return Page::not_found();
+        }
+        match self.metrics.text() {
+            Ok(body) => Page {
+                status: StatusCode::OK,
+                content_type: "application/openmetrics-text;charset=utf-8;version=1.0.0",
+                body,
+            },
+            Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
+        }
+    }
+}
+
+// === impl ReadinessSite ===
+
+impl ReadinessSite {
+    pub fn new(readiness: Readiness) -> Self {
+        Self { readiness }
+    }
+}
+
+impl Site for ReadinessSite {
+    async fn answer(&self, ask: Ask) -> Page {
+        if ask.path != "/healthz/ready" {
+            return Page::not_found();
+        }
+        let pending = self.readiness.tasks();
+        if pending.is_empty() {
+            Page::text(StatusCode::OK, "ready\n")
+        } else {
+            let status = StatusCode::INTERNAL_SERVER_ERROR;
+            Page::text(status, format!("not ready, pending: {}\n", pending.join(", ")))
+        }
+    }
+}

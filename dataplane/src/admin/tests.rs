@@ -1,0 +1,147 @@
+//! The sites over real sockets.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use http::StatusCode;
+use serde_json::{Value, json};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::*;
+
+#[derive(Default)]
+struct Shown {
+    quit: Cell<bool>,
+}
+
+impl Inspect for Shown {
+    async fn config_dump(&self) -> Value {
+        json!({ "workloads": [] })
+    }
+
+    async fn workers(&self) -> Value {
+        json!([{ "worker": 0 }])
+    }
+
+    async fn connections(&self) -> Value {
+        json!([])
+    }
+
+    fn quit(&self) {
+        self.quit.set(true);
+    }
+}
+
+async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, line: &str) -> String {
+    let request = format!("{line} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, test);
+}
+
+async fn ask(site: &impl Site, method: &str, target: &str) -> Page {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let ask = Ask { method: method.parse().unwrap(), path: path.to_owned(), query: page::parse_query(query) };
+    site.answer(ask).await
+}
+
+#[test]
+fn pages_come_over_tcp_and_over_a_private_socket_file() {
+    run(async {
+        let site = Rc::new(AdminSite::new(Rc::new(Shown::default())));
+        let local = "127.0.0.1:0".parse().unwrap();
+        let (address, _task) = serve(&Binding::Tcp(local), Rc::clone(&site)).await.unwrap();
+        let stream = tokio::net::TcpStream::connect(address.unwrap()).await.unwrap();
+        let answer = exchange(stream, "GET /config_dump").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+        assert!(answer.contains("content-type: application/json"), "{answer}");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("admin.sock");
+        let (_, task) = serve(&Binding::Unix(path.clone()), site).await.unwrap();
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(&path).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+        let stream = tokio::net::UnixStream::connect(&path).await.unwrap();
+        assert!(exchange(stream, "GET /workers").await.contains("\"worker\": 0"));
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+        assert!(tokio::net::UnixStream::connect(&path).await.is_err());
+    });
+}
+
+#[test]
+fn what_changes_something_needs_post() {
+    run(async {
+        let shown = Rc::new(Shown::default());
+        let site = AdminSite::new(Rc::clone(&shown));
+        assert_eq!(ask(&site, "GET", "/quitquitquit").await.status, StatusCode::METHOD_NOT_ALLOWED);
+        assert!(!shown.quit.get());
+        assert_eq!(ask(&site, "POST", "/quitquitquit").await.body, "shutdown now\n");
+        assert!(shown.quit.get());
+        assert_eq!(ask(&site, "GET", "/").await.status, StatusCode::OK);
+        assert_eq!(ask(&site, "GET", "/nothing").await.status, StatusCode::NOT_FOUND);
+    });
+}
+
+#[test]
+fn the_log_filter_is_shown_changed_and_reset() {
+    run(async {
+        logging::install("info", |_| Ok(()));
+        let site = AdminSite::new(Rc::new(Shown::default()));
+        assert_eq!(ask(&site, "GET", "/logging").await.body, "current log level is info\n");
+        assert_eq!(ask(&site, "GET", "/logging?level=debug").await.status, StatusCode::METHOD_NOT_ALLOWED);
+        let changed = ask(&site, "POST", "/logging?level=dataplane%3Adebug,info").await;
+        assert_eq!(changed.body, "current log level is dataplane=debug,info\n");
+        assert_eq!(ask(&site, "POST", "/logging?level=verbose").await.status, StatusCode::BAD_REQUEST);
+        assert_eq!(ask(&site, "POST", "/logging?reset").await.body, "current log level is info\n");
+    });
+}
+
+#[test]
+fn readiness_names_what_is_pending() {
+    run(async {
+        let readiness = Readiness::default();
+        let site = ReadinessSite::new(readiness.clone());
+        let state = readiness.pending("state manager");
+        let proxies =
+            [readiness.pending("workload proxy manager"), readiness.pending("workload proxy manager")];
+        let page = ask(&site, "GET", "/healthz/ready").await;
+        assert_eq!(page.status, StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(page.body, "not ready, pending: state manager, workload proxy manager\n");
+        drop(state);
+        let [first, second] = proxies;
+        drop(first);
+        assert!(!readiness.is_ready());
+        drop(second);
+        let page = ask(&site, "GET", "/healthz/ready").await;
+        assert_eq!((page.status, page.body.as_str()), (StatusCode::OK, "ready\n"));
+    });
+}
+
+#[test]
+fn metrics_have_both_of_their_paths() {
+    run(async {
+        let (_workers, metrics) = crate::metrics::metrics(1);
+        let site = MetricsSite::new(Rc::new(metrics));
+        for path in ["/metrics", "/stats/prometheus"] {
+            assert!(ask(&site, "GET", path).await.body.ends_with("# EOF\n"));
+        }
+        assert_eq!(ask(&site, "GET", "/").await.status, StatusCode::NOT_FOUND);
+    });
+}
+
+#[test]
+fn fuzz_queries_are_decoded_without_failing() {
+    bolero::check!().with_type::<String>().for_each(|text| {
+        for (name, value) in page::parse_query(text) {
+            assert!(!name.contains('&') || text.contains("%26"));
+            assert!(value.len() <= 3 * text.len());
+        }
+    });
+    assert_eq!(page::parse_query("a=%zz&b=1%2"), [("a".into(), "%zz".into()), ("b".into(), "1%2".into())]);
+}
