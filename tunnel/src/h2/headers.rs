@@ -226,6 +226,11 @@ impl Headers {
         self.status != 0 || self.pseudo.iter().any(|span| span.len_plus_one > 0)
     }
 
+    /// Length of all text, as a hint for the next message.
+    pub(super) fn text_len(&self) -> usize {
+        self.text.len()
+    }
+
     pub(super) fn reserve(&mut self, bytes: usize) {
         self.text.reserve(bytes);
     }
@@ -395,7 +400,8 @@ fn pseudo_value_is_valid(which: Pseudo, value: &[u8]) -> bool {
         Pseudo::Method | Pseudo::Protocol => {
             !value.is_empty()
                 && value.iter().all(|byte| {
-                    byte.is_ascii_uppercase() || CLASSES.get(usize::from(*byte)).is_some_and(|c| c & NAME != 0)
+                    byte.is_ascii_uppercase()
+                        || CLASSES.get(usize::from(*byte)).is_some_and(|c| c & NAME != 0)
                 })
         }
         Pseudo::Scheme => {

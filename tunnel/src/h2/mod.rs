@@ -20,11 +20,21 @@
 //!
 //! What it does not do: server push (refused, RFC 9113 section 8.4), priorities (parsed and ignored, section 5.3.2).
 
+mod budget;
 mod config;
 mod connection;
+mod control;
 mod error;
 mod frame;
 mod headers;
+mod hpack_decode;
+mod hpack_encode;
+mod hpack_table;
+mod hpack_tables;
+mod message;
+mod receive;
+mod send;
+mod streams;
 
 pub use config::{Config, KeepAlive, Limits, Role};
 pub use connection::{Connection, Event, ResetBy};
