@@ -91,6 +91,25 @@ impl Credentials {
         })
     }
 
+    /// Credentials that are wrong on purpose: a certificate that names nobody, or several.
+    #[cfg(test)]
+    pub(super) fn from_der_unchecked(
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+        roots: &[CertificateDer<'_>],
+        identity: Identity,
+    ) -> Self {
+        let certified_key = CertifiedKey::from_der(chain, key, context::provider()).unwrap();
+        Self {
+            shared: Arc::new(Shared {
+                identity,
+                certified_key: Arc::new(certified_key),
+                roots: anchors(roots).unwrap(),
+                revocation_lists: Vec::new(),
+            }),
+        }
+    }
+
     /// The same credentials, refusing every peer that one of `lists` (PEM) revokes. Peers on which the lists say
     /// nothing pass.
     pub fn with_revocation_lists(&self, lists: &[u8]) -> Result<Self, CredentialsError> {

@@ -156,12 +156,14 @@ impl Handshake {
     fn advance(&mut self, output: &mut Vec<u8>) -> Result<Turn, TlsError> {
         let input = &mut self.input;
         let turn = match &mut self.connection {
-            Connection::Client(client) => {
-                advance(input, output, |bytes, step| step_of(client.process_tls_records(bytes), step))
-            }
-            Connection::Server(server) => {
-                advance(input, output, |bytes, step| step_of(server.process_tls_records(bytes), step))
-            }
+            Connection::Client(client) => advance(input, output, |bytes, output| {
+                let (discard, step) = step_of(client.process_tls_records(bytes), output);
+                (discard, step, client.wants_write())
+            }),
+            Connection::Server(server) => advance(input, output, |bytes, output| {
+                let (discard, step) = step_of(server.process_tls_records(bytes), output);
+                (discard, step, server.wants_write())
+            }),
             Connection::Over => return Err(TlsError::Internal("the handshake is over".to_owned())),
         };
         if turn.is_err() {
@@ -241,26 +243,33 @@ fn step_of<Data>(status: UnbufferedStatus<'_, '_, Data>, output: &mut Vec<u8>) -
     (status.discard, step)
 }
 
-/// Runs the state machine until it waits for the peer, is done or fails. After a failure the alert that rustls
-/// has queued is still fetched.
+/// Runs the state machine until it waits for the peer, is done or fails. `process` also says whether more is queued
+/// for the peer: after a failure exactly that, the alert, is still fetched. One call more, and rustls would look
+/// at the offending input again.
 fn advance(
     input: &mut Vec<u8>,
     output: &mut Vec<u8>,
-    mut process: impl FnMut(&mut [u8], &mut Vec<u8>) -> (usize, Step),
+    mut process: impl FnMut(&mut [u8], &mut Vec<u8>) -> (usize, Step, bool),
 ) -> Result<Turn, TlsError> {
     let mut failure = None;
     for _ in 0..HANDSHAKE_TURNS_MAX {
-        let (discard, step) = process(input, output);
+        let (discard, step, more) = process(input, output);
         input.drain(..discard.min(input.len()));
-        match (step, &failure) {
-            (Step::Continue, _) => {}
-            (Step::Failed(error), None) => failure = Some(error),
-            (_, Some(error)) => return Err(tls_error(error)),
-            (Step::Blocked, None) => return Ok(Turn::Blocked),
-            (Step::Finished, None) => {
+        match step {
+            Step::Failed(error) => {
+                failure.get_or_insert(error);
+            }
+            Step::Blocked if failure.is_none() => return Ok(Turn::Blocked),
+            Step::Finished if failure.is_none() => {
                 input.shrink_to_fit();
                 return Ok(Turn::Finished);
             }
+            Step::Continue | Step::Blocked | Step::Finished => {}
+        }
+        if let Some(error) = &failure
+            && !more
+        {
+            return Err(tls_error(error));
         }
     }
     Err(failure
