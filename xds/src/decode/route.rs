@@ -1,6 +1,9 @@
 //! Routes: `corelane.l7.v1.HttpRoute`.
 
+use std::sync::Arc;
+
 use l7::ir::HttpRoute;
+use l7::router::Router;
 
 use super::{DecodeError, message, same_name};
 use crate::proto::l7 as wire;
@@ -9,11 +12,15 @@ use crate::proto::l7 as wire;
 pub(super) const SAME_VERSION: &str = "run the control plane and the proxies in the same version";
 
 /// Reads a `corelane.l7.v1.HttpRoute`.
-pub fn http_route(name: &str, bytes: &[u8]) -> Result<HttpRoute, DecodeError> {
+pub fn http_route(name: &str, bytes: &[u8]) -> Result<Arc<HttpRoute>, DecodeError> {
     let message: wire::HttpRoute = message(bytes)?;
     let route: HttpRoute = serde_json::from_slice(&message.ir)
         .map_err(|error| DecodeError::new("ir", error.to_string(), SAME_VERSION))?;
     same_name(name, "ir", &route_name(&route))?;
+    let route = Arc::new(route);
+    Router::compile([Arc::clone(&route)]).map_err(|error| {
+        DecodeError::new("ir.rules", error.to_string(), "write the match in a supported form")
+    })?;
     Ok(route)
 }
 

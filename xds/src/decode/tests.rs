@@ -302,3 +302,23 @@ fn fuzz_no_bytes_make_decoding_panic() {
         let _ = http_route("x", bytes);
     });
 }
+
+#[test]
+fn a_route_of_ours_is_compiled_for_trial_and_named_by_its_parent() {
+    let json = |path: &str| {
+        format!(
+            r#"{{"namespace":"app","name":"r","parent":{{"namespace":"app","hostname":"web"}},"parent_port":80,
+            "consumer_namespace":null,"created":0,"hostnames":[],"source":null,"rules":[{{"name":null,
+            "matches":[{{"path":{{"Regex":"{path}"}},"method":null,"headers":[],"query":[]}}],"backends":[]}}]}}"#
+        )
+    };
+    let decode = |name: &str, path: &str| {
+        let bytes = l7_wire::HttpRoute { ir: json(path).into() }.encode_to_vec();
+        http_route(name, &bytes).map_err(|error| error.to_string())
+    };
+    assert!(decode("app/r/app/web/80", "/a.*").is_ok());
+    let error = decode("app/r/app/web/80", "/a(").unwrap_err();
+    assert!(error.starts_with("ir.rules: "), "{error}");
+    let error = decode("app/r/app/web/0", "/a").unwrap_err();
+    assert!(error.starts_with("ir: \"app/r/app/web/80\" is not the name"), "{error}");
+}

@@ -15,6 +15,7 @@ mod keys;
 pub mod resolve;
 #[cfg(test)]
 mod resolve_tests;
+mod routes;
 mod vip_blocks;
 
 use std::fmt;
@@ -22,6 +23,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use l7::authz::PolicySet;
+use l7::ir::HttpRoute;
+use l7::router::Router;
 use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
 
@@ -29,6 +32,7 @@ pub use endpoint::Endpoint;
 pub(crate) use keys::{AddressKey, NameKey, PolicySetKey};
 use keys::{AddressQuery, HostQuery, NameQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
+pub(crate) use routes::ServiceRoutes;
 pub(crate) use vip_blocks::VipBlocks;
 
 /// A persistent map with the hasher of this crate.
@@ -57,6 +61,8 @@ pub struct Snapshot {
     pub(crate) policies: Map<Arc<str>, PolicyEntry>,
     /// One compiled set for all workloads that the same policies govern.
     pub(crate) policy_sets: Map<PolicySetKey, PolicySetEntry>,
+    /// By the service whose traffic they govern.
+    pub(crate) routes: Map<NamespacedHostname, Arc<ServiceRoutes>>,
 }
 
 /// A service and the workloads behind it.
@@ -212,6 +218,24 @@ impl Snapshot {
             Some(entry) => Arc::clone(&entry.set),
             None => Arc::new(PolicySet::deny_all("the workload is not known")),
         }
+    }
+
+    // --- Routes ---
+
+    /// The router of a service port for clients of a namespace; `None` where no route governs that traffic. The same
+    /// router, by address, as long as no route of the service changes.
+    pub fn routes_for(
+        &self,
+        service: &NamespacedHostname,
+        port: u16,
+        client_namespace: &str,
+    ) -> Option<&Arc<Router>> {
+        self.routes.get(service)?.router(port, client_namespace)
+    }
+
+    /// In no particular order.
+    pub fn routes(&self) -> impl Iterator<Item = &Arc<HttpRoute>> {
+        self.routes.values().flat_map(|routes| routes.routes())
     }
 }
 

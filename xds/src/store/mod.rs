@@ -14,6 +14,7 @@ mod endpoints;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod policies;
+mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -40,6 +41,7 @@ pub struct Store {
     interner: Interner,
     waiting: WaitingEndpoints,
     policies: policies::Dirty,
+    routes: routes::Routes,
     changed: bool,
 }
 
@@ -50,6 +52,7 @@ impl Store {
             interner: Interner::new(),
             waiting: WaitingEndpoints::default(),
             policies: policies::Dirty::default(),
+            routes: routes::Routes::default(),
             changed: false,
         }
     }
@@ -60,6 +63,7 @@ impl Store {
             return None;
         }
         self.compile_policies();
+        self.compile_routes();
         self.state.generation += 1;
         Some(Arc::new(self.state.clone()))
     }
@@ -110,6 +114,7 @@ impl Sink for Store {
             ADDRESS_TYPE | WORKLOAD_TYPE => self.remove_address(name),
             AUTHORIZATION_TYPE => self.remove_policy(PolicyKind::Connection, name),
             AUTHORIZATION_POLICY_TYPE => self.remove_policy(PolicyKind::Request, name),
+            HTTP_ROUTE_TYPE => self.remove_route(name),
             _ => {}
         }
     }
@@ -137,6 +142,8 @@ impl Store {
             AUTHORIZATION_POLICY_TYPE => {
                 self.upsert_policy(PolicyKind::Request, name, decode::authorization_policy(name, bytes)?);
             }
+            HTTP_ROUTE_TYPE => self.upsert_route(name, decode::http_route(name, bytes)?),
+            // The client hands over only what it subscribed to.
             _ => {}
         }
         Ok(())

@@ -346,3 +346,61 @@ fn agree(snapshot: &Snapshot, naive: &Naive) {
         assert!(want.iter().all(|it| it.capacity <= entry.capacity_max));
     }
 }
+
+/// A route `NAMESPACE/NAME` of service `app/web`.
+fn route(name: &str, port: Option<u16>, consumer: Option<&str>) -> Arc<l7::ir::HttpRoute> {
+    let (namespace, name) = name.split_once('/').unwrap();
+    let everything = l7::ir::HttpMatch {
+        path: l7::ir::PathMatch::Prefix("/".into()),
+        method: None,
+        headers: vec![],
+        query: vec![],
+    };
+    Arc::new(l7::ir::HttpRoute {
+        namespace: namespace.into(),
+        name: name.into(),
+        parent: model::NamespacedHostname::new("app", "web"),
+        parent_port: port,
+        consumer_namespace: consumer.map(Into::into),
+        created: 0,
+        hostnames: vec![],
+        rules: vec![l7::ir::HttpRule { name: None, matches: vec![everything], backends: vec![] }],
+        source: None,
+    })
+}
+
+fn routes_for(snapshot: &Snapshot, port: u16, client: &str) -> Vec<String> {
+    let service = model::NamespacedHostname::new("app", "web");
+    let router = snapshot.routes_for(&service, port, client);
+    let mut names: Vec<_> = router.iter().flat_map(|it| it.routes()).map(|it| it.name.to_string()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn routes_govern_the_ports_and_the_clients_that_they_name() {
+    let mut store = Store::new();
+    let routes = [
+        route("app/all", None, None),
+        route("app/p80", Some(80), None),
+        route("far/consumer", None, Some("far")),
+        route("far/both", Some(81), Some("far")),
+    ];
+    for route in &routes {
+        store.upsert_route(&decode::route_name(route), Arc::clone(route));
+    }
+    let snapshot = store.snapshot().unwrap();
+    assert_eq!(routes_for(&snapshot, 80, "app"), ["all", "p80"]);
+    assert_eq!(routes_for(&snapshot, 80, "far"), ["all", "consumer", "p80"]);
+    assert_eq!(routes_for(&snapshot, 81, "far"), ["all", "both", "consumer"]);
+    assert_eq!(routes_for(&snapshot, 99, "else"), ["all"]);
+    store.remove(HTTP_ROUTE_TYPE, "app/all/app/web/0");
+    store.remove(HTTP_ROUTE_TYPE, "far/consumer/app/web/0");
+    let later = store.snapshot().unwrap();
+    assert_eq!(routes_for(&later, 99, "else"), [""; 0]);
+    assert_eq!(routes_for(&later, 81, "far"), ["both"]);
+    assert_eq!(routes_for(&snapshot, 99, "else"), ["all"], "the older snapshot is as it was");
+    store.remove(HTTP_ROUTE_TYPE, "app/p80/app/web/80");
+    store.remove(HTTP_ROUTE_TYPE, "far/both/app/web/81");
+    assert!(store.snapshot().unwrap().routes.is_empty());
+}
