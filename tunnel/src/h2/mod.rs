@@ -20,6 +20,7 @@
 //!
 //! What it does not do: server push (refused, RFC 9113 section 8.4), priorities (parsed and ignored, section 5.3.2).
 
+mod blocks;
 mod budget;
 mod config;
 mod connection;
