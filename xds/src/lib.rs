@@ -8,5 +8,6 @@ pub mod delta;
 pub mod kube;
 pub mod proto;
 pub mod publish;
+pub mod replay;
 pub mod snapshot;
 pub mod store;

@@ -1,1 +1,326 @@
-//! The JSON of `/config_dump`.
+//! The JSON of `/config_dump`: workloads, services and policies in ztunnel's shape, and routes in ours.
+//!
+//! Values that equal their default are left out. Everything is sorted by its key, so that two dumps can be compared
+//! as text.
+
+use std::collections::BTreeMap;
+
+use l7::ir::{Action, Attribute, Condition, HttpRoute, Test};
+use model::{
+    ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health, HealthPolicy, IpFamilies,
+    LoadBalancing, LoadBalancingMode, NetworkMode, RoutingScope, Service, TunnelProtocol, Visibility,
+    Workload, WorkloadType,
+};
+use serde_json::{Map, Value, json};
+
+use super::{Policy, PolicyScope, ServiceEntry, Snapshot};
+
+/// `workloads`, `services`, `policies` and `routes` of a snapshot.
+pub fn state(snapshot: &Snapshot) -> Value {
+    let workloads: BTreeMap<_, _> = snapshot.workloads().map(|it| (&it.uid, workload(it))).collect();
+    let services: BTreeMap<_, _> = snapshot.services().map(|it| (it.key(), service(it))).collect();
+    let mut policies: Vec<_> = snapshot.policies().collect();
+    policies.sort_by_key(|it| (&it.policy.namespace, &it.policy.name));
+    let routes: BTreeMap<_, _> =
+        snapshot.routes().map(|it| (crate::decode::route_name(it), route(it))).collect();
+    json!({
+        "workloads": workloads.into_values().collect::<Vec<_>>(),
+        "services": services.into_values().collect::<Vec<_>>(),
+        "policies": policies.into_iter().map(|it| policy(it)).collect::<Vec<_>>(),
+        "routes": routes.into_values().collect::<Vec<_>>(),
+    })
+}
+
+/// An object under construction, from which defaults are left out.
+struct Object(Map<String, Value>);
+
+impl Object {
+    fn put(&mut self, name: &str, value: impl Into<Value>) {
+        self.0.insert(name.to_owned(), value.into());
+    }
+
+    fn put_text(&mut self, name: &str, value: &str) {
+        if !value.is_empty() {
+            self.put(name, value);
+        }
+    }
+
+    fn put_some(&mut self, name: &str, value: Option<Value>) {
+        if let Some(value) = value {
+            self.put(name, value);
+        }
+    }
+
+    fn put_list(&mut self, name: &str, values: Vec<Value>) {
+        if !values.is_empty() {
+            self.put(name, values);
+        }
+    }
+}
+
+pub fn workload(workload: &Workload) -> Value {
+    let mut object = Object(Map::new());
+    object.put("uid", &*workload.uid);
+    object.put("name", &*workload.name);
+    object.put("namespace", &*workload.namespace);
+    object.put("trustDomain", workload.identity.trust_domain());
+    object.put("serviceAccount", workload.identity.service_account());
+    object.put("workloadIps", workload.addresses.iter().map(ToString::to_string).collect::<Vec<_>>());
+    object.put_text("hostname", &workload.hostname);
+    object.put_text("network", &workload.network);
+    object.put(
+        "protocol",
+        match workload.tunnel_protocol {
+            TunnelProtocol::None => "TCP",
+            TunnelProtocol::Hbone => "HBONE",
+        },
+    );
+    if workload.native_tunnel {
+        object.put("nativeTunnel", true);
+    }
+    object.put(
+        "networkMode",
+        match workload.network_mode {
+            NetworkMode::Standard => "Standard",
+            NetworkMode::HostNetwork => "HostNetwork",
+        },
+    );
+    object.put_some("waypoint", workload.waypoint.as_ref().map(gateway));
+    object.put_some("networkGateway", workload.network_gateway.as_ref().map(gateway));
+    object.put_some(
+        "applicationTunnel",
+        workload.application_tunnel.map(|tunnel| {
+            let protocol = match tunnel.protocol {
+                ApplicationTunnelProtocol::None => "NONE",
+                ApplicationTunnelProtocol::Proxy => "PROXY",
+            };
+            json!({ "protocol": protocol, "port": (tunnel.port != 0).then_some(tunnel.port) })
+        }),
+    );
+    object.put_list("authorizationPolicies", texts(workload.authorization_policies.iter()));
+    object.put_list("services", workload.services.keys().map(|key| key.to_string().into()).collect());
+    object.put("status", health(workload.health));
+    object.put_text("node", &workload.node);
+    object.put_text("clusterId", &workload.cluster_id);
+    object.put("capacity", workload.capacity);
+    object.put_some("locality", locality(workload));
+    object.put_text("workloadName", &workload.workload_name);
+    object.put(
+        "workloadType",
+        match workload.workload_type {
+            WorkloadType::Deployment => "deployment",
+            WorkloadType::CronJob => "cronjob",
+            WorkloadType::Pod => "pod",
+            WorkloadType::Job => "job",
+        },
+    );
+    object.put_text("canonicalName", &workload.canonical_name);
+    object.put_text("canonicalRevision", &workload.canonical_revision);
+    Value::Object(object.0)
+}
+
+fn texts<'a>(values: impl Iterator<Item = &'a std::sync::Arc<str>>) -> Vec<Value> {
+    values.map(|value| Value::from(&**value)).collect()
+}
+
+fn health(health: Health) -> &'static str {
+    match health {
+        Health::Healthy => "Healthy",
+        Health::Unhealthy => "Unhealthy",
+    }
+}
+
+fn locality(workload: &Workload) -> Option<Value> {
+    let locality = &workload.locality;
+    let mut object = Object(Map::new());
+    object.put_text("region", &locality.region);
+    object.put_text("zone", &locality.zone);
+    object.put_text("subzone", &locality.subzone);
+    (!object.0.is_empty()).then_some(Value::Object(object.0))
+}
+
+fn gateway(gateway: &GatewayAddress) -> Value {
+    let destination = match &gateway.destination {
+        GatewayDestination::Hostname(key) => key.to_string(),
+        GatewayDestination::Address(address) => address.to_string(),
+    };
+    json!({ "destination": destination, "hboneMtlsPort": gateway.hbone_mtls_port })
+}
+
+pub fn service(entry: &ServiceEntry) -> Value {
+    let service: &Service = &entry.service;
+    let mut object = Object(Map::new());
+    object.put("name", &*service.name);
+    object.put("namespace", &*service.key.namespace);
+    object.put("hostname", &*service.key.hostname);
+    object.put("vips", service.vips.iter().map(vip).collect::<Vec<_>>());
+    object.put("ports", ports(service.ports.iter().map(|port| (port.service_port, port.target_port))));
+    let endpoints: Map<_, _> = entry
+        .endpoints
+        .iter()
+        .map(|endpoint| {
+            let workload = &endpoint.workload;
+            let ports = ports(endpoint.ports.iter().map(|port| (port.service_port, port.target_port)));
+            let status = health(workload.health);
+            (
+                workload.uid.to_string(),
+                json!({ "workloadUid": &*workload.uid, "port": ports, "status": status }),
+            )
+        })
+        .collect();
+    object.put("endpoints", endpoints);
+    object.put(
+        "subjectAltNames",
+        service.subject_alt_names.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    );
+    object.put_some("waypoint", service.waypoint.as_ref().map(gateway));
+    let weighted = service.weighted_waypoints.iter();
+    object.put_list(
+        "weightedWaypoints",
+        weighted.map(|it| json!({ "destination": gateway(&it.destination), "weight": it.weight })).collect(),
+    );
+    object.put_some("loadBalancer", service.load_balancing.as_ref().map(load_balancer));
+    let families = match service.ip_families {
+        IpFamilies::Automatic => None,
+        IpFamilies::Ipv4Only => Some("IPv4"),
+        IpFamilies::Ipv6Only => Some("IPv6"),
+        IpFamilies::Dual => Some("Dual"),
+    };
+    object.put_some("ipFamilies", families.map(Value::from));
+    object.put("canonical", service.canonical);
+    object.put(
+        "visibility",
+        match service.visibility {
+            Visibility::Public => "Public",
+            Visibility::Namespace => "Namespace",
+        },
+    );
+    Value::Object(object.0)
+}
+
+fn vip(vip: &model::ServiceVip) -> String {
+    let length = if vip.is_single() { String::new() } else { format!("/{}", vip.prefix_len) };
+    format!("{}/{}{length}", vip.network, vip.ip)
+}
+
+fn ports(ports: impl Iterator<Item = (u16, u16)>) -> Value {
+    Value::Object(ports.map(|(service, target)| (service.to_string(), target.into())).collect())
+}
+
+fn load_balancer(balancing: &LoadBalancing) -> Value {
+    let scope = |scope: &RoutingScope| match scope {
+        RoutingScope::Region => "Region",
+        RoutingScope::Zone => "Zone",
+        RoutingScope::Subzone => "Subzone",
+        RoutingScope::Node => "Node",
+        RoutingScope::Cluster => "Cluster",
+        RoutingScope::Network => "Network",
+    };
+    json!({
+        "routingPreferences": balancing.routing_preference.iter().map(scope).collect::<Vec<_>>(),
+        "mode": match balancing.mode {
+            LoadBalancingMode::Unspecified => "Standard",
+            LoadBalancingMode::Strict => "Strict",
+            LoadBalancingMode::Failover => "Failover",
+            LoadBalancingMode::Passthrough => "Passthrough",
+        },
+        "healthPolicy": match balancing.health_policy {
+            HealthPolicy::OnlyHealthy => "OnlyHealthy",
+            HealthPolicy::AllowAll => "AllowAll",
+        },
+    })
+}
+
+/// `rules` holds rules, of clauses, of matches; a match maps each attribute, and its name with `not` in front, to the
+/// tests on it.
+pub fn policy(policy: &Policy) -> Value {
+    let it = &policy.policy;
+    let rules: Vec<Vec<Vec<Value>>> = it
+        .rules
+        .iter()
+        .map(|rule| {
+            let clauses = rule.clauses.iter();
+            clauses.map(|it| it.matches.iter().map(|it| one_match(&it.conditions)).collect()).collect()
+        })
+        .collect();
+    let mut object = Object(Map::new());
+    object.put("name", &*it.name);
+    object.put("namespace", &*it.namespace);
+    object.put(
+        "scope",
+        match policy.scope {
+            PolicyScope::Global => "Global",
+            PolicyScope::Namespace => "Namespace",
+            PolicyScope::Workload => "WorkloadSelector",
+        },
+    );
+    object.put(
+        "action",
+        match it.action {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+            Action::Audit => "Audit",
+        },
+    );
+    object.put("rules", json!(rules));
+    if it.dry_run {
+        object.put("dryRun", true);
+    }
+    Value::Object(object.0)
+}
+
+fn one_match(conditions: &[Condition]) -> Value {
+    let mut object = Object(Map::new());
+    for condition in conditions {
+        let name = attribute(&condition.attribute);
+        object.put_list(&name, condition.any_of.iter().map(test).collect());
+        let mut letters = name.chars();
+        let capital: String = letters.next().map(|letter| letter.to_ascii_uppercase()).into_iter().collect();
+        object.put_list(
+            &format!("not{capital}{}", letters.as_str()),
+            condition.none_of.iter().map(test).collect(),
+        );
+    }
+    Value::Object(object.0)
+}
+
+fn attribute(attribute: &Attribute) -> String {
+    let name = match attribute {
+        Attribute::SourcePrincipal => "principals",
+        Attribute::SourceNamespace => "namespaces",
+        Attribute::SourceServiceAccount => "serviceAccounts",
+        Attribute::SourceTrustDomain => "trustDomains",
+        Attribute::SourceIp => "sourceIps",
+        Attribute::RemoteIp => "remoteIps",
+        Attribute::DestinationIp => "destinationIps",
+        Attribute::DestinationPort => "destinationPorts",
+        Attribute::ConnectionSni => "snis",
+        Attribute::RequestHost => "hosts",
+        Attribute::RequestMethod => "methods",
+        Attribute::RequestPath => "paths",
+        Attribute::RequestHeader(name) => return format!("headers[{name}]"),
+        Attribute::RequestPrincipal => "requestPrincipals",
+        Attribute::RequestAudiences => "audiences",
+        Attribute::RequestPresenter => "presenters",
+        Attribute::RequestClaim(path) => return format!("claims[{}]", path.join("][")),
+    };
+    name.to_owned()
+}
+
+fn test(test: &Test) -> Value {
+    match test {
+        Test::Exact(text) => json!({ "Exact": &**text }),
+        Test::Prefix(text) => json!({ "Prefix": &**text }),
+        Test::Suffix(text) => json!({ "Suffix": &**text }),
+        Test::Present => json!("Presence"),
+        Test::Glob(text) => json!({ "Glob": &**text }),
+        Test::Template(text) => json!({ "Template": &**text }),
+        Test::Ip(block) => json!(block.to_string()),
+        Test::Port(port) => json!(port),
+    }
+}
+
+/// The intermediate form as it is.
+pub fn route(route: &HttpRoute) -> Value {
+    serde_json::to_value(route).unwrap_or_default()
+}
