@@ -1,5 +1,6 @@
 //! The command line: one module per subcommand. Parses, starts logging, runs, and turns errors into an exit code.
 
+mod shutdown;
 mod tunnel;
 
 use std::process::ExitCode;

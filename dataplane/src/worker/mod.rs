@@ -30,7 +30,9 @@ pub use tick::{TICK, Tick, TickList};
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::io;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -142,6 +144,19 @@ impl Worker {
     /// Opens when the worker must take no new work and end what it has.
     pub fn drain(&self) -> &Rc<Latch> {
         &self.context.drain
+    }
+
+    /// Runs `future` unless the worker is draining or begins to meanwhile: then it is dropped. For accept loops.
+    pub async fn unless_draining<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut drain = self.context.drain.wait();
+        let mut future = pin!(future);
+        std::future::poll_fn(|context| {
+            if Pin::new(&mut drain).poll(context).is_ready() {
+                return Poll::Ready(None);
+            }
+            future.as_mut().poll(context).map(Some)
+        })
+        .await
     }
 
     /// When a draining worker cuts what is left; `None` while it is not draining.
