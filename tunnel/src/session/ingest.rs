@@ -62,6 +62,9 @@ impl<'s, 'b> Ingest<'s, 'b> {
 
     fn step(&mut self) -> Result<Option<SessionEvent<'b>>, SessionError> {
         self.session.take_fault()?;
+        if matches!(self.session.phase, Phase::Over) {
+            return if self.rest.is_empty() { Ok(None) } else { Err(SessionError::Over) };
+        }
         loop {
             // Also with nothing to read: timers and writes leave events behind in the engine.
             if let Some(event) = self.http_event()? {

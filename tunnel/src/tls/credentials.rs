@@ -110,6 +110,12 @@ impl Credentials {
         }
     }
 
+    /// For peers of other make in tests: presents our certificate, with our key.
+    #[cfg(test)]
+    pub(crate) fn resolver(&self) -> Arc<rustls::sign::SingleCertAndKey> {
+        Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&self.shared.certified_key)))
+    }
+
     /// The same credentials, refusing every peer that one of `lists` (PEM) revokes. Peers on which the lists say
     /// nothing pass.
     pub fn with_revocation_lists(&self, lists: &[u8]) -> Result<Self, CredentialsError> {

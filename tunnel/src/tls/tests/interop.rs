@@ -18,10 +18,6 @@ fn provider(suite: rustls::SupportedCipherSuite) -> Arc<CryptoProvider> {
     Arc::new(CryptoProvider { cipher_suites: vec![suite], ..default_provider() })
 }
 
-fn resolver(credentials: &Credentials) -> Arc<rustls::sign::SingleCertAndKey> {
-    Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&credentials.shared.certified_key)))
-}
-
 /// An ordinary rustls server: sends tickets, asks for a client certificate.
 fn plain_server(authority: &Authority, suite: rustls::SupportedCipherSuite) -> Connection {
     let mut roots = RootCertStore::empty();
@@ -32,7 +28,7 @@ fn plain_server(authority: &Authority, suite: rustls::SupportedCipherSuite) -> C
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(resolver(&authority.identity(SERVER)));
+        .with_cert_resolver(authority.identity(SERVER).resolver());
     config.alpn_protocols = vec![ALPN.to_vec()];
     Connection::Server(ServerConnection::new(Arc::new(config)).unwrap())
 }
@@ -45,7 +41,7 @@ fn plain_client(authority: &Authority, suite: rustls::SupportedCipherSuite, alpn
         .with_protocol_versions(&[&rustls::version::TLS13])
         .unwrap()
         .with_root_certificates(roots)
-        .with_client_cert_resolver(resolver(&authority.identity(CLIENT)));
+        .with_client_cert_resolver(authority.identity(CLIENT).resolver());
     config.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
     config.check_selected_alpn = false;
     let name = ServerName::try_from("server.test").unwrap();
