@@ -31,6 +31,34 @@ const ENTRIES_MAX: usize = 200_000;
 /// API groups in which an unknown kind is an error: leaving it out would change what the mesh enforces.
 const MESH_GROUPS: [&str; 3] = ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io"];
 
+/// Kinds of those groups that exist but are not read, so that they are not taken for misspelled ones.
+const UNSUPPORTED_KINDS: [&str; 24] = [
+    "BackendTLSPolicy",
+    "BackendTrafficPolicy",
+    "DestinationRule",
+    "EnvoyFilter",
+    "GRPCRoute",
+    "HTTPFilter",
+    "ListenerSet",
+    "ProxyConfig",
+    "RequestAuthentication",
+    "Sidecar",
+    "TCPRoute",
+    "TLSRoute",
+    "TrafficExtension",
+    "UDPRoute",
+    "VirtualService",
+    "WorkloadGroup",
+    "XBackendTrafficPolicy",
+    "XListenerSet",
+    "XMesh",
+    "Gateway",
+    "GatewayClass",
+    "HTTPRoute",
+    "ServiceEntry",
+    "WorkloadEntry",
+];
+
 /// Reads every `*.yaml`, `*.yml` and `*.json` below a folder, in the order of their paths.
 ///
 /// Symbolic links are followed, names that begin with a dot are passed over: thereby a mounted ConfigMap, whose
@@ -247,9 +275,13 @@ impl Loader {
         }
         self.places.insert(key.clone(), place);
         match object {
-            Some(object) if findings.errors == 0 => self.loaded.catalog.insert(key.1, object),
-            _ => self.loaded.refused.push(key),
+            Some(object) if findings.errors == 0 => return self.loaded.catalog.insert(key.1, object),
+            Some(Object::AuthorizationPolicy(policy)) => {
+                self.loaded.degraded.insert(key.1.clone(), Arc::new(policy));
+            }
+            _ => {}
         }
+        self.loaded.refused.push(key);
     }
 }
 
@@ -333,7 +365,8 @@ fn unknown_kind(
         return findings.add(Severity::Error, api_version_at, "apiVersion", message, fix);
     }
     let of_group = Kind::ALL.into_iter().filter(|known| known.api().0 == group);
-    let near = closest(kind, of_group.map(Kind::name));
+    let is_real = UNSUPPORTED_KINDS.contains(&kind);
+    let near = closest(kind, of_group.map(Kind::name)).filter(|_| !is_real);
     let homeless =
         || Kind::ALL.into_iter().find(|known| known.name() == kind && !MESH_GROUPS.contains(&group));
     if let Some(near) = near {

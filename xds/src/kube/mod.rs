@@ -35,4 +35,8 @@ pub struct Loaded {
     pub problems: Vec<Problem>,
     /// Objects that were made out but refused: whoever holds an earlier good version keeps it in force.
     pub refused: Vec<(Kind, ObjectName)>,
+    /// What remains of refused AuthorizationPolicies when every doubt counts against the request: an ALLOW without
+    /// the rules that hold an error, a DENY without the conditions that do. For whoever holds no earlier version and
+    /// would rather deny too much than enforce nothing. A policy whose action or target is unclear is not here.
+    pub degraded: Objects<istio::AuthorizationPolicy>,
 }

@@ -361,12 +361,22 @@ pub(super) fn closest<'c>(word: &str, candidates: impl Iterator<Item = &'c str>)
         return None;
     }
     let allowed = 1 + word.len() / 5;
+    let word_lower = word.to_lowercase();
     candidates
         .filter(|candidate| candidate.len() <= SPELLING_BYTES_MAX)
-        .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= allowed && *distance < candidate.len())
-        .min_by_key(|(distance, _)| *distance)
+        .map(|candidate| (separation(&word_lower, &candidate.to_lowercase()), candidate))
+        .filter(|(separation, candidate)| *separation <= allowed && *separation < candidate.len())
+        .min_by_key(|(separation, _)| *separation)
         .map(|(_, candidate)| candidate)
+}
+
+/// The distance, or 1 where a word is a good part of the candidate, as `prefix` is of `pathprefix`.
+fn separation(word: &str, candidate: &str) -> usize {
+    const PART_BYTES_MIN: usize = 5;
+    if word != candidate && word.len() >= PART_BYTES_MIN && candidate.contains(word) {
+        return 1;
+    }
+    distance(word, candidate)
 }
 
 /// One letter wrong, missing, too much or swapped.
@@ -417,6 +427,7 @@ mod tests {
         assert_eq!(propose("fitlers"), Some("filters"));
         assert_eq!(propose("Name"), Some("name"));
         assert_eq!(propose("sessionPersistence"), None);
+        assert_eq!(propose("backend"), Some("backendRefs"));
         assert_eq!(propose("x"), None);
         assert_eq!(propose(&"n".repeat(1000)), None);
     }

@@ -11,8 +11,8 @@ use serde_saphyr::{DuplicateKeyPolicy, NonFiniteFloatPolicy, Options, Spanned};
 
 use super::catalog::Position;
 
-/// Deepest nesting of a document; a Pod reaches about 12.
-const DEPTH_MAX: usize = 64;
+/// Deepest nesting of a document; a Pod reaches about 12. Deserialisation recurses, so this bounds the stack too.
+const DEPTH_MAX: usize = 32;
 /// Most nodes of one document: a `List` of some 20,000 Pods.
 const NODES_MAX: usize = 8_000_000;
 /// Most nodes that aliases may add to one document.
@@ -330,7 +330,7 @@ mod tests {
         assert_eq!(lines(text), [(2, 1), (5, 1), (9, 1)]);
         let second = documents(text).remove(1).unwrap();
         let item = second.get("b").unwrap();
-        assert_eq!(item.at, Position { line: 6, column: 1 });
+        assert_eq!(item.at, Position { line: 6, column: 3 });
     }
 
     #[test]

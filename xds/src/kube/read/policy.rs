@@ -83,7 +83,7 @@ pub(super) fn authorization_policy(
         item.error(findings, "provider goes only with action CUSTOM", "remove provider");
     }
     let list = fields.optional("rules");
-    let rules = list.as_ref().map_or_else(Vec::new, |list| rules(list, findings));
+    let rules = list.as_ref().map_or_else(Vec::new, |list| rules(list, action, findings));
     fields.finish(findings);
     if action != PolicyAction::Allow && list.as_ref().is_none_or(|list| list.list(findings).is_empty()) {
         let severity = if action == PolicyAction::Deny { Severity::Error } else { Severity::Warning };
@@ -188,13 +188,23 @@ fn entries<'n>(fields: &mut Fields<'n>, name: &'static str, findings: &mut Findi
     items
 }
 
-fn rules(list: &Item<'_>, findings: &mut Findings) -> Vec<PolicyRule> {
+/// An ALLOW rule with an error is left out of what remains of the refused policy: any part of it might have been
+/// what keeps others out.
+fn rules(list: &Item<'_>, action: PolicyAction, findings: &mut Findings) -> Vec<PolicyRule> {
     let items = list.list(findings);
     if items.len() > ENTRIES_MAX {
         let message = format!("{} rules are too many", items.len());
         list.error(findings, message, format!("keep at most {ENTRIES_MAX}"));
     }
-    items.iter().filter_map(|item| rule(item, findings)).collect()
+    let mut rules = Vec::new();
+    for item in &items {
+        let errors = findings.errors;
+        let rule = rule(item, findings);
+        if findings.errors == errors || action != PolicyAction::Allow {
+            rules.extend(rule);
+        }
+    }
+    rules
 }
 
 fn rule(item: &Item<'_>, findings: &mut Findings) -> Option<PolicyRule> {
@@ -222,6 +232,7 @@ fn wrapped<'n>(item: &Item<'n>, name: &'static str, findings: &mut Findings) -> 
 }
 
 fn source(item: &Item<'_>, findings: &mut Findings) -> Option<Source> {
+    let errors = findings.errors;
     let mut fields = item.fields(findings)?;
     let mut read = |name, not_name, form| values(&mut fields, (name, not_name), form, findings);
     let source = Source {
@@ -235,6 +246,10 @@ fn source(item: &Item<'_>, findings: &mut Findings) -> Option<Source> {
     };
     fields.finish(findings);
     if source == Source::default() {
+        // Fields with nothing but errors are reported already.
+        if findings.errors > errors {
+            return None;
+        }
         item.error(
             findings,
             "the source has no field",
@@ -255,6 +270,7 @@ fn source(item: &Item<'_>, findings: &mut Findings) -> Option<Source> {
 }
 
 fn operation(item: &Item<'_>, findings: &mut Findings) -> Option<Operation> {
+    let errors = findings.errors;
     let mut fields = item.fields(findings)?;
     let mut read = |name, not_name, form| values(&mut fields, (name, not_name), form, findings);
     let operation = Operation {
@@ -265,6 +281,9 @@ fn operation(item: &Item<'_>, findings: &mut Findings) -> Option<Operation> {
     };
     fields.finish(findings);
     if operation == Operation::default() {
+        if findings.errors > errors {
+            return None;
+        }
         item.error(findings, "the operation has no field", "name hosts, ports, methods or paths");
         return None;
     }
@@ -380,6 +399,7 @@ fn trust_domain(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<
 // === Conditions ===
 
 fn when(item: &Item<'_>, findings: &mut Findings) -> Option<When> {
+    let errors = findings.errors;
     let mut fields = item.fields(findings)?;
     let key_item = fields.required(findings, "key");
     let key = key_item.as_ref().and_then(|item| item.filled(findings));
@@ -396,7 +416,10 @@ fn when(item: &Item<'_>, findings: &mut Findings) -> Option<When> {
     let values = values(&mut fields, ("values", "notValues"), form.unwrap_or(Form::Text), findings);
     fields.finish(findings);
     if values.is_empty() {
-        item.error(findings, "the condition has neither values nor notValues", "add values");
+        if findings.errors == errors {
+            item.error(findings, "the condition has neither values nor notValues", "add values");
+        }
+        return None;
     }
     form?;
     Some(When { key: Arc::from(key?), values })

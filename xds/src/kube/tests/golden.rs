@@ -39,20 +39,23 @@ fn inputs_within_our_reach_load_without_a_finding() {
 
 #[test]
 fn steps_load_without_an_error() {
-    let mut files = 0;
+    let mut folders = 0;
     for scenario in std::fs::read_dir(golden()).unwrap() {
         let steps = scenario.unwrap().path().join("steps");
         if !steps.is_dir() {
             continue;
         }
         for problem in load_dir(&steps).problems {
-            let is_expected = problem.message.contains("already written")
+            // Steps change an object more than once, and what a step deletes is only named.
+            let is_deleted = problem.file.contains("-delete-");
+            let is_expected = is_deleted
+                || problem.message.contains("already written")
                 || problem.message.contains("is not supported yet");
             assert!(is_expected || !problem.is_error(), "{}: {problem}", steps.display());
         }
-        files += 1;
+        folders += 1;
     }
-    assert!(files >= 5);
+    assert!(folders >= 5);
 }
 
 #[test]

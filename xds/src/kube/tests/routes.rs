@@ -161,13 +161,13 @@ fn defaults_are_those_of_the_schema() {
         "the second spelling of a header is left out: {:?}",
         loaded.problems
     );
-    let route = routes(&loaded.catalog, &MeshSettings::default()).remove(0);
+    let converted = routes(&loaded.catalog, &MeshSettings::default()).remove(0);
     let all = HttpMatch { path: PathMatch::Prefix("/".into()), method: None, headers: vec![], query: vec![] };
-    assert_eq!(route.rules[0].matches, std::slice::from_ref(&all));
-    assert_eq!(route.rules[0].backends[0].weight, 1);
-    assert_eq!(route.rules[1].matches[1], all);
+    assert_eq!(converted.rules[0].matches, std::slice::from_ref(&all));
+    assert_eq!(converted.rules[0].backends[0].weight, 1);
+    assert_eq!(converted.rules[1].matches[1], all);
     assert_eq!(
-        route.rules[1].matches[0],
+        converted.rules[1].matches[0],
         HttpMatch {
             path: PathMatch::Prefix("/x".into()),
             method: Some("GET".into()),
@@ -184,7 +184,7 @@ fn what_the_schema_refuses_is_refused_where_it_stands() {
     for (spec, expected) in [
         (
             "  rules: [{matches: [{path: {value: x}}]}]",
-            "5:32 error spec.rules[0].matches[0].path.value: the path \"x\" does not begin",
+            "5:37 error spec.rules[0].matches[0].path.value: the path \"x\" does not begin",
         ),
         ("  rules: [{matches: [{path: {value: /a//b}}]}]", "holds \"//\""),
         ("  rules: [{matches: [{path: {value: /a/../b}}]}]", "holds \"/../\""),
