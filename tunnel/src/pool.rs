@@ -28,7 +28,7 @@ pub struct PoolConfig {
 impl PoolConfig {
     pub const DEFAULT: Self = Self {
         streams_per_connection_max: 100,
-        unused_release: Duration::from_secs(300),
+        unused_release: Duration::from_mins(5),
         waiters_per_key_max: 4_096,
     };
 }

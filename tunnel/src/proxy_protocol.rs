@@ -10,7 +10,6 @@ const FAMILY_TCP4: u8 = 0x11;
 const FAMILY_TCP6: u8 = 0x21;
 const TLV_IDENTITY: u8 = 0xD0;
 const FIXED_BYTES: usize = 16;
-const ADDRESSES_TCP4_BYTES: usize = 12;
 const ADDRESSES_TCP6_BYTES: usize = 36;
 /// Identities have at most 2048 bytes (SPIFFE-ID section 2.3), so every header's length fits its 16 bits.
 const IDENTITY_BYTES_MAX: usize = 2_048;

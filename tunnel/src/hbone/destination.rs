@@ -146,7 +146,7 @@ mod tests {
 
     impl DestinationLookup for Mesh {
         fn application_tunnel(&self) -> Option<ApplicationTunnel> {
-            self.tunnel.clone()
+            self.tunnel
         }
 
         fn hostname_port(&self, hostname: &str, service_port: u16) -> HostnamePort {

@@ -82,11 +82,18 @@ impl Authority {
     pub(crate) fn issue_trusting(&self, leaf: &Leaf, trusted: &Self) -> Credentials {
         let (certificate, key) = self.certificate(leaf);
         let identity = SERVER.parse().unwrap();
-        match Credentials::from_der(vec![certificate.clone()], key.clone_key(), &[trusted.root.clone()]) {
+        match Credentials::from_der(
+            vec![certificate.clone()],
+            key.clone_key(),
+            std::slice::from_ref(&trusted.root),
+        ) {
             Ok(credentials) => credentials,
-            Err(_) => {
-                Credentials::from_der_unchecked(vec![certificate], key, &[trusted.root.clone()], identity)
-            }
+            Err(_) => Credentials::from_der_unchecked(
+                vec![certificate],
+                key,
+                std::slice::from_ref(&trusted.root),
+                identity,
+            ),
         }
     }
 

@@ -384,8 +384,8 @@ fn keys_are_updated_in_both_directions_and_on_request() {
             client.request_key_update(&mut output);
             assert!(read(&mut server, output.ready().to_vec()).unwrap().is_empty());
         }
-        let sealed = written(&mut server, &[round; 20_000]);
-        assert_eq!(read(&mut client, sealed).unwrap(), [round; 20_000]);
+        let sealed = written(&mut server, &vec![round; 20_000]);
+        assert_eq!(read(&mut client, sealed).unwrap(), vec![round; 20_000]);
     }
 }
 

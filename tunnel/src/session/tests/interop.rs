@@ -161,7 +161,7 @@ async fn our_server_speaks_with_tokio_rustls_and_the_h2_crate() {
             assert!(echoed == payload());
         };
         // The connection ends with the last handle, or with our close.
-        let (_, _ended) = tokio::join!(exchange, connection);
+        let ((), _ended) = tokio::join!(exchange, connection);
     };
 
     let dns = rcgen::SanType::DnsName("server.test".try_into().unwrap());

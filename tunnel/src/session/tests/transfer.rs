@@ -86,7 +86,7 @@ fn a_receiver_that_takes_nothing_stops_the_sender_at_its_window() {
     let window = Config::hbone_server().initial_stream_window as usize;
     let mut accepted = 0;
     for _ in 0..100 {
-        accepted += pair.client.session.send_data(stream, &[1; 100_000], false).unwrap();
+        accepted += pair.client.session.send_data(stream, &vec![1; 100_000], false).unwrap();
         pair.settle();
     }
     assert_eq!(accepted, window);
@@ -98,7 +98,7 @@ fn a_receiver_that_takes_nothing_stops_the_sender_at_its_window() {
     }
     pair.settle();
     assert!(pair.client.seen.contains(&Seen::Writable(stream)));
-    assert_eq!(pair.client.session.send_data(stream, &[1; 100_000], false), Ok(100_000));
+    assert_eq!(pair.client.session.send_data(stream, &vec![1; 100_000], false), Ok(100_000));
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn a_full_output_is_reported_before_more_is_read_from_applications() {
     let (mut pair, stream) = tunnel(21);
     let mut accepted = 0;
     while !pair.client.session.output_is_full() {
-        accepted += pair.client.session.send_data(stream, &[1; 64 * 1024], false).unwrap();
+        accepted += pair.client.session.send_data(stream, &vec![1; 64 * 1024], false).unwrap();
     }
     assert!(accepted >= OUTPUT_BYTES_FULL - 64 * 1024);
     assert!(accepted <= OUTPUT_BYTES_FULL + 64 * 1024);
