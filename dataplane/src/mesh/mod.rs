@@ -12,6 +12,8 @@
 pub mod client;
 pub mod fabric;
 pub mod pattern;
+pub mod plan;
+pub mod report;
 pub mod sandbox;
 pub mod service_proxy;
 pub mod workload;
