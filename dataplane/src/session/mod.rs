@@ -1,5 +1,27 @@
 //! The work of a node proxy: connections of its pods, captured, decided, carried.
+//!
+//! One [`Node`] per worker. It follows the published [`NodeState`]; for each pod of that state it opens the three
+//! listeners inside the pod's network namespace and serves them until the pod leaves:
+//! - [`outbound`](mod@outbound) (15001): what the pod dials goes through HBONE to mesh workloads, in plain text to others; where
+//!   HTTPRoutes govern the service, each request is routed on its own;
+//! - [`inbound`](mod@inbound) (15008): what other proxies send is authorized and handed to the application;
+//! - [`passthrough`](mod@passthrough) (15006): what comes in plain text, likewise, without an identity.
+//!
+//! Invariants:
+//! - A connection is decided from one state, taken when it begins; a request from the state when its head arrives.
+//! - Nothing is forwarded before it is authorized; whatever cannot be decided is closed.
+//! - Every live connection is in the node's registry, by which a changed policy or a leaving pod cuts it.
 
+mod connection;
+mod dial;
+mod http;
+mod inbound;
+mod node;
+mod outbound;
+mod passthrough;
+mod pod;
+mod registry;
 mod state;
 
+pub use node::{Node, NodeOptions, NodeParts, Ports};
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};

@@ -24,13 +24,14 @@ pub struct NodeState {
 /// Both roles of one certificate.
 #[derive(Debug)]
 pub struct TlsContexts {
-    pub client: ClientContext,
-    pub server: ServerContext,
+    pub client: Arc<ClientContext>,
+    pub server: Arc<ServerContext>,
 }
 
 impl TlsContexts {
     pub fn new(credentials: &Credentials, policy: CryptoPolicy) -> Result<Self, TlsError> {
-        Ok(Self { client: ClientContext::new(credentials, policy)?, server: ServerContext::new(credentials, policy)? })
+        let client = Arc::new(ClientContext::new(credentials, policy)?);
+        Ok(Self { client, server: Arc::new(ServerContext::new(credentials, policy)?) })
     }
 }
 
@@ -49,9 +50,19 @@ pub struct LocalPod {
 /// What a worker tells of a pod's listeners. A pod may be redirected to the proxy once every worker is listening.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodEvent {
-    Listening { uid: Arc<str>, worker: usize },
+    Listening {
+        uid: Arc<str>,
+        worker: usize,
+    },
     /// The listeners could not be opened; they are tried again with the next state.
-    Failed { uid: Arc<str>, worker: usize, reason: String },
+    Failed {
+        uid: Arc<str>,
+        worker: usize,
+        reason: String,
+    },
     /// The listeners are closed; connections that were open have been cut.
-    Stopped { uid: Arc<str>, worker: usize },
+    Stopped {
+        uid: Arc<str>,
+        worker: usize,
+    },
 }

@@ -1,0 +1,281 @@
+//! One connection's life in the books: registry, metrics, access log.
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Instant;
+
+use bytes::Bytes;
+use tunnel::h2::ErrorCode;
+
+use super::node::Node;
+use super::pod::Pod;
+use super::state::LocalPod;
+use crate::access_log::cause::CloseCause;
+use crate::access_log::record::{Authority, Direction, HttpFacts, Party, Record, TlsFacts};
+use crate::link::{Flow, StreamRelayEnd, TunnelStream};
+use crate::metrics::{ConnectionSecurity, Gauge, Labels, Reporter, Subject, TcpSeries};
+use crate::net::{ByteCounters, Socket};
+use crate::worker::{CensusGuard, Signal};
+
+/// A connection that is being decided or carried. Dropping it takes it out of the books.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) node: Rc<Node>,
+    pub(super) shared: Rc<Shared>,
+    /// What the log line will say; filled in as it becomes known.
+    pub(super) record: RefCell<Record>,
+    started: Instant,
+    key: usize,
+    ended: Cell<bool>,
+    _live: CensusGuard,
+}
+
+/// The part of a connection that the registry sees.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pod: Arc<LocalPod>,
+    pub(super) direction: Direction,
+    pub(super) counters: Rc<ByteCounters>,
+    /// Set once the connection counts in a series.
+    pub(super) series: RefCell<Option<Counted>>,
+    /// What policy decided about; only of inbound connections that were authorized.
+    pub(super) authorized: RefCell<Option<Authorized>>,
+    cut: Signal,
+    cut_cause: Cell<Option<CloseCause>>,
+}
+
+/// A series, and how much of the connection's bytes it has been told.
+#[derive(Debug)]
+pub(super) struct Counted {
+    series: TcpSeries,
+    sent: u64,
+    received: u64,
+}
+
+/// What is asked again when policies change.
+#[derive(Debug)]
+pub(super) struct Authorized {
+    pub(super) source: Option<model::Identity>,
+    pub(super) source_ip: std::net::IpAddr,
+    pub(super) destination_ip: std::net::IpAddr,
+    pub(super) destination_port: u16,
+    /// HTTP is parsed: each request is decided on its own.
+    pub(super) reads_requests: bool,
+    /// Head of the request in flight.
+    pub(super) request: Option<Bytes>,
+}
+
+impl Shared {
+    /// Ends the connection, wherever it waits.
+    pub(super) fn cut(&self, cause: CloseCause) {
+        self.cut_cause.set(Some(cause));
+        self.cut.raise();
+    }
+
+    /// Brings the metrics up to date with the counters. "Sent" in the metrics is what the server sent.
+    pub(super) fn account(&self) {
+        let mut counted = self.series.borrow_mut();
+        let Some(counted) = counted.as_mut() else { return };
+        let (sent, received) = (self.counters.sent.get(), self.counters.received.get());
+        counted.series.client_to_server(sent.saturating_sub(counted.sent));
+        counted.series.server_to_client(received.saturating_sub(counted.received));
+        (counted.sent, counted.received) = (sent, received);
+    }
+}
+
+impl Connection {
+    /// Enters an accepted connection into the books.
+    pub(super) fn begin(node: &Rc<Node>, pod: &Pod, direction: Direction, source: Party) -> Self {
+        let shared = Rc::new(Shared {
+            pod: pod.local.clone(),
+            direction,
+            counters: Rc::default(),
+            series: RefCell::default(),
+            authorized: RefCell::default(),
+            cut: Signal::default(),
+            cut_cause: Cell::new(None),
+        });
+        let key = node.registry.add(shared.clone());
+        node.metrics.raise(Gauge::sockets(reporter(direction)));
+        let record = Record {
+            direction,
+            source,
+            destination: Party::default(),
+            hbone_authority: None,
+            service: None,
+            tls: None,
+            worker: u16::try_from(node.worker.index()).unwrap_or(u16::MAX),
+            bytes_sent: 0,
+            bytes_received: 0,
+            duration: std::time::Duration::ZERO,
+            cause: CloseCause::Finished,
+            http: None,
+        };
+        Self {
+            node: node.clone(),
+            shared,
+            record: RefCell::new(record),
+            started: Instant::now(),
+            key,
+            ended: Cell::new(false),
+            _live: node.worker.hold(),
+        }
+    }
+
+    /// The connection is established end to end: it counts from here.
+    pub(super) fn established(&self) {
+        let series = self.series(CloseCause::Finished);
+        series.opened();
+        self.shared.series.replace(Some(Counted { series, sent: 0, received: 0 }));
+    }
+
+    /// Runs `work` until it is done or the connection is cut.
+    pub(super) async fn until_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, CloseCause> {
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            if self.shared.cut.poll_wait(context).is_ready() {
+                return Poll::Ready(Err(self.shared.cut_cause.get().unwrap_or(CloseCause::Drained)));
+            }
+            work.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
+
+    /// Relays between the stream and the pod's socket until the end. A cut resets both, so that neither side takes
+    /// what it got for the whole.
+    pub(super) async fn relay(&self, stream: TunnelStream, socket: Socket, flow: Flow) -> CloseCause {
+        let cutter = stream.cutter();
+        let mut relay = pin!(stream.relay(socket, flow, &self.shared.counters));
+        match self.until_cut(relay.as_mut()).await {
+            Ok(end) => stream_cause(&end, flow),
+            Err(cause) => {
+                cutter.cut(ErrorCode::CONNECT_ERROR);
+                relay.await;
+                cause
+            }
+        }
+    }
+
+    /// Closes the books with the connection's log line.
+    pub(super) fn end(self, cause: CloseCause) {
+        let record = self.record.borrow().clone();
+        self.close_books(cause);
+        self.log(record, cause, self.started);
+    }
+
+    /// Closes the books without a line: each of its requests has had its own.
+    pub(super) fn end_silently(self, cause: CloseCause) {
+        self.close_books(cause);
+    }
+
+    /// Writes the line of one request of this connection; `began` is when its head was complete.
+    pub(super) fn log_request(
+        &self,
+        facts: Box<HttpFacts>,
+        cause: CloseCause,
+        began: Instant,
+        bytes: (u64, u64),
+    ) {
+        let mut record = self.record.borrow().clone();
+        self.node.metrics.http(&self.labels(&record, cause), facts.status).request(began.elapsed());
+        record.http = Some(facts);
+        (record.bytes_sent, record.bytes_received) = self.of_the_pod(bytes);
+        record.duration = began.elapsed();
+        record.cause = cause;
+        self.node.recorder.record(record);
+    }
+
+    fn log(&self, mut record: Record, cause: CloseCause, began: Instant) {
+        let counters = &self.shared.counters;
+        (record.bytes_sent, record.bytes_received) =
+            self.of_the_pod((counters.sent.get(), counters.received.get()));
+        record.duration = began.elapsed();
+        record.cause = cause;
+        self.node.recorder.record(record);
+    }
+
+    /// Turns (client to server, server to client) into (sent, received) of the local pod.
+    fn of_the_pod(&self, (to_server, to_client): (u64, u64)) -> (u64, u64) {
+        match self.shared.direction {
+            Direction::Outbound => (to_server, to_client),
+            Direction::Inbound => (to_client, to_server),
+        }
+    }
+
+    fn close_books(&self, cause: CloseCause) {
+        if self.ended.replace(true) {
+            return;
+        }
+        self.shared.account();
+        match self.shared.series.take() {
+            Some(counted) => counted.series.closed(),
+            None => {
+                let series = self.series(cause);
+                series.opened();
+                series.failed();
+                series.closed();
+            }
+        }
+    }
+
+    fn series(&self, cause: CloseCause) -> TcpSeries {
+        self.node.metrics.tcp(&self.labels(&self.record.borrow(), cause))
+    }
+
+    fn labels(&self, record: &Record, cause: CloseCause) -> Labels {
+        let subject =
+            |party: &Party| Subject { workload: party.workload.clone(), identity: party.identity.clone() };
+        Labels {
+            reporter: reporter(self.shared.direction),
+            source: subject(&record.source),
+            destination: subject(&record.destination),
+            service: record.service.clone(),
+            flag: cause.flag(),
+            security: if record.tls.is_some() {
+                ConnectionSecurity::MutualTls
+            } else {
+                ConnectionSecurity::Unknown
+            },
+        }
+    }
+
+    /// Notes that a tunnel carries it.
+    pub(super) fn describe_tunnel(&self, cipher_suite: u16, authority: Authority) {
+        let mut record = self.record.borrow_mut();
+        record.tls = Some(TlsFacts { version: 0x0304, cipher_suite });
+        record.hbone_authority = Some(authority);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A task that was dropped midway (the worker stops) still closes its books.
+        self.close_books(CloseCause::Drained);
+        self.node.registry.remove(self.key);
+        self.node.metrics.lower(Gauge::sockets(reporter(self.shared.direction)));
+    }
+}
+
+/// What the end of a relay through a tunnel is called in the books.
+fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
+    match (end, flow) {
+        (StreamRelayEnd::Complete, _) => CloseCause::Finished,
+        (StreamRelayEnd::Stream(_), Flow::Downstream) | (StreamRelayEnd::Application(_), Flow::Upstream) => {
+            CloseCause::ServerReset
+        }
+        (StreamRelayEnd::Stream(_), Flow::Upstream) | (StreamRelayEnd::Application(_), Flow::Downstream) => {
+            CloseCause::ClientReset
+        }
+    }
+}
+
+fn reporter(direction: Direction) -> Reporter {
+    match direction {
+        Direction::Inbound => Reporter::Destination,
+        Direction::Outbound => Reporter::Source,
+    }
+}

@@ -1,0 +1,125 @@
+//! At the server's proxy: each request is allowed or denied by the workload's policies.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use l7::authz::{Denial, PolicySet, Verdict};
+use l7::http1::{empty_headers, parse_request};
+use l7::ir::{ConnectionAttributes, RequestHead};
+use l7::path::normalize;
+
+use super::conversation::converse;
+use super::reader::Reader;
+use super::{Director, NORMALIZATION, Reply, Upstream, Wire};
+use crate::access_log::cause::CloseCause;
+use crate::access_log::record::HttpFacts;
+use crate::net::Socket;
+use crate::session::connection::Connection;
+use crate::session::inbound::{Arrival, dial_application};
+use crate::session::node::{Node, workload_of};
+use crate::session::pod::Pod;
+
+/// Istio's answer to a denied request.
+const DENIED: Reply = Reply { status: 403, body: "RBAC: access denied", cause: CloseCause::PolicyDenied };
+
+/// The application behind an inbound connection; its first socket is open already.
+#[derive(Debug)]
+pub(in crate::session) struct Application {
+    pub(in crate::session) node: Rc<Node>,
+    pub(in crate::session) pod: Rc<Pod>,
+    pub(in crate::session) target: SocketAddr,
+    pub(in crate::session) socket: Socket,
+}
+
+/// Serves the requests of an inbound connection.
+pub(in crate::session) async fn authorize(
+    connection: &Connection,
+    arrival: Arrival,
+    downstream: &Wire,
+    application: Application,
+) -> CloseCause {
+    let Application { node, pod, target, socket } = application;
+    let idle = Some(Upstream { wire: Wire::Socket(socket), reader: Reader::default() });
+    let mut gate = Gate { connection, node, pod, arrival, target, idle };
+    converse(connection, downstream, &mut gate).await
+}
+
+struct Gate<'a> {
+    connection: &'a Connection,
+    node: Rc<Node>,
+    pod: Rc<Pod>,
+    arrival: Arrival,
+    target: SocketAddr,
+    idle: Option<Upstream>,
+}
+
+impl Director for Gate<'_> {
+    type Choice = ();
+
+    fn decide(&mut self, request: &RequestHead<'_>, raw: &Bytes, facts: &mut HttpFacts) -> Result<(), Reply> {
+        let state = self.node.state();
+        let Some(workload) = workload_of(&state, &self.pod.local) else {
+            return Err(Reply { cause: CloseCause::UnknownWorkload, ..DENIED });
+        };
+        let policies = state.snapshot.policies_for(&workload);
+        let attributes = self.arrival.attributes();
+        match policies.evaluate(&attributes, Some(request)) {
+            Verdict::Allow(rule) => {
+                facts.policy = rule.map(|rule| policy_name(&rule.policy.namespace, &rule.policy.name));
+                if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
+                    authorized.request = Some(raw.clone());
+                }
+                Ok(())
+            }
+            Verdict::Deny(denial) => {
+                facts.policy = match denial {
+                    Denial::Matched(rule) => Some(policy_name(&rule.policy.namespace, &rule.policy.name)),
+                    Denial::NoAllowMatched | Denial::Closed(_) => None,
+                };
+                Err(DENIED)
+            }
+        }
+    }
+
+    async fn upstream(&mut self, (): ()) -> Result<Upstream, Reply> {
+        if let Some(idle) = self.idle.take().filter(|idle| idle.wire.is_quiet()) {
+            return Ok(idle);
+        }
+        match dial_application(&self.node, &self.pod, &self.arrival, self.target).await {
+            Ok(socket) => Ok(Upstream { wire: Wire::Socket(socket), reader: Reader::default() }),
+            Err(cause) => Err(Reply { status: 503, body: "upstream connect error", cause }),
+        }
+    }
+
+    fn finished(&mut self, upstream: Option<Upstream>) {
+        self.idle = upstream;
+        if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
+            authorized.request = None;
+        }
+    }
+}
+
+/// Whether a request that was allowed once is allowed still. `head` has been parsed before.
+pub(in crate::session) fn is_still_allowed(
+    policies: &PolicySet,
+    connection: &ConnectionAttributes<'_>,
+    head: &Bytes,
+) -> bool {
+    let mut storage = empty_headers();
+    let Ok(request) = parse_request(head, &mut storage) else { return false };
+    let Ok(target) = normalize(request.target, NORMALIZATION) else { return false };
+    let view = RequestHead {
+        method: request.method,
+        authority: request.authority,
+        path: &target.path,
+        query: target.query,
+        headers: request.headers,
+    };
+    policies.evaluate(connection, Some(&view)).is_allowed()
+}
+
+fn policy_name(namespace: &str, name: &str) -> Arc<str> {
+    Arc::from(format!("{namespace}/{name}"))
+}

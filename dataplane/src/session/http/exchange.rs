@@ -1,0 +1,325 @@
+//! One request and its response, both ways at once.
+//!
+//! The response may come before the request body is complete; interim responses are passed on as they come, so
+//! that `Expect: 100-continue` works end to end. Nothing that follows an upgrade request is passed on before
+//! the upstream has agreed to the switch (RFC 9110 section 7.8).
+
+use std::cell::Cell;
+use std::future::Future;
+use std::io;
+use std::pin::pin;
+
+use bytes::Bytes;
+use futures::future::{Either, select};
+use l7::http1::{
+    Body, BodyFraming, Http1Error, Version, empty_headers, local_reply, parse_response, write_response,
+};
+
+use super::conversation::Plan;
+use super::reader::{HeadError, Reader};
+use super::{Upstream, Wire};
+use crate::access_log::cause::CloseCause;
+use crate::session::connection::Connection;
+use crate::worker::Worker;
+
+/// Interim responses to one request.
+const INTERIM_MAX: usize = 16;
+
+/// What is left after an exchange.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outcome {
+    pub(super) status: u16,
+    pub(super) cause: CloseCause,
+    /// Client to server, server to client.
+    pub(super) bytes: (u64, u64),
+    /// The downstream may send another request.
+    pub(super) downstream_lives: bool,
+    /// The upstream may carry another request.
+    pub(super) upstream_lives: bool,
+    /// The upstream got the whole request; if not it must see a reset.
+    pub(super) upstream_is_whole: bool,
+}
+
+pub(super) struct Exchange<'a> {
+    pub(super) connection: &'a Connection,
+    pub(super) downstream: &'a Wire,
+    pub(super) plan: &'a Plan,
+    /// No further request is wanted on the downstream.
+    pub(super) draining: bool,
+}
+
+/// Why a body could not be passed on.
+enum Broken {
+    /// The side it comes from failed or lied about its framing.
+    From(CloseCause, Option<Http1Error>),
+    /// The side it goes to failed.
+    To,
+}
+
+/// A response that was passed on.
+struct Responded {
+    status: u16,
+    keep_alive: bool,
+    switched: bool,
+}
+
+/// A response head, read and written anew.
+struct ResponseHead {
+    status: u16,
+    interim: bool,
+    framing: BodyFraming,
+    keep_alive: bool,
+    written: Vec<u8>,
+}
+
+impl Exchange<'_> {
+    pub(super) async fn run(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
+        let counters = &self.connection.shared.counters;
+        let before = (counters.sent.get(), counters.received.get());
+        let mut outcome = self.both_ways(reader, upstream).await;
+        outcome.bytes = (counters.sent.get() - before.0, counters.received.get() - before.1);
+        outcome
+    }
+
+    async fn both_ways(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
+        let started = Cell::new(false);
+        let Upstream { wire, reader: upstream_reader } = upstream;
+        let (sent, responded) = {
+            let mut sending = pin!(self.send(reader, wire));
+            let mut responding = pin!(self.respond(upstream_reader, wire, &started));
+            match select(sending.as_mut(), responding.as_mut()).await {
+                // The upstream may answer before it has read, or after it has stopped reading.
+                Either::Left((sent @ (Ok(()) | Err(Broken::To)), responding)) => {
+                    (Some(sent), responding.await)
+                }
+                Either::Left((Err(Broken::From(cause, error)), _)) => {
+                    return self.client_failed(cause, error, started.get()).await;
+                }
+                Either::Right((responded, sending)) => (now_or_never(sending), responded),
+            }
+        };
+        let is_sent = matches!(sent, Some(Ok(())));
+        match responded {
+            Ok(Responded { switched: true, status, .. }) => self.switched(reader, upstream, status).await,
+            Ok(responded) => {
+                let keeps = self.plan.keep_alive && !self.draining;
+                Outcome {
+                    status: responded.status,
+                    cause: CloseCause::Finished,
+                    bytes: (0, 0),
+                    downstream_lives: keeps && is_sent && responded.keep_alive_for(self.plan.version),
+                    upstream_lives: is_sent && responded.keep_alive && upstream.reader.is_empty(),
+                    upstream_is_whole: is_sent,
+                }
+            }
+            Err(failed) => self.upstream_failed(failed, started.get()).await,
+        }
+    }
+
+    /// The head and the body of the request.
+    async fn send(&self, reader: &mut Reader, upstream: &Wire) -> Result<(), Broken> {
+        let counters = &self.connection.shared.counters;
+        upstream.write_all(&self.plan.head).await.map_err(|_| Broken::To)?;
+        counters.sent.set(counters.sent.get() + self.plan.head.len() as u64);
+        let body =
+            Pump { worker: &self.connection.node.worker, from: self.downstream, to: upstream, bare: false };
+        body.run(reader, self.plan.body, &counters.sent, CloseCause::ClientReset).await
+    }
+
+    /// Interim responses, the final head, its body.
+    async fn respond(
+        &self,
+        reader: &mut Reader,
+        upstream: &Wire,
+        started: &Cell<bool>,
+    ) -> Result<Responded, Broken> {
+        let worker = &self.connection.node.worker;
+        let received = &self.connection.shared.counters.received;
+        for _ in 0..INTERIM_MAX {
+            let raw = match reader.head(worker, upstream).await {
+                Ok(Some(raw)) => raw,
+                Ok(None) | Err(HeadError::Io | HeadError::Truncated | HeadError::Timeout) => {
+                    return Err(Broken::From(CloseCause::ServerReset, None));
+                }
+                Err(HeadError::Http(error)) => {
+                    return Err(Broken::From(CloseCause::InvalidHttp, Some(error)));
+                }
+            };
+            let head = self.look(&raw).map_err(|error| Broken::From(CloseCause::InvalidHttp, Some(error)))?;
+            if head.interim && self.plan.version == Version::Http10 {
+                continue; // RFC 9110 section 15.2: an HTTP/1.0 client must not be sent one
+            }
+            started.set(!head.interim);
+            self.downstream.write_all(&head.written).await.map_err(|_| Broken::To)?;
+            received.set(received.get() + head.written.len() as u64);
+            if head.interim {
+                continue;
+            }
+            let bare = head.framing == BodyFraming::Chunked && self.plan.version == Version::Http10;
+            let body = Pump { worker, from: upstream, to: self.downstream, bare };
+            body.run(reader, head.framing, received, CloseCause::ServerReset).await?;
+            let keep_alive = head.keep_alive && head.framing != BodyFraming::UntilClose;
+            return Ok(Responded { status: head.status, keep_alive, switched: head.status == 101 });
+        }
+        Err(Broken::From(CloseCause::InvalidHttp, None))
+    }
+
+    fn look(&self, raw: &Bytes) -> Result<ResponseHead, Http1Error> {
+        let mut storage = empty_headers();
+        let method = if self.plan.is_head_method { "HEAD" } else { "" };
+        let response = parse_response(raw, method, &mut storage)?;
+        if response.status == 101 && !self.plan.upgrades {
+            return Err(Http1Error::Malformed);
+        }
+        let ends = response.body == BodyFraming::UntilClose
+            || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
+        let keep_alive = self.plan.keep_alive && !self.draining && !ends;
+        let mut written = Vec::with_capacity(raw.len() + 32);
+        write_response(&mut written, &response, self.plan.version, keep_alive, &[]);
+        Ok(ResponseHead {
+            status: response.status,
+            interim: response.is_interim(),
+            framing: response.body,
+            keep_alive: response.keep_alive,
+            written,
+        })
+    }
+
+    /// Both sides have agreed on another protocol: from here on bytes are only bytes.
+    async fn switched(&self, reader: &mut Reader, upstream: &mut Upstream, status: u16) -> Outcome {
+        let worker = &self.connection.node.worker;
+        let counters = &self.connection.shared.counters;
+        let Upstream { wire, reader: upstream_reader } = upstream;
+        let there = Pump { worker, from: self.downstream, to: wire, bare: false };
+        let back = Pump { worker, from: wire, to: self.downstream, bare: false };
+        let (there, back) = futures::future::join(
+            there.run_to_end(reader, &counters.sent, CloseCause::ClientReset),
+            back.run_to_end(upstream_reader, &counters.received, CloseCause::ServerReset),
+        )
+        .await;
+        let cause = match (there, back) {
+            (Ok(()), Ok(())) => CloseCause::Finished,
+            (Err(Broken::From(cause, _)), _) | (_, Err(Broken::From(cause, _))) => cause,
+            (Err(Broken::To), _) => CloseCause::ServerReset,
+            (_, Err(Broken::To)) => CloseCause::ClientReset,
+        };
+        Outcome { upstream_is_whole: cause == CloseCause::Finished, ..ended(status, cause) }
+    }
+
+    /// The request body broke off or was malformed.
+    async fn client_failed(&self, cause: CloseCause, error: Option<Http1Error>, started: bool) -> Outcome {
+        let Some(error) = error.filter(|_| !started) else {
+            self.downstream.reset_on_drop();
+            return ended(0, cause);
+        };
+        self.reply(error.status(), "malformed request", cause).await
+    }
+
+    async fn upstream_failed(&self, broken: Broken, started: bool) -> Outcome {
+        let cause = match broken {
+            Broken::From(cause, _) => cause,
+            Broken::To => CloseCause::ClientReset,
+        };
+        if started || cause == CloseCause::ClientReset {
+            self.downstream.reset_on_drop();
+            return ended(0, cause);
+        }
+        self.reply(502, "upstream failed", cause).await
+    }
+
+    async fn reply(&self, status: u16, body: &str, cause: CloseCause) -> Outcome {
+        let mut out = Vec::new();
+        local_reply(&mut out, status, body, false, self.plan.is_head_method);
+        // The client may be gone; nothing depends on it any more.
+        let _ = self.downstream.write_all(&out).await;
+        let received = &self.connection.shared.counters.received;
+        received.set(received.get() + out.len() as u64);
+        ended(status, cause)
+    }
+}
+
+impl Responded {
+    /// Whether the client was told that the connection lives on, or was told nothing else.
+    fn keep_alive_for(&self, version: Version) -> bool {
+        self.keep_alive || version == Version::Http11
+    }
+}
+
+/// An exchange after which neither side is used again.
+fn ended(status: u16, cause: CloseCause) -> Outcome {
+    Outcome {
+        status,
+        cause,
+        bytes: (0, 0),
+        downstream_lives: false,
+        upstream_lives: false,
+        upstream_is_whole: false,
+    }
+}
+
+/// The result of a future that is polled no more.
+fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
+    futures::FutureExt::now_or_never(future)
+}
+
+/// Passes a body on.
+struct Pump<'a> {
+    worker: &'a Worker,
+    from: &'a Wire,
+    to: &'a Wire,
+    /// Only the content, without chunk framing.
+    bare: bool,
+}
+
+impl Pump<'_> {
+    async fn run(
+        &self,
+        reader: &mut Reader,
+        framing: BodyFraming,
+        count: &Cell<u64>,
+        failed: CloseCause,
+    ) -> Result<(), Broken> {
+        let mut body = Body::new(framing);
+        while !body.is_done() {
+            if reader.is_empty() && self.fill(reader, failed).await? == 0 {
+                return body.close().map_err(|_| Broken::From(failed, None));
+            }
+            self.pass(reader, &mut body, count).await?;
+        }
+        Ok(())
+    }
+
+    /// One run of what has arrived.
+    async fn pass(&self, reader: &mut Reader, body: &mut Body, count: &Cell<u64>) -> Result<(), Broken> {
+        let malformed = |error| Broken::From(CloseCause::InvalidHttp, Some(error));
+        let (consumed, skipped) = if self.bare {
+            let piece = body.step(reader.bytes()).map_err(malformed)?;
+            (piece.consumed, piece.consumed - piece.payload)
+        } else {
+            (body.take(reader.bytes()).map_err(malformed)?, 0)
+        };
+        let run = reader.bytes().get(skipped..consumed).unwrap_or_default();
+        if !run.is_empty() {
+            self.to.write_all(run).await.map_err(|_| Broken::To)?;
+            count.set(count.get() + run.len() as u64);
+        }
+        reader.advance(consumed);
+        Ok(())
+    }
+
+    /// Everything until the end of the stream, which is passed on.
+    async fn run_to_end(
+        &self,
+        reader: &mut Reader,
+        count: &Cell<u64>,
+        failed: CloseCause,
+    ) -> Result<(), Broken> {
+        self.run(reader, BodyFraming::UntilClose, count, failed).await?;
+        self.to.finish().map_err(|_| Broken::To)
+    }
+
+    async fn fill(&self, reader: &mut Reader, failed: CloseCause) -> Result<usize, Broken> {
+        let filled: io::Result<usize> = reader.fill(self.worker, self.from).await;
+        filled.map_err(|_| Broken::From(failed, None))
+    }
+}

@@ -1,0 +1,256 @@
+//! A node proxy's part of one worker.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+use model::Workload;
+use xds::publish::Mailbox;
+
+use super::pod::Pod;
+use super::registry::Registry;
+use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
+use crate::access_log::queue::Recorder;
+use crate::metrics::WorkerMetrics;
+use crate::net::{
+    Congestion, ConnectOptions, KEEPALIVE, ListenOptions, NetworkNamespace, SocketOptions, Transparent,
+};
+use crate::worker::{BoxError, Signal, Worker};
+
+/// How long a captured connection waits for its own pod to be known to the control plane.
+const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// The ports inside each pod that traffic is redirected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ports {
+    pub outbound: u16,
+    pub inbound_plaintext: u16,
+    pub inbound_hbone: u16,
+}
+
+impl Default for Ports {
+    fn default() -> Self {
+        Self { outbound: 15001, inbound_plaintext: 15006, inbound_hbone: 15008 }
+    }
+}
+
+/// How to be a node proxy. The same for all workers of a node.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    pub ports: Ports,
+    /// Listens on IPv6 as well.
+    pub ipv6: bool,
+    /// `SO_MARK` of every socket, by which the redirection tells the proxy's own packets.
+    pub packet_mark: Option<u32>,
+    /// The application sees the client's address as its peer's (needs CAP_NET_ADMIN).
+    pub keeps_source_address: bool,
+    /// `TCP_CONGESTION` of every socket; `None` leaves the host's.
+    pub congestion: Option<Congestion>,
+    /// Connections of one worker at most; beyond it new ones are closed.
+    pub connections_max: usize,
+}
+
+impl Default for NodeOptions {
+    fn default() -> Self {
+        Self {
+            ports: Ports::default(),
+            ipv6: true,
+            packet_mark: Some(1337),
+            keeps_source_address: true,
+            congestion: None,
+            connections_max: 100_000,
+        }
+    }
+}
+
+/// What connects a worker's node to the control thread.
+#[derive(Debug)]
+pub struct NodeParts {
+    pub mailbox: Mailbox<NodeState>,
+    pub metrics: WorkerMetrics,
+    pub recorder: Recorder,
+    /// Where the listeners' fate is told. Never waited for: a full queue drops the event.
+    pub events: Sender<PodEvent>,
+}
+
+/// The part of a node proxy that lives on one worker.
+#[derive(Debug)]
+pub struct Node {
+    pub(super) worker: Worker,
+    pub(super) options: NodeOptions,
+    pub(super) metrics: WorkerMetrics,
+    pub(super) recorder: Recorder,
+    pub(super) registry: Registry,
+    events: Sender<PodEvent>,
+    state: RefCell<Arc<NodeState>>,
+    /// Raised for every task that waits for a new state.
+    waiting: RefCell<Vec<Rc<Signal>>>,
+    pods: RefCell<HashMap<Arc<str>, Rc<Pod>>>,
+    random: Cell<u64>,
+}
+
+impl Node {
+    /// Starts following the mailbox. Lives as long as the worker.
+    pub fn start(worker: &Worker, parts: NodeParts, options: NodeOptions) -> Result<Rc<Self>, BoxError> {
+        let seed = Instant::now();
+        let node = Rc::new(Self {
+            worker: worker.clone(),
+            options,
+            metrics: parts.metrics,
+            recorder: parts.recorder,
+            registry: Registry::default(),
+            events: parts.events,
+            state: RefCell::default(),
+            waiting: RefCell::default(),
+            pods: RefCell::default(),
+            random: Cell::new(random_seed(seed, worker.index())),
+        });
+        let following = node.clone();
+        worker.follow(parts.mailbox, move |state| following.take(state))?;
+        Registry::keep_books(&node);
+        let draining = node.clone();
+        worker.spawn(async move {
+            draining.worker.drain().wait().await;
+            for pod in draining.pods.borrow().values() {
+                pod.stop_listening();
+            }
+        });
+        Ok(node)
+    }
+
+    /// The state to decide from. Hold on to it for one decision, not for a connection's life.
+    pub(super) fn state(&self) -> Arc<NodeState> {
+        self.state.borrow().clone()
+    }
+
+    /// A number for a choice that must be spread, not secret.
+    pub(super) fn random(&self) -> u64 {
+        // splitmix64: every step of the counter gives an independent looking number.
+        let counter = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(counter);
+        let mut mixed = counter;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub(super) fn tell(&self, event: PodEvent) {
+        // The control thread asks again with its next state; a worker never waits for it.
+        if self.events.try_send(event).is_err() {
+            tracing::warn!(
+                worker = self.worker.index(),
+                "a pod event was dropped: the control thread is behind"
+            );
+        }
+    }
+
+    /// The workload of a local pod, waited for while the control plane has not told of it yet.
+    pub(super) async fn workload(&self, pod: &LocalPod) -> Option<(Arc<NodeState>, Arc<Workload>)> {
+        let deadline = Instant::now() + WORKLOAD_WAIT;
+        loop {
+            let state = self.state();
+            if let Some(workload) = workload_of(&state, pod) {
+                return Some((state.clone(), workload));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let changed = Rc::new(Signal::default());
+            self.waiting.borrow_mut().push(changed.clone());
+            monoio::time::timeout(left, changed.wait()).await.ok()?;
+        }
+    }
+
+    fn take(self: &Rc<Self>, state: Arc<NodeState>) {
+        self.metrics.set_generation(state.snapshot.generation());
+        self.state.replace(state.clone());
+        self.sync_pods(&state);
+        self.registry.enforce(&state);
+        self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());
+        for signal in self.waiting.take() {
+            signal.raise();
+        }
+    }
+
+    fn sync_pods(self: &Rc<Self>, state: &NodeState) {
+        let worker = self.worker.index();
+        let mut pods = self.pods.borrow_mut();
+        pods.retain(|uid, pod| {
+            // The same uid with another namespace is another pod that took its name.
+            let stays = state.pods.get(uid).is_some_and(|local| local.network.is_same(&pod.local.network));
+            if !stays {
+                pod.stop();
+                self.registry.cut_pod(uid);
+                self.tell(PodEvent::Stopped { uid: uid.clone(), worker });
+            }
+            stays
+        });
+        if self.worker.drain().is_open() {
+            return;
+        }
+        for (uid, local) in state.pods.iter() {
+            if pods.contains_key(uid) {
+                continue;
+            }
+            match Pod::start(self, local) {
+                Ok(pod) => {
+                    pods.insert(uid.clone(), pod);
+                    self.tell(PodEvent::Listening { uid: uid.clone(), worker });
+                }
+                Err(error) => {
+                    let reason = error.to_string();
+                    tracing::error!(pod = %uid, worker, %reason, "the pod's listeners cannot be opened");
+                    self.tell(PodEvent::Failed { uid: uid.clone(), worker, reason });
+                }
+            }
+        }
+    }
+
+    pub(super) fn socket_options(&self) -> SocketOptions {
+        SocketOptions {
+            mark: self.options.packet_mark,
+            congestion: self.options.congestion.clone(),
+            keepalive: Some(KEEPALIVE),
+        }
+    }
+
+    pub(super) fn listen_options(&self, network: &NetworkNamespace) -> ListenOptions {
+        ListenOptions {
+            socket: self.socket_options(),
+            transparent: Transparent::BestEffort,
+            namespace: Some(network.clone()),
+            backlog: 0,
+        }
+    }
+
+    pub(super) fn connect_options(&self, network: &NetworkNamespace) -> ConnectOptions {
+        ConnectOptions {
+            socket: self.socket_options(),
+            namespace: Some(network.clone()),
+            ..ConnectOptions::default()
+        }
+    }
+
+    /// Whether one of the proxy's own ports, which no connection may be led to.
+    pub(super) fn is_own_port(&self, port: u16) -> bool {
+        let Ports { outbound, inbound_plaintext, inbound_hbone } = self.options.ports;
+        [outbound, inbound_plaintext, inbound_hbone].contains(&port)
+    }
+}
+
+/// The workload that the control plane describes for a pod.
+pub(super) fn workload_of(state: &NodeState, pod: &LocalPod) -> Option<Arc<Workload>> {
+    state.snapshot.workload_by_name(&pod.namespace, &pod.name, Some(&*pod.service_account)).cloned()
+}
+
+/// The certificate of a workload, if it has been issued.
+pub(super) fn contexts_of(state: &NodeState, workload: &Workload) -> Option<Arc<TlsContexts>> {
+    state.credentials.get(&workload.identity).cloned()
+}
+
+/// Differs between workers and starts. The hasher's keys come from the system's random source.
+fn random_seed(now: Instant, worker: usize) -> u64 {
+    use std::hash::BuildHasher;
+    std::collections::hash_map::RandomState::new().hash_one((now, worker))
+}

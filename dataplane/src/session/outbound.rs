@@ -1,0 +1,148 @@
+//! What a pod dials (port 15001): to the mesh through HBONE, elsewhere in plain text, by request where routes say so.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use model::{AppProtocol, Workload};
+use xds::snapshot::resolve::{Client, Destination, Refusal, RouteKind};
+use xds::snapshot::{ServiceEntry, Snapshot};
+
+use super::connection::Connection;
+use super::dial::{Dialler, UpstreamFacts, Wire, refusal_cause};
+use super::http;
+use super::node::Node;
+use super::pod::Pod;
+use crate::access_log::cause::CloseCause;
+use crate::access_log::record::{Direction, Party};
+use crate::link::{Flow, TunnelStream};
+use crate::net::{self, RelayEnd, Socket, original_destination};
+
+pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
+    let worker = node.worker.clone();
+    worker.spawn(async move {
+        let source = Party { address: Some(remote), workload: None, identity: None };
+        let connection = Connection::begin(&node, &pod, Direction::Outbound, source);
+        let ready = connection.until_cut(prepare(&connection, &node, &pod, &socket, remote)).await;
+        match ready.and_then(|ready| ready) {
+            Err(cause) => {
+                socket.reset_on_close();
+                connection.end(cause);
+            }
+            Ok(Ready::Tunnel(stream)) => {
+                connection.established();
+                let cause = connection.relay(stream, socket, Flow::Downstream).await;
+                connection.end(cause);
+            }
+            Ok(Ready::Plain(upstream)) => {
+                connection.established();
+                let cause = relay_plain(&connection, &socket, &upstream).await;
+                connection.end(cause);
+            }
+            Ok(Ready::Http(caller)) => {
+                let cause = http::route(&connection, *caller, &Wire::Socket(socket)).await;
+                connection.end_silently(cause);
+            }
+        }
+    });
+}
+
+/// A captured connection whose way is decided and open.
+enum Ready {
+    Tunnel(TunnelStream),
+    Plain(Socket),
+    /// Each request finds its own way.
+    Http(Box<http::Caller>),
+}
+
+async fn prepare(
+    connection: &Connection,
+    node: &Rc<Node>,
+    pod: &Rc<Pod>,
+    socket: &Socket,
+    remote: SocketAddr,
+) -> Result<Ready, CloseCause> {
+    let to = original_destination(socket)
+        .or_else(|| socket.local_address().ok())
+        .ok_or(CloseCause::ConnectFailed)?;
+    connection.record.borrow_mut().destination.address = Some(to);
+    let (state, workload) = node.workload(&pod.local).await.ok_or(CloseCause::UnknownWorkload)?;
+    {
+        let mut record = connection.record.borrow_mut();
+        record.source.workload = Some(workload.clone());
+        record.source.identity = Some(workload.identity.clone());
+    }
+    let client = Client { workload: &workload, ip: remote.ip() };
+    let destination = state.snapshot.destination(client, to).map_err(|refusal| refused(&refusal))?;
+    if let Some(entry) = governed(&state.snapshot, &destination, &workload, to.port()) {
+        connection.record.borrow_mut().service = Some(entry.service.clone());
+        let (node, pod, service) = (node.clone(), pod.clone(), entry.key().clone());
+        return Ok(Ready::Http(Box::new(http::Caller {
+            node,
+            pod,
+            workload,
+            remote,
+            service,
+            port: to.port(),
+        })));
+    }
+    let route = state.snapshot.resolve(client, to, node.random()).map_err(|refusal| refused(&refusal))?;
+    if route.kind == RouteKind::Passthrough
+        && node.is_own_port(to.port())
+        && workload.addresses.contains(&to.ip())
+    {
+        return Err(CloseCause::ReservedPort);
+    }
+    connection.record.borrow_mut().service = route.service.as_ref().map(|entry| entry.service.clone());
+    let mut facts = UpstreamFacts::of_route(&route);
+    facts.describe(&mut connection.record.borrow_mut());
+    let dialler = Dialler { node, pod, workload: &workload, client: remote };
+    let wire = dialler.dial(&state, &route, &mut facts).await?;
+    facts.describe(&mut connection.record.borrow_mut());
+    Ok(match wire {
+        Wire::Tunnel(stream) => Ready::Tunnel(stream),
+        Wire::Socket(upstream) => Ready::Plain(upstream),
+    })
+}
+
+/// Relays between two plain sockets until the end; a cut resets both.
+pub(super) async fn relay_plain(
+    connection: &Connection,
+    downstream: &Socket,
+    upstream: &Socket,
+) -> CloseCause {
+    let relay = net::relay(&connection.node.worker, downstream, upstream, &connection.shared.counters);
+    match connection.until_cut(relay).await {
+        Ok(RelayEnd::Complete) => CloseCause::Finished,
+        Ok(RelayEnd::Downstream(_)) => CloseCause::ClientReset,
+        Ok(RelayEnd::Upstream(_)) => CloseCause::ServerReset,
+        Err(cause) => {
+            downstream.reset_on_close();
+            upstream.reset_on_close();
+            cause
+        }
+    }
+}
+
+/// The routes of the addressed service, if requests to it are routed one by one. A waypoint does that itself.
+fn governed<'a>(
+    snapshot: &Snapshot,
+    destination: &Destination<'a>,
+    client: &Workload,
+    port: u16,
+) -> Option<&'a Arc<ServiceEntry>> {
+    let Destination::Service { entry, owner } = destination else { return None };
+    let behind_waypoint = entry.service.waypoint.is_some()
+        || !entry.service.weighted_waypoints.is_empty()
+        || owner.is_some_and(|owner| owner.waypoint.is_some());
+    let declared = entry.service.port(port)?.app_protocol;
+    if behind_waypoint || matches!(declared, AppProtocol::Tcp | AppProtocol::Tls) {
+        return None;
+    }
+    snapshot.routes_for(entry.key(), port, client.identity.namespace()).map(|_router| *entry)
+}
+
+fn refused(refusal: &Refusal) -> CloseCause {
+    tracing::debug!(%refusal, "a captured connection is refused");
+    refusal_cause(refusal)
+}

@@ -1,0 +1,75 @@
+//! What reaches a pod in plain text (port 15006): authorized without an identity, then handed to the application.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use super::connection::Connection;
+use super::http;
+use super::inbound::{Admission, Arrival, admit, dial_application, mark_http};
+use super::node::Node;
+use super::outbound::relay_plain;
+use super::pod::Pod;
+use crate::access_log::cause::CloseCause;
+use crate::access_log::record::{Direction, Party};
+use crate::net::{Socket, original_destination};
+
+pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
+    let worker = node.worker.clone();
+    worker.spawn(async move {
+        let source = Party { address: Some(remote), workload: None, identity: None };
+        let connection = Connection::begin(&node, &pod, Direction::Inbound, source);
+        let ready = connection.until_cut(prepare(&connection, &node, &pod, &socket, remote)).await;
+        match ready.and_then(|ready| ready) {
+            Err(cause) => {
+                socket.reset_on_close();
+                connection.end(cause);
+            }
+            Ok(Ready { arrival, application, admission: Admission::ByRequest }) => {
+                connection.established();
+                mark_http(&connection);
+                let application =
+                    http::Application { node, pod, target: arrival.destination, socket: application };
+                let cause =
+                    http::authorize(&connection, arrival, &http::Wire::Socket(socket), application).await;
+                connection.end_silently(cause);
+            }
+            Ok(Ready { application, .. }) => {
+                connection.established();
+                let cause = relay_plain(&connection, &socket, &application).await;
+                connection.end(cause);
+            }
+        }
+    });
+}
+
+/// An admitted connection and its application.
+struct Ready {
+    arrival: Arrival,
+    application: Socket,
+    admission: Admission,
+}
+
+async fn prepare(
+    connection: &Connection,
+    node: &Rc<Node>,
+    pod: &Rc<Pod>,
+    socket: &Socket,
+    remote: SocketAddr,
+) -> Result<Ready, CloseCause> {
+    // A connection that was not redirected was made to the proxy itself.
+    let to = original_destination(socket)
+        .filter(|to| !node.is_own_port(to.port()))
+        .ok_or(CloseCause::ReservedPort)?;
+    connection.record.borrow_mut().destination.address = Some(to);
+    let (state, workload) = node.workload(&pod.local).await.ok_or(CloseCause::UnknownWorkload)?;
+    {
+        let mut record = connection.record.borrow_mut();
+        // Who owns the source address is a hint for the books, never a proof for policy.
+        record.source.workload = state.snapshot.workload_by_address(&workload.network, remote.ip()).cloned();
+        record.destination.workload = Some(workload.clone());
+    }
+    let arrival = Arrival { source: None, source_address: remote, destination: to };
+    let admission = admit(connection, &state, &workload, &arrival)?;
+    let application = dial_application(node, pod, &arrival, to).await?;
+    Ok(Ready { arrival, application, admission })
+}

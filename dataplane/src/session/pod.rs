@@ -1,0 +1,103 @@
+//! One pod on one worker: its listeners and its pool of tunnels.
+
+use std::cell::RefCell;
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use model::Workload;
+use tunnel::hbone::Baggage;
+use tunnel::pool::PoolConfig;
+
+use super::node::Node;
+use super::state::LocalPod;
+use super::{inbound, outbound, passthrough};
+use crate::link::Pool;
+use crate::metrics::Limit;
+use crate::net::{Listener, Socket, wildcard};
+use crate::worker::Latch;
+
+pub(super) struct Pod {
+    pub(super) local: Arc<LocalPod>,
+    /// Tunnels that this pod's connections share. Never shared between pods: each proves its own identity.
+    pub(super) pool: Pool,
+    closing: Rc<Latch>,
+    /// The workload's description as it is sent with each request, and the workload it was made from.
+    baggage: RefCell<Option<(Arc<Workload>, Rc<str>)>>,
+}
+
+/// What a listener does with a connection.
+type Serve = fn(Rc<Node>, Rc<Pod>, Socket, SocketAddr);
+
+impl Pod {
+    pub(super) fn start(node: &Rc<Node>, local: &Arc<LocalPod>) -> io::Result<Rc<Self>> {
+        let ports = node.options.ports;
+        let options = node.listen_options(&local.network);
+        let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
+        let listeners: [(Listener, Serve); 3] = [
+            (bind(ports.outbound)?, outbound::serve),
+            (bind(ports.inbound_plaintext)?, passthrough::serve),
+            (bind(ports.inbound_hbone)?, inbound::serve),
+        ];
+        let pool = Pool::new(&node.worker, PoolConfig::default());
+        let pod =
+            Rc::new(Self { local: local.clone(), pool, closing: Rc::default(), baggage: RefCell::default() });
+        for (listener, serve) in listeners {
+            node.worker.spawn(accept(node.clone(), pod.clone(), listener, serve));
+        }
+        Ok(pod)
+    }
+
+    /// How the workload describes itself to the other side of a tunnel; encoded once per version of the workload.
+    pub(super) fn baggage_of(&self, workload: &Arc<Workload>) -> Rc<str> {
+        let mut kept = self.baggage.borrow_mut();
+        if let Some((of, encoded)) = kept.as_ref()
+            && Arc::ptr_eq(of, workload)
+        {
+            return encoded.clone();
+        }
+        let encoded: Rc<str> = Baggage::of_workload(workload).encode().into();
+        *kept = Some((workload.clone(), encoded.clone()));
+        encoded
+    }
+
+    /// Takes no new connections. Those that are open go on.
+    pub(super) fn stop_listening(&self) {
+        self.closing.open();
+    }
+
+    /// Takes no new connections and lets go of the tunnels; the registry cuts what is open.
+    pub(super) fn stop(&self) {
+        self.closing.open();
+        self.pool.drain();
+    }
+}
+
+impl fmt::Debug for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pod").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) {
+    loop {
+        let mut closing = pod.closing.wait();
+        let accepted = monoio::select! {
+            biased;
+            () = &mut closing => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(_) if node.registry.len() >= node.options.connections_max => {
+                node.metrics.limit_hit(Limit::Connections);
+            }
+            Ok((socket, remote)) => serve(node.clone(), pod.clone(), socket, remote),
+            Err(error) => {
+                tracing::error!(pod = %pod.local.uid, %error, "a listener is broken");
+                return;
+            }
+        }
+    }
+}
