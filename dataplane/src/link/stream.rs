@@ -280,6 +280,14 @@ impl TunnelStream {
         stream.check().map(|()| None)
     }
 
+    /// Waits until [`TunnelStream::try_read`] would not return `None`.
+    pub async fn readable(&self) {
+        let stream = &self.stream;
+        while stream.pending.borrow().is_empty() && !stream.received_end.get() && stream.ended().is_none() {
+            stream.inbound.wait().await;
+        }
+    }
+
     /// Sends all of `bytes`, waiting for the peer's window where needed.
     pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), StreamError> {
         while !bytes.is_empty() {

@@ -45,6 +45,12 @@ impl NetworkNamespace {
         Self::open(Path::new("/proc/thread-self/ns/net"))
     }
 
+    /// Whether both handles stand for one namespace. One that cannot be looked at is nobody's.
+    pub fn is_same(&self, other: &Self) -> bool {
+        let inode = |namespace: &Self| rustix::fs::fstat(namespace).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        inode(self).is_some_and(|this| inode(other) == Some(this))
+    }
+
     /// Runs `make` on the calling thread inside this namespace. `make` must only create things, for the whole
     /// thread is away from home meanwhile.
     ///
