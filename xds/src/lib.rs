@@ -2,6 +2,7 @@
 //!
 //! [`proto`] holds the messages of the wire.
 
+pub mod ca;
 pub mod control;
 pub mod decode;
 pub mod delta;
@@ -11,3 +12,4 @@ pub mod publish;
 pub mod replay;
 pub mod snapshot;
 pub mod store;
+pub mod transport;

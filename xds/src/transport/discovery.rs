@@ -1,0 +1,237 @@
+//! Drives the delta client over a real connection, for as long as the proxy lives.
+//!
+//! Runs on the control thread. Each response is applied, acknowledged, and turned into a snapshot for [`Event`].
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prost_types::value::Kind;
+use prost_types::{Struct, Value};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Status, Streaming};
+
+use super::{Credentials, MESSAGE_BYTES_MAX, Server};
+use crate::delta::{Client, Demand, End, Outcome, Subscription};
+use crate::proto::ADDRESS_TYPE;
+use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
+use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
+use crate::snapshot::Snapshot;
+use crate::store::Store;
+
+/// Requests that may wait for a server that does not read; then the stream is given up.
+const REQUESTS_WAITING_MAX: usize = 1024;
+
+/// What to connect to, as whom, for what.
+#[derive(Debug, Clone)]
+pub struct DiscoveryConfig {
+    pub server: Server,
+    pub credentials: Credentials,
+    pub node: Node,
+    pub subscriptions: Vec<Subscription>,
+}
+
+/// What the control thread hears.
+#[derive(Debug)]
+pub enum Event {
+    /// The state changed, or is complete for the first time. `ready`: each wildcard type has been accepted once.
+    Snapshot { snapshot: Arc<Snapshot>, ready: bool },
+    /// Something was refused; what was in force before stays.
+    Rejected { type_url: String, reason: String },
+    /// A stream was opened.
+    Connected,
+    /// No connection, or the stream ended. What is held stays in force.
+    Disconnected { reason: String },
+    /// What a demand led to at once; what comes later comes as a snapshot.
+    Demanded { key: String, answer: DemandAnswer },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DemandAnswer {
+    /// It is held already.
+    Held,
+    /// It was asked for.
+    Asked,
+    /// The server has said that there is none, or everything that exists is held.
+    Absent,
+    /// Too much is asked for.
+    Refused,
+}
+
+/// The node as a node proxy names itself.
+#[derive(Debug, Clone, Default)]
+pub struct NodeIdentity {
+    pub instance_ip: Option<IpAddr>,
+    pub pod_name: String,
+    pub pod_namespace: String,
+    pub node_name: String,
+    /// More metadata, such as that of `ISTIO_METAJSON_*`; wins over what is derived.
+    pub metadata: BTreeMap<String, String>,
+}
+
+impl NodeIdentity {
+    pub fn node(&self) -> Node {
+        let ip = self.instance_ip.unwrap_or(IpAddr::from([1, 1, 1, 1]));
+        let (name, namespace) = (&self.pod_name, &self.pod_namespace);
+        let mut metadata = BTreeMap::from([
+            ("NAME".to_owned(), name.clone()),
+            ("NAMESPACE".to_owned(), namespace.clone()),
+            ("INSTANCE_IPS".to_owned(), ip.to_string()),
+            ("NODE_NAME".to_owned(), self.node_name.clone()),
+        ]);
+        metadata.extend(self.metadata.clone());
+        let text = |value| Value { kind: Some(Kind::StringValue(value)) };
+        Node {
+            id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            metadata: Some(Struct {
+                fields: metadata.into_iter().map(|(key, value)| (key, text(value))).collect(),
+            }),
+            ..Node::default()
+        }
+    }
+}
+
+/// Connects and reconnects for ever, telling `tell` what happens. `demands` brings keys of addresses to ask for; if
+/// its senders are gone, nothing more is asked for. Ends only by being dropped.
+pub async fn run(
+    config: DiscoveryConfig,
+    mut demands: mpsc::Receiver<String>,
+    mut tell: impl FnMut(Event),
+) -> std::convert::Infallible {
+    let client = Client::new(config.node.clone(), config.subscriptions.clone(), Instant::now());
+    let mut driver = Driver { client, store: Store::new(), was_ready: false };
+    loop {
+        while let Some(at) = driver.client.connect_at() {
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => driver.client.connecting(),
+                Some(key) = demands.recv() => driver.demand(&key, None, &mut tell),
+            }
+        }
+        let (end, reason) = driver.stream(&config, &mut demands, &mut tell).await;
+        driver.client.closed(Instant::now(), &end);
+        tell(Event::Disconnected { reason });
+    }
+}
+
+struct Driver {
+    client: Client,
+    store: Store,
+    was_ready: bool,
+}
+
+impl Driver {
+    /// One connection and its stream, from dialling to its end.
+    async fn stream(
+        &mut self,
+        config: &DiscoveryConfig,
+        demands: &mut mpsc::Receiver<String>,
+        tell: &mut impl FnMut(Event),
+    ) -> (End, String) {
+        let (channel, metadata) = match (config.server.connect().await, config.credentials.metadata()) {
+            (Ok(channel), Ok(metadata)) => (channel, metadata),
+            (Err(error), _) | (_, Err(error)) => return (End::ConnectFailed, error.to_string()),
+        };
+        let (requests, receiver) = mpsc::channel(REQUESTS_WAITING_MAX);
+        for request in self.client.opened() {
+            if requests.try_send(request).is_err() {
+                return overflow();
+            }
+        }
+        let mut request = Request::new(ReceiverStream::new(receiver));
+        *request.metadata_mut() = metadata;
+        let mut service =
+            AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut responses = match service.delta_aggregated_resources(request).await {
+            Ok(response) => response.into_inner(),
+            Err(status) => return ended(&status),
+        };
+        tell(Event::Connected);
+        loop {
+            tokio::select! {
+                response = next(&mut responses) => match response {
+                    Ok(Some(response)) => {
+                        if requests.try_send(self.apply(&response, tell)).is_err() {
+                            return overflow();
+                        }
+                    }
+                    Ok(None) => return (End::Clean, "the control plane ended the stream".to_owned()),
+                    Err(status) => return ended(&status),
+                },
+                Some(key) = demands.recv() => self.demand(&key, Some(&requests), tell),
+            }
+        }
+    }
+
+    fn apply(
+        &mut self,
+        response: &DeltaDiscoveryResponse,
+        tell: &mut impl FnMut(Event),
+    ) -> DeltaDiscoveryRequest {
+        let (reply, outcome) = self.client.response(response, &mut self.store);
+        if let Outcome::Rejected { reason } = outcome {
+            tell(Event::Rejected { type_url: response.type_url.clone(), reason });
+        }
+        let ready = self.client.ready();
+        let newly_ready = ready && !self.was_ready;
+        self.was_ready = ready;
+        // An empty mesh is a state too: readiness is told even if nothing was received.
+        let snapshot =
+            self.store.snapshot().or_else(|| newly_ready.then(|| Arc::new(self.store.state().clone())));
+        if let Some(snapshot) = snapshot {
+            tell(Event::Snapshot { snapshot, ready });
+        }
+        reply
+    }
+
+    fn demand(
+        &mut self,
+        key: &str,
+        requests: Option<&mpsc::Sender<DeltaDiscoveryRequest>>,
+        tell: &mut impl FnMut(Event),
+    ) {
+        let answer = if self.holds(key) { DemandAnswer::Held } else { self.ask(key, requests) };
+        tell(Event::Demanded { key: key.to_owned(), answer });
+    }
+
+    fn ask(&mut self, key: &str, requests: Option<&mpsc::Sender<DeltaDiscoveryRequest>>) -> DemandAnswer {
+        match self.client.demand(ADDRESS_TYPE, key) {
+            Demand::Request(request) => {
+                // A full queue ends the stream at the next acknowledgement; the new one asks for all keys again.
+                let sent = requests.map(|requests| requests.try_send(*request));
+                if matches!(sent, Some(Ok(()))) { DemandAnswer::Asked } else { DemandAnswer::Refused }
+            }
+            Demand::Pending => DemandAnswer::Asked,
+            Demand::Absent | Demand::NotOnDemand => DemandAnswer::Absent,
+            Demand::Full => DemandAnswer::Refused,
+        }
+    }
+
+    /// The server does not answer for what it has sent under another key, so the store is looked at first.
+    fn holds(&self, key: &str) -> bool {
+        let state = self.store.state();
+        let Some((first, second)) = key.split_once('/') else { return state.workload_by_uid(key).is_some() };
+        if let Ok(ip) = second.parse() {
+            return state.workload_by_address(first, ip).is_some()
+                || state.service_by_vip(first, ip, "").is_some();
+        }
+        state.service(first, second).is_some() || state.workload_by_uid(key).is_some()
+    }
+}
+
+async fn next(
+    responses: &mut Streaming<DeltaDiscoveryResponse>,
+) -> Result<Option<DeltaDiscoveryResponse>, Status> {
+    responses.message().await
+}
+
+fn ended(status: &Status) -> (End, String) {
+    let end = End::Status { code: status.code(), message: status.message().to_owned() };
+    (end, format!("the stream ended: {}: {}", status.code(), super::chain(status)))
+}
+
+fn overflow() -> (End, String) {
+    let message = format!("the control plane left {REQUESTS_WAITING_MAX} requests unread").to_owned();
+    (End::Status { code: tonic::Code::ResourceExhausted, message: message.clone() }, message)
+}
