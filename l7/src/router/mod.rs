@@ -90,6 +90,11 @@ pub fn governs(route: &HttpRoute, port: u16, client_namespace: &str) -> bool {
         && route.consumer_namespace.as_deref().is_none_or(|own| own == client_namespace)
 }
 
+/// Whether a regular expression can serve in a route: for front ends, which report it where it was written.
+pub fn check_pattern(text: &Arc<str>) -> Result<(), PatternError> {
+    pattern::Pattern::compile(text).map(drop)
+}
+
 // === impl Router ===
 
 impl Router {

@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod convert;
 pub mod gateway;
 pub mod istio;
+mod kinds;
 pub mod load;
 pub mod problem;
 mod read;

@@ -159,25 +159,40 @@ fn reaches_service(
 
 // === Waypoints ===
 
-/// The Gateway that an object asks for by `istio.io/use-waypoint`; `Some(None)` is the refusal `none`.
-fn requested_waypoint(labels: &Labels, namespace: &Arc<str>) -> Option<Option<ObjectName>> {
-    let name = labels.get("istio.io/use-waypoint").filter(|name| !name.is_empty())?;
-    if name.as_ref() == "none" {
-        return Some(None);
+/// What an object says about its waypoint.
+enum Wish {
+    Unsaid,
+    /// `istio.io/use-waypoint: none`
+    Without,
+    Gateway(ObjectName),
+}
+
+fn wish(labels: &Labels, namespace: &Arc<str>) -> Wish {
+    let written = |key: &str| labels.get(key).filter(|value| !value.is_empty());
+    match written("istio.io/use-waypoint") {
+        None => Wish::Unsaid,
+        Some(name) if name.as_ref() == "none" => Wish::Without,
+        Some(name) => Wish::Gateway(ObjectName {
+            namespace: written("istio.io/use-waypoint-namespace").unwrap_or(namespace).clone(),
+            name: name.clone(),
+        }),
     }
-    let namespace =
-        labels.get("istio.io/use-waypoint-namespace").filter(|name| !name.is_empty()).unwrap_or(namespace);
-    Some(Some(ObjectName { namespace: namespace.clone(), name: name.clone() }))
 }
 
 /// The waypoint of an object with these labels: its own word, else that of its namespace.
 pub fn waypoint_of(catalog: &Catalog, namespace: &Arc<str>, labels: &Labels) -> Option<ObjectName> {
-    requested_waypoint(labels, namespace)
-        .or_else(|| {
-            let object = catalog.namespaces.get(&ObjectName::new("", namespace.clone()))?;
-            requested_waypoint(&object.meta.labels, namespace)
-        })
-        .flatten()
+    let of_namespace = || {
+        let object = catalog.namespaces.get(&ObjectName::new("", namespace.clone()));
+        object.map_or(Wish::Unsaid, |object| wish(&object.meta.labels, namespace))
+    };
+    let wish = match wish(labels, namespace) {
+        Wish::Unsaid => of_namespace(),
+        said => said,
+    };
+    match wish {
+        Wish::Gateway(gateway) => Some(gateway),
+        Wish::Unsaid | Wish::Without => None,
+    }
 }
 
 fn waypoint_of_service(catalog: &Catalog, service: &ServiceRef) -> Option<ObjectName> {

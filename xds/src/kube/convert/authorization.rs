@@ -193,14 +193,12 @@ impl Converter<'_> {
     fn tests(&self, attribute: &Attribute, values: &[Arc<str>]) -> Result<Vec<Test>, ConvertError> {
         let mut tests = Vec::with_capacity(values.len());
         for value in values {
-            match (attribute, self.mesh) {
-                (Attribute::SourcePrincipal, Some(mesh)) => {
-                    tests.extend(expand(value, mesh).iter().map(|principal| text_test(principal)));
-                }
-                _ => {
-                    tests.push(self.test(attribute, value).ok_or_else(|| self.error(Some(attribute), value))?)
-                }
+            if let (Attribute::SourcePrincipal, Some(mesh)) = (attribute, self.mesh) {
+                tests.extend(expand(value, mesh).iter().map(|principal| text_test(principal)));
+                continue;
             }
+            let test = self.test(attribute, value);
+            tests.push(test.ok_or_else(|| self.error(Some(attribute), value))?);
         }
         Ok(tests)
     }

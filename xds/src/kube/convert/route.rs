@@ -110,15 +110,13 @@ fn resolve_port<'a>(
             && parent.section_name.as_ref().is_none_or(|wanted| wanted == *section)
     };
     let mut ports = ports;
-    match ports.find(is_meant) {
-        Some((_, port)) => Ok(Some(port)),
-        None => {
-            let number = parent.port.map(|port| port.to_string());
-            let wanted = [number.as_deref(), parent.section_name.as_deref()];
-            let port = wanted.into_iter().flatten().collect::<Vec<_>>().join(" named ");
-            Err(ParentError::NoPort { kind, name: name.clone(), port })
-        }
+    if let Some((_, port)) = ports.find(is_meant) {
+        return Ok(Some(port));
     }
+    let number = parent.port.map(|port| port.to_string());
+    let wanted = [number.as_deref(), parent.section_name.as_deref()];
+    let port = wanted.into_iter().flatten().collect::<Vec<_>>().join(" named ");
+    Err(ParentError::NoPort { kind, name: name.clone(), port })
 }
 
 fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> HttpRule {

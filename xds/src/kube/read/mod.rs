@@ -6,7 +6,9 @@
 mod cluster;
 mod gateway;
 mod names;
+mod peer_authentication;
 mod policy;
+mod policy_values;
 mod registry;
 mod route;
 mod slice;
@@ -21,6 +23,7 @@ use super::catalog::{Kind, Labels, Meta};
 use super::cluster::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
 use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
+use super::problem::Severity;
 use super::reader::{Fields, Findings, Item};
 use super::yaml::shortened;
 
@@ -80,21 +83,13 @@ pub(super) fn meta(kind: Kind, root: &Item<'_>, findings: &mut Findings) -> Opti
 }
 
 fn namespace(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<Arc<str>> {
-    match fields.optional("namespace") {
-        Some(item) => names::namespace(&item, findings),
-        None => {
-            let field = format!("{}.namespace", fields.path);
-            let fix = "write namespace: NAME (kubectl would take its own default)";
-            findings.add(
-                super::Severity::Error,
-                fields.at,
-                &field,
-                "the object does not say its namespace",
-                fix,
-            );
-            None
-        }
+    if let Some(item) = fields.optional("namespace") {
+        return names::namespace(&item, findings);
     }
+    let field = format!("{}.namespace", fields.path);
+    let fix = "write namespace: NAME (kubectl would take its own default)";
+    findings.add(Severity::Error, fields.at, &field, "the object does not say its namespace", fix);
+    None
 }
 
 /// Seconds since the epoch; times before it count as 0.
@@ -102,14 +97,12 @@ fn timestamp(item: &Item<'_>, findings: &mut Findings) -> u64 {
     let Some(text) = item.text(findings) else {
         return 0;
     };
-    match OffsetDateTime::parse(text, &Rfc3339) {
-        Ok(time) => u64::try_from(time.unix_timestamp()).unwrap_or(0),
-        Err(_) => {
-            let message = format!("{:?} is no time", shortened(text));
-            item.error(findings, message, "write it like 2026-01-31T12:00:00Z");
-            0
-        }
-    }
+    let Ok(time) = OffsetDateTime::parse(text, &Rfc3339) else {
+        let message = format!("{:?} is no time", shortened(text));
+        item.error(findings, message, "write it like 2026-01-31T12:00:00Z");
+        return 0;
+    };
+    u64::try_from(time.unix_timestamp()).unwrap_or(0)
 }
 
 /// Kinds whose every field decides what the mesh does. Core objects have hundreds that do not concern it.
@@ -144,9 +137,8 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
         Kind::AuthorizationPolicy => {
             policy::authorization_policy(&mut fields, meta, findings).map(Object::AuthorizationPolicy)
         }
-        Kind::PeerAuthentication => {
-            policy::peer_authentication(&mut fields, meta, findings).map(Object::PeerAuthentication)
-        }
+        Kind::PeerAuthentication => peer_authentication::peer_authentication(&mut fields, meta, findings)
+            .map(Object::PeerAuthentication),
     };
     fields.ignore(&["spec", "status"]);
     fields.finish(findings);

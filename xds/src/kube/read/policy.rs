@@ -1,25 +1,21 @@
-//! AuthorizationPolicy and PeerAuthentication.
+//! AuthorizationPolicy.
 //!
 //! As strict as Istio's admission, and stricter where it lets something pass that then silently never matches.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::super::catalog::{Labels, Meta};
+use super::super::catalog::Meta;
 use super::super::istio::{
-    AuthorizationPolicy, MtlsMode, Operation, PeerAuthentication, PolicyAction, PolicyRule, PolicyTarget,
-    Source, TargetRef, Values, When,
+    AuthorizationPolicy, Operation, PolicyAction, PolicyRule, PolicyTarget, Source, TargetRef, When,
 };
 use super::super::problem::Severity;
 use super::super::reader::{Fields, Findings, Item, closest};
 use super::super::yaml::shortened;
-use super::{names, registry};
+use super::names;
+use super::policy_values::{ENTRIES_MAX, Form, entries, values};
 use crate::kube::convert::attribute::{AttributeError, parse_key};
 
-/// Bound of Istio's schema on rules and on every list in them.
-const ENTRIES_MAX: usize = 512;
 const TARGETS_MAX: usize = 16;
-const SERVICE_ACCOUNTS_MAX: usize = 16;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum WrittenAction {
@@ -33,26 +29,6 @@ const ACTIONS: [(&str, WrittenAction); 4] = [
     ("AUDIT", WrittenAction::Policy(PolicyAction::Audit)),
     ("CUSTOM", WrittenAction::Custom),
 ];
-
-const MODES: [(&str, MtlsMode); 4] = [
-    ("UNSET", MtlsMode::Unset),
-    ("DISABLE", MtlsMode::Disable),
-    ("PERMISSIVE", MtlsMode::Permissive),
-    ("STRICT", MtlsMode::Strict),
-];
-
-/// What the values of a list must look like.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Text,
-    Principal,
-    Method,
-    Path,
-    Port,
-    Network,
-    ServiceAccount,
-    TrustDomain,
-}
 
 pub(super) fn authorization_policy(
     fields: &mut Fields<'_>,
@@ -172,22 +148,6 @@ fn target_ref(item: &Item<'_>, findings: &mut Findings) -> Option<TargetRef> {
 
 // === Rules ===
 
-/// A list that may be absent, but must hold something if it is there: emptied by mistake it would match everything.
-fn entries<'n>(fields: &mut Fields<'n>, name: &'static str, findings: &mut Findings) -> Vec<Item<'n>> {
-    let Some(list) = fields.optional(name) else {
-        return Vec::new();
-    };
-    let items = list.list(findings);
-    if items.is_empty() {
-        list.error(findings, format!("{name} is empty"), format!("add an entry, or remove {name}"));
-    }
-    if items.len() > ENTRIES_MAX {
-        let message = format!("{} entries are too many", items.len());
-        list.error(findings, message, format!("keep at most {ENTRIES_MAX}"));
-    }
-    items
-}
-
 /// An ALLOW rule with an error is left out of what remains of the refused policy: any part of it might have been
 /// what keeps others out.
 fn rules(list: &Item<'_>, action: PolicyAction, findings: &mut Findings) -> Vec<PolicyRule> {
@@ -258,7 +218,8 @@ fn source(item: &Item<'_>, findings: &mut Findings) -> Option<Source> {
         return None;
     }
     let accounts = &source.service_accounts;
-    if !accounts.is_empty() && !(source.principals.is_empty() && source.namespaces.is_empty()) {
+    let has_others = !source.principals.is_empty() || !source.namespaces.is_empty();
+    if has_others && !accounts.is_empty() {
         let message = "serviceAccounts excludes principals and namespaces in one source";
         item.error(
             findings,
@@ -288,112 +249,6 @@ fn operation(item: &Item<'_>, findings: &mut Findings) -> Option<Operation> {
         return None;
     }
     Some(operation)
-}
-
-fn values(
-    fields: &mut Fields<'_>,
-    (name, not_name): (&'static str, &'static str),
-    form: Form,
-    findings: &mut Findings,
-) -> Values {
-    let any_of = list(fields, name, form, findings);
-    let none_of = list(fields, not_name, form, findings);
-    Values { any_of, none_of }
-}
-
-fn list(fields: &mut Fields<'_>, name: &'static str, form: Form, findings: &mut Findings) -> Vec<Arc<str>> {
-    let items = entries(fields, name, findings);
-    if form == Form::ServiceAccount && items.len() > SERVICE_ACCOUNTS_MAX {
-        let field = format!("{}.{name}", fields.path);
-        let fix = format!("keep at most {SERVICE_ACCOUNTS_MAX}");
-        findings.add(Severity::Error, fields.at, &field, "there are too many service accounts", fix);
-    }
-    items.iter().filter_map(|item| value(item, form, findings)).collect()
-}
-
-fn value(item: &Item<'_>, form: Form, findings: &mut Findings) -> Option<Arc<str>> {
-    let text = item.filled(findings)?;
-    let shown = shortened(text);
-    match form {
-        Form::Text => {}
-        Form::Principal => {
-            if let Some(rest) = text.strip_prefix("spiffe://") {
-                let message = "principals are compared without spiffe://, so this one never matches";
-                item.warning(findings, message, format!("write {rest}"));
-            }
-        }
-        Form::Method => {
-            if text.bytes().any(|byte| byte.is_ascii_lowercase()) {
-                let message = format!("methods are compared with case, and {shown:?} is not upper case");
-                item.warning(findings, message, format!("write {}", text.to_ascii_uppercase()));
-            }
-        }
-        Form::Path => path(item, text, findings)?,
-        Form::Port => {
-            if text.parse::<u16>().is_err() || text.starts_with('+') {
-                item.error(
-                    findings,
-                    format!("{shown:?} is no port"),
-                    "write a number from 0 to 65535 in quotes",
-                );
-                return None;
-            }
-        }
-        Form::Network => {
-            registry::network(item, findings)?;
-        }
-        Form::ServiceAccount => service_account(item, text, findings)?,
-        Form::TrustDomain => trust_domain(item, text, findings)?,
-    }
-    Some(Arc::from(text))
-}
-
-fn path(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<()> {
-    if text.contains(['{', '}']) {
-        if let Err(error) = l7::template::Template::compile(&Arc::from(text)) {
-            let fix = "use {*} for one segment and {**} for the rest, each as a whole segment";
-            item.error(findings, error.to_string(), fix);
-            return None;
-        }
-    } else if !text.starts_with(['/', '*']) {
-        let message = format!("every path begins with a slash, so {:?} never matches", shortened(text));
-        item.warning(findings, message, format!("write /{text}"));
-    }
-    Some(())
-}
-
-fn service_account(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<()> {
-    let shown = shortened(text);
-    if text.contains('*') {
-        item.error(findings, format!("{shown:?} holds a wildcard"), "write each service account out");
-        return None;
-    }
-    let (namespace, account) = text.split_once('/').map_or((None, text), |(left, right)| (Some(left), right));
-    if account.is_empty() || account.contains('/') || namespace == Some("") {
-        let fix = "write ACCOUNT or NAMESPACE/ACCOUNT";
-        item.error(findings, format!("{shown:?} does not name a service account"), fix);
-        return None;
-    }
-    Some(())
-}
-
-fn trust_domain(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<()> {
-    let stars = text.matches('*').count();
-    let message = if text.contains('/') {
-        "a trust domain holds no slash"
-    } else if stars > 1 {
-        "at most one * may stand in a trust domain"
-    } else if stars == 1 && !text.starts_with('*') && !text.ends_with('*') {
-        "a * may stand only at the start or the end of a trust domain"
-    } else {
-        return Some(());
-    };
-    item.error(
-        findings,
-        format!("{:?}: {message}", shortened(text)),
-        "write it like example.org or *.example.org",
-    );
-    None
 }
 
 // === Conditions ===
@@ -459,49 +314,4 @@ fn key_fix(error: &AttributeError, key: &str) -> String {
             |near| format!("did you mean {near}?"),
         ),
     }
-}
-
-// === PeerAuthentication ===
-
-pub(super) fn peer_authentication(
-    fields: &mut Fields<'_>,
-    meta: Meta,
-    findings: &mut Findings,
-) -> Option<PeerAuthentication> {
-    let mut policy =
-        PeerAuthentication { meta, selector: None, mode: MtlsMode::Unset, ports: BTreeMap::new() };
-    let Some(spec) = fields.optional("spec") else {
-        return Some(policy);
-    };
-    let mut fields = spec.fields(findings)?;
-    if let Some(selector) = fields.optional("selector") {
-        policy.selector =
-            names::match_labels(&selector, findings).filter(|labels: &Labels| !labels.is_empty());
-    }
-    if let Some(item) = fields.optional("mtls") {
-        policy.mode = mode(&item, findings)?;
-    }
-    if let Some(item) = fields.optional("portLevelMtls") {
-        if policy.selector.is_none() {
-            let message = "portLevelMtls goes only with a selector";
-            item.error(findings, message, "add selector.matchLabels, or remove portLevelMtls");
-        }
-        for (port, item) in item.fields(findings)?.entries() {
-            match port.parse::<u16>() {
-                Ok(number) if number > 0 => {
-                    policy.ports.insert(number, mode(&item, findings)?);
-                }
-                _ => item.error(findings, format!("{:?} is no port", shortened(port)), "write a port number"),
-            }
-        }
-    }
-    fields.finish(findings);
-    Some(policy)
-}
-
-fn mode(item: &Item<'_>, findings: &mut Findings) -> Option<MtlsMode> {
-    let mut fields = item.fields(findings)?;
-    let mode = fields.optional("mode").map_or(Some(MtlsMode::Unset), |item| item.one_of(findings, &MODES));
-    fields.finish(findings);
-    mode
 }

@@ -377,5 +377,14 @@ fn regex(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<Arc<str
         item.error(findings, "the expression is empty", "write .* to match anything");
         return None;
     }
-    Some(Arc::from(text))
+    let text: Arc<str> = Arc::from(text);
+    if let Err(error) = l7::router::check_pattern(&text) {
+        // Of the parser's picture of the place, only its verdict fits on a line.
+        let error = error.to_string();
+        let verdict = error.lines().find_map(|line| line.trim().strip_prefix("error: ")).unwrap_or(&error);
+        let message = format!("{:?} is no regular expression: {}", shortened(&text), shortened(verdict));
+        item.error(findings, message, "write it in the RE2 dialect; it must cover the whole text");
+        return None;
+    }
+    Some(text)
 }

@@ -219,6 +219,14 @@ fn what_the_schema_refuses_is_refused_where_it_stands() {
         ("  rules: [{retry: {attempts: 1}}]", "retry is not supported yet"),
         ("  rules: [{sessionPersistence: {}}]", "sessionPersistence is not supported yet"),
         ("  rules: [{name: a}, {name: a}]", "rules[1]: two rules bear this name"),
+        (
+            "  rules: [{matches: [{path: {type: RegularExpression, value: '/a('}}]}]",
+            "path.value: \"/a(\" is no regular expression: unclosed group |",
+        ),
+        (
+            "  rules: [{matches: [{headers: [{name: a, type: RegularExpression, value: '(x{100}){100}{100}'}]}]}]",
+            "is no regular expression",
+        ),
         ("  rules: []", "at least one rule"),
         ("  hostnames: ['10.0.0.1']", "cannot be a host name"),
         ("  hostnames: [Web.example.com]", "cannot be a host name"),
