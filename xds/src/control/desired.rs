@@ -55,6 +55,8 @@ pub struct DesiredResource {
     pub version: Arc<str>,
     /// The encoded message.
     pub body: Bytes,
+    /// How few a policy reaches: 0 all, 1 its namespace, 2 the workloads that name it. 0 for other types.
+    pub narrowness: u8,
     /// Keys `NETWORK/IP` by which a client may also ask for it.
     pub aliases: Vec<Arc<str>>,
 }
@@ -64,7 +66,16 @@ impl DesiredResource {
         let body = Bytes::from(message.encode_to_vec());
         let digest = Sha256::digest(&body);
         let version: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-        Self { name: name.into(), version: version.into(), body, aliases }
+        Self { name: name.into(), version: version.into(), body, narrowness: 0, aliases }
+    }
+
+    fn with_scope(mut self, scope: security::Scope) -> Self {
+        self.narrowness = match scope {
+            security::Scope::Global => 0,
+            security::Scope::Namespace => 1,
+            security::Scope::WorkloadSelector => 2,
+        };
+        self
     }
 
     /// The resource as the body of a response.
@@ -160,6 +171,7 @@ impl DesiredState {
     pub fn insert_authorization(&mut self, authorization: &security::Authorization) {
         let name: Arc<str> = format!("{}/{}", authorization.namespace, authorization.name).into();
         let resource = DesiredResource::new(name.clone(), authorization, Vec::new());
+        let resource = resource.with_scope(authorization.scope());
         self.authorizations.insert(name, Arc::new(resource));
     }
 
@@ -169,7 +181,7 @@ impl DesiredState {
     }
 
     pub fn insert_authorization_policy(&mut self, name: &str, policy: &l7::AuthorizationPolicy) {
-        let resource = DesiredResource::new(name, policy, Vec::new());
+        let resource = DesiredResource::new(name, policy, Vec::new()).with_scope(policy.scope());
         self.authorization_policies.insert(name.into(), Arc::new(resource));
     }
 }

@@ -6,7 +6,8 @@
 //! memory for one set of versions and never for a queue.
 //!
 //! Order within one push keeps the client safe at every step: a policy arrives before the workloads that name it and
-//! goes after them; a service arrives before the routes to it and goes after them.
+//! goes after them; one that comes to reach fewer does so after the workloads that it still reaches name it; a
+//! service arrives before the routes to it and goes after them.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -84,8 +85,8 @@ pub struct Session {
 struct Subscription {
     wildcard: bool,
     names: BTreeSet<Arc<str>>,
-    /// Name to version, as the client will have it once it has read all we sent.
-    sent: HashMap<Arc<str>, Arc<str>>,
+    /// What the client will hold once it has read all we sent.
+    sent: HashMap<Arc<str>, Held>,
     /// Subscribed names of which the client knows that they do not exist.
     reported_missing: BTreeSet<Arc<str>>,
     /// Names just subscribed: answered even if the client holds them.
@@ -94,10 +95,19 @@ struct Subscription {
     answer_owed: bool,
 }
 
+#[derive(Debug)]
+struct Held {
+    version: Arc<str>,
+    /// [`DesiredResource::narrowness`] of that version; `None` if an earlier stream sent it.
+    narrowness: Option<u8>,
+}
+
 /// The difference between what a client holds and what it should hold.
 #[derive(Debug, Default)]
 struct Difference<'a> {
     upserts: Vec<&'a Arc<DesiredResource>>,
+    /// Policies that reach fewer than the version that the client holds.
+    narrowed: Vec<&'a Arc<DesiredResource>>,
     removed: Vec<Arc<str>>,
     with_aliases: bool,
     answer_owed: bool,
@@ -138,7 +148,9 @@ impl Session {
             subscription.sent = request
                 .initial_resource_versions
                 .into_iter()
-                .map(|(name, version)| (Arc::from(name), Arc::from(version)))
+                .map(|(name, version)| {
+                    (Arc::from(name), Held { version: Arc::from(version), narrowness: None })
+                })
                 .collect();
         }
         subscription.subscribe(kind, request.resource_names_subscribe)?;
@@ -158,7 +170,14 @@ impl Session {
         }
         for kind in UPSERT_ORDER {
             if let Some(difference) = differences.get_mut(&kind) {
-                difference.emit_upserts(kind, &mut responses);
+                let upserts = std::mem::take(&mut difference.upserts);
+                difference.emit_upserts(kind, upserts, &mut responses);
+            }
+        }
+        for kind in UPSERT_ORDER {
+            if let Some(difference) = differences.get_mut(&kind) {
+                let narrowed = std::mem::take(&mut difference.narrowed);
+                difference.emit_upserts(kind, narrowed, &mut responses);
             }
         }
         for kind in REMOVAL_ORDER {
@@ -263,10 +282,14 @@ impl Subscription {
             .values()
             .filter(|resource| {
                 asked_again.contains(&*resource.name)
-                    || self.sent.get(&resource.name) != Some(&resource.version)
+                    || self.sent.get(&resource.name).is_none_or(|held| held.version != resource.version)
             })
             .copied()
             .collect();
+        let (narrowed, upserts): (Vec<_>, Vec<_>) = upserts.into_iter().partition(|resource| {
+            let held = self.sent.get(&resource.name).and_then(|held| held.narrowness);
+            held.is_some_and(|held| held < resource.narrowness)
+        });
         let mut removed: Vec<Arc<str>> =
             self.sent.keys().filter(|name| !visible.contains_key(&***name)).cloned().collect();
         removed.extend(
@@ -279,23 +302,29 @@ impl Subscription {
         for name in &removed {
             self.sent.remove(name);
         }
-        for resource in &upserts {
-            self.sent.insert(resource.name.clone(), resource.version.clone());
+        for resource in upserts.iter().chain(&narrowed) {
+            let held = Held { version: resource.version.clone(), narrowness: Some(resource.narrowness) };
+            self.sent.insert(resource.name.clone(), held);
         }
         self.reported_missing = missing.into_iter().collect();
         self.newly_subscribed.clear();
         let answer_owed = std::mem::take(&mut self.answer_owed);
-        Difference { upserts, removed, with_aliases: !self.wildcard, answer_owed }
+        Difference { upserts, narrowed, removed, with_aliases: !self.wildcard, answer_owed }
     }
 }
 
 // === impl Difference ===
 
 impl Difference<'_> {
-    fn emit_upserts(&mut self, kind: ResourceKind, responses: &mut Vec<DeltaDiscoveryResponse>) {
+    fn emit_upserts(
+        &mut self,
+        kind: ResourceKind,
+        upserts: Vec<&Arc<DesiredResource>>,
+        responses: &mut Vec<DeltaDiscoveryResponse>,
+    ) {
         let mut response = DeltaDiscoveryResponse::default();
         let mut bytes = 0;
-        for resource in self.upserts.drain(..) {
+        for resource in upserts {
             if bytes > 0 && bytes + resource.body.len() > RESPONSE_BYTES_MAX {
                 responses.push(std::mem::take(&mut response));
                 bytes = 0;
@@ -474,6 +503,21 @@ mod tests {
             summary(&session.responses(&bare, 3)),
             ["Address: w1 w4", "HttpRoute: -app/r/app/svc/0", "Address: -w3", "Authorization: -app/p"]
         );
+    }
+
+    #[test]
+    fn policy_reaches_fewer_only_once_those_it_still_reaches_name_it() {
+        let scoped = |scope: security::Scope, names: &[&str]| {
+            let mut state = state();
+            state.insert_authorization(&security::Authorization { scope: scope.into(), ..policy("p") });
+            state.insert_workload(workload("w1", [10, 0, 0, 1], "node1", names));
+            state
+        };
+        let wide = scoped(security::Scope::Namespace, &[]);
+        let narrow = scoped(security::Scope::WorkloadSelector, &["app/p"]);
+        let mut session = connected(&wide, &[ADDRESS_TYPE, AUTHORIZATION_TYPE]);
+        assert_eq!(summary(&session.responses(&narrow, 2)), ["Address: w1", "Authorization: app/p"]);
+        assert_eq!(summary(&session.responses(&wide, 3)), ["Authorization: app/p", "Address: w1"]);
     }
 
     #[test]
