@@ -6,8 +6,6 @@
 pub mod bundle;
 pub mod client;
 pub mod manager;
-#[cfg(test)]
-mod tests;
 
 use std::hash::BuildHasher;
 use std::sync::Arc;

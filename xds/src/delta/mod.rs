@@ -52,6 +52,16 @@ pub struct Subscription {
     pub mode: Mode,
 }
 
+impl Subscription {
+    pub fn wildcard(type_url: &str) -> Self {
+        Self { type_url: type_url.into(), mode: Mode::Wildcard }
+    }
+
+    pub fn on_demand(type_url: &str) -> Self {
+        Self { type_url: type_url.into(), mode: Mode::OnDemand }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// Everything there is.

@@ -4,8 +4,6 @@
 //! [`discovery`] drives the delta client over such a connection; the certificate client of [`crate::ca`] uses the same.
 
 pub mod discovery;
-#[cfg(test)]
-mod tests;
 
 use std::fmt;
 use std::fs;
