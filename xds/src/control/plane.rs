@@ -13,7 +13,7 @@ use rustls::ServerConfig;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Server;
+
 use tracing::{error, info, warn};
 
 use super::auth::{TokenError, TokenFile, Tokens};
@@ -27,6 +27,7 @@ use super::server::{Certificates, Discovery, NodeRejection, Published};
 use super::view::ClusterView;
 use super::watch::FolderWatcher;
 use crate::kube::{MeshSettings, Problem, check_references, load_dir};
+use crate::transport::{Credentials, Roots, Server, ServerAddress};
 
 /// The name that clients expect in the server's certificate.
 pub const SERVER_NAME: &str = "istiod.istio-system.svc";
@@ -64,6 +65,7 @@ pub struct ControlPlane {
     address: ListenAddress,
     root_pem: String,
     root_path: PathBuf,
+    cluster_id: Arc<str>,
     token_files: Vec<TokenFile>,
     view: watch::Receiver<Arc<ClusterView>>,
     problems: watch::Receiver<Arc<Vec<Problem>>>,
@@ -117,7 +119,7 @@ impl ControlPlane {
         let discovery =
             Discovery::service(receivers.states.clone(), Arc::new(rejections_out), Arc::clone(&tokens));
         let certificates = Certificates::service(Arc::clone(&authority), receivers.states, tokens);
-        let router = Server::builder()
+        let router = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
             .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
@@ -133,6 +135,7 @@ impl ControlPlane {
             address,
             root_pem: authority.root_pem().to_owned(),
             root_path,
+            cluster_id: config.cluster_id,
             token_files,
             view: receivers.view,
             problems: receivers.problems,
@@ -160,6 +163,26 @@ impl ControlPlane {
     /// The file with the bearer token of a node.
     pub fn token_path(&self, node: &str) -> Option<&Path> {
         self.token_files.iter().find(|file| *file.node == *node).map(|file| file.path.as_path())
+    }
+
+    /// How our own clients reach it.
+    pub fn server(&self) -> Server {
+        Server {
+            address: match &self.address {
+                ListenAddress::Unix(path) => ServerAddress::Unix(path.clone()),
+                ListenAddress::Tcp(address) => {
+                    ServerAddress::Tcp { host: address.ip().to_string(), port: address.port() }
+                }
+            },
+            server_name: SERVER_NAME.to_owned(),
+            roots: Roots::File(self.root_path.clone()),
+        }
+    }
+
+    /// What proves a node's clients; `None` for a node without token.
+    pub fn credentials(&self, node: &str) -> Option<Credentials> {
+        let token_file = Some(self.token_path(node)?.to_owned());
+        Some(Credentials { token_file, cluster_id: self.cluster_id.to_string(), headers: Vec::new() })
     }
 
     /// The cluster in force, with every change of it.
