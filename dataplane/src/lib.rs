@@ -9,6 +9,7 @@ pub mod admin;
 pub mod capture;
 pub mod cli;
 pub mod conformance;
+pub mod control;
 pub mod link;
 pub mod mesh;
 pub mod metrics;

@@ -27,7 +27,7 @@ pub(super) struct Connection {
     pub(super) node: Rc<Node>,
     pub(super) shared: Rc<Shared>,
     /// What the log line will say; filled in as it becomes known.
-    pub(super) record: RefCell<Record>,
+    pub(super) record: Rc<RefCell<Record>>,
     started: Instant,
     key: usize,
     ended: Cell<bool>,
@@ -40,6 +40,8 @@ pub(super) struct Shared {
     pub(super) pod: Arc<LocalPod>,
     pub(super) direction: Direction,
     pub(super) counters: Rc<ByteCounters>,
+    /// The connection's own, for whoever lists connections.
+    pub(super) record: Rc<RefCell<Record>>,
     /// Set once the connection counts in a series.
     pub(super) series: RefCell<Option<Counted>>,
     /// What policy decided about; only of inbound connections that were authorized.
@@ -90,18 +92,7 @@ impl Shared {
 impl Connection {
     /// Enters an accepted connection into the books.
     pub(super) fn begin(node: &Rc<Node>, pod: &Pod, direction: Direction, source: Party) -> Self {
-        let shared = Rc::new(Shared {
-            pod: pod.local.clone(),
-            direction,
-            counters: Rc::default(),
-            series: RefCell::default(),
-            authorized: RefCell::default(),
-            cut: Signal::default(),
-            cut_cause: Cell::new(None),
-        });
-        let key = node.registry.add(shared.clone());
-        node.metrics.raise(Gauge::sockets(reporter(direction)));
-        let record = Record {
+        let record = Rc::new(RefCell::new(Record {
             direction,
             source,
             destination: Party::default(),
@@ -114,11 +105,23 @@ impl Connection {
             duration: std::time::Duration::ZERO,
             cause: CloseCause::Finished,
             http: None,
-        };
+        }));
+        let shared = Rc::new(Shared {
+            pod: pod.local.clone(),
+            direction,
+            counters: Rc::default(),
+            record: record.clone(),
+            series: RefCell::default(),
+            authorized: RefCell::default(),
+            cut: Signal::default(),
+            cut_cause: Cell::new(None),
+        });
+        let key = node.registry.add(shared.clone());
+        node.metrics.raise(Gauge::sockets(reporter(direction)));
         Self {
             node: node.clone(),
             shared,
-            record: RefCell::new(record),
+            record,
             started: Instant::now(),
             key,
             ended: Cell::new(false),

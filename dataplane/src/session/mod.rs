@@ -16,6 +16,7 @@ mod connection;
 mod dial;
 mod http;
 mod inbound;
+mod inspect;
 mod node;
 mod outbound;
 mod passthrough;

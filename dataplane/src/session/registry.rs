@@ -36,6 +36,13 @@ impl Registry {
         self.live.borrow().len()
     }
 
+    /// Shows each live connection.
+    pub(super) fn for_each(&self, mut show: impl FnMut(&Shared)) {
+        for (_, connection) in self.live.borrow().iter() {
+            show(connection);
+        }
+    }
+
     /// Cuts what belongs to a pod that leaves.
     pub(super) fn cut_pod(&self, uid: &str) {
         for (_, connection) in self.live.borrow().iter().filter(|(_, it)| &*it.pod.uid == uid) {

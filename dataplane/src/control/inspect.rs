@@ -1,0 +1,112 @@
+//! What a node proxy shows of itself on the admin page.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+use xds::snapshot::dump;
+
+use super::node::{NodeProxy, Shared};
+use super::workers::on_this_worker;
+use crate::admin::Inspect;
+use crate::session::Node;
+
+/// How long a worker may take to answer.
+const WORKER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The admin view of a node proxy.
+#[derive(Debug)]
+pub struct NodeInspect {
+    shared: Rc<Shared>,
+}
+
+impl NodeProxy {
+    /// What the admin page shows.
+    pub fn inspect(&self) -> NodeInspect {
+        NodeInspect { shared: Rc::clone(&self.shared) }
+    }
+}
+
+impl NodeInspect {
+    /// Asks every worker; one that does not answer in time is `null`.
+    async fn ask_workers(&self, question: fn(&Node) -> Value) -> Vec<Value> {
+        let mut answers = Vec::new();
+        for worker in &self.shared.workers {
+            let (reply, answer) = oneshot::channel();
+            let posted = worker.post(move |_| {
+                // Nobody waits any more if the answer is late.
+                let _ = reply.send(on_this_worker(question));
+            });
+            answers.push(posted.ok().map(|()| tokio::time::timeout(WORKER_PATIENCE, answer)));
+        }
+        let mut values = Vec::new();
+        for answer in answers {
+            let value = match answer {
+                Some(answer) => answer.await.ok().and_then(Result::ok).flatten(),
+                None => None,
+            };
+            values.push(value.unwrap_or(Value::Null));
+        }
+        values
+    }
+}
+
+impl Inspect for NodeInspect {
+    async fn config_dump(&self) -> Value {
+        let snapshot = self.shared.snapshot();
+        let mut dump = dump::state(&snapshot);
+        let workers = self.shared.workers.len();
+        let states: serde_json::Map<_, _> = self
+            .shared
+            .book
+            .borrow()
+            .listening()
+            .map(|(pod, listening)| {
+                let state = if listening == workers { "Up" } else { "Pending" };
+                let info =
+                    json!({ "name": &*pod.name, "namespace": &*pod.namespace, "serviceAccount": &*pod.service_account });
+                (pod.uid.to_string(), json!({ "state": state, "info": info }))
+            })
+            .collect();
+        if let Some(fields) = dump.as_object_mut() {
+            let ports = self.shared.options.ports;
+            fields.insert("certificates".to_owned(), self.shared.certificates.borrow().dump());
+            fields.insert("workloadState".to_owned(), Value::Object(states));
+            fields.insert("version".to_owned(), json!({ "version": env!("CARGO_PKG_VERSION") }));
+            fields.insert(
+                "config".to_owned(),
+                json!({
+                    "localNode": &*self.shared.node,
+                    "numWorkerThreads": workers,
+                    "outboundAddr": format!("[::]:{}", ports.outbound),
+                    "inboundAddr": format!("[::]:{}", ports.inbound_hbone),
+                    "inboundPlaintextAddr": format!("[::]:{}", ports.inbound_plaintext),
+                    "packetMark": self.shared.options.packet_mark,
+                }),
+            );
+        }
+        dump
+    }
+
+    async fn workers(&self) -> Value {
+        let answers = self.ask_workers(|node| json!({ "connections": node.live_connections() })).await;
+        let rows = answers.into_iter().enumerate().map(|(index, answer)| {
+            let mut row = json!({ "worker": index, "answers": !answer.is_null() });
+            if let (Some(row), Some(more)) = (row.as_object_mut(), answer.as_object()) {
+                row.extend(more.clone());
+            }
+            row
+        });
+        rows.collect()
+    }
+
+    async fn connections(&self) -> Value {
+        let answers = self.ask_workers(|node| node.connections().into_iter().collect()).await;
+        answers.into_iter().flat_map(|answer| answer.as_array().cloned().unwrap_or_default()).collect()
+    }
+
+    fn quit(&self) {
+        self.shared.quit.send_replace(true);
+    }
+}

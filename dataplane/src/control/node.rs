@@ -1,0 +1,343 @@
+//! One node proxy: its workers, its connection to the control plane, its pods.
+
+use std::cell::RefCell;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::Receiver;
+use model::Identity;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tunnel::tls::CryptoPolicy;
+use xds::ca::{self, CaConfig};
+use xds::delta::{Mode, Subscription};
+use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
+use xds::publish::Publisher;
+use xds::snapshot::Snapshot;
+use xds::transport::discovery::{self, DiscoveryConfig, NodeIdentity};
+use xds::transport::{Credentials, Server};
+
+use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
+use super::pods::{PodBook, PodError, WORKERS_PATIENCE};
+use super::workers;
+use crate::access_log::Recorder;
+use crate::admin::{Pending, Readiness};
+use crate::metrics::{ControlCounter, Metrics, TerminationReason, metrics};
+use crate::session::{LocalPod, NodeOptions, NodeState, PodEvent};
+use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle};
+
+/// How often the workers' events are taken and old states are freed.
+const HOUSEKEEPING: Duration = Duration::from_millis(10);
+/// Pod events that may wait for the control thread.
+const EVENTS_WAITING_MAX: usize = 65_536;
+/// How long a pod may wait for its certificate before it is captured all the same (and its connections refused).
+const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a node proxy is started with.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    pub node: Arc<str>,
+    /// The control plane, which is also the certificate authority.
+    pub server: Server,
+    pub credentials: Credentials,
+    /// Number of workers; `None` is one for each CPU.
+    pub workers: Option<usize>,
+    pub driver: DriverChoice,
+    pub options: NodeOptions,
+    pub crypto: CryptoPolicy,
+    /// Also takes the types that only our own control plane serves: routes and request policies for the node.
+    pub layer_7: bool,
+}
+
+/// Why a node proxy does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    #[error("a mailbox for a worker cannot be made: {0}")]
+    Mailbox(#[source] io::Error),
+    #[error(transparent)]
+    Workers(#[from] StartError),
+}
+
+/// A running node proxy. Dropping it leaves its workers to themselves; end it with [`NodeProxy::drain`].
+#[derive(Debug)]
+pub struct NodeProxy {
+    pub(super) shared: Rc<Shared>,
+    supervisor: Supervisor,
+    tasks: Tasks,
+}
+
+/// What the tasks of the control thread have in common.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) node: Arc<str>,
+    pub(super) options: NodeOptions,
+    pub(super) workers: Vec<WorkerHandle>,
+    pub(super) metrics: Rc<Metrics>,
+    pub(super) readiness: Readiness,
+    pub(super) book: RefCell<PodBook>,
+    pub(super) certificates: RefCell<Certificates>,
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    publisher: RefCell<Publisher<NodeState>>,
+    /// Rises with everything that somebody may wait for.
+    progress: watch::Sender<u64>,
+    pub(super) quit: watch::Sender<bool>,
+}
+
+#[derive(Debug)]
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in &self.0 {
+            task.abort();
+        }
+    }
+}
+
+// === impl NodeProxy ===
+
+impl NodeProxy {
+    /// Starts the workers and connects to the control plane. Must be called inside a `LocalSet`.
+    pub fn start(config: NodeConfig, recorder: Recorder) -> Result<Self, NodeError> {
+        let (worker_metrics, metrics) = metrics(workers::count(config.workers));
+        let (events, told) = crossbeam_channel::bounded(EVENTS_WAITING_MAX);
+        let mut publisher = Publisher::new();
+        let supervisor = workers::start(workers::Parts {
+            driver: config.driver,
+            options: config.options.clone(),
+            metrics: worker_metrics,
+            recorder,
+            events,
+            publisher: &mut publisher,
+        })?;
+        let (commands, orders) = mpsc::channel(COMMANDS_WAITING_MAX);
+        let readiness = Readiness::default();
+        let shared = Rc::new(Shared {
+            node: Arc::clone(&config.node),
+            options: config.options.clone(),
+            workers: supervisor.handles().to_vec(),
+            metrics: Rc::new(metrics),
+            book: RefCell::new(PodBook::new(supervisor.handles().len())),
+            certificates: RefCell::new(Certificates::new(commands, config.crypto)),
+            snapshots: watch::Sender::new(Arc::default()),
+            publisher: RefCell::new(publisher),
+            progress: watch::Sender::new(0),
+            quit: watch::Sender::new(false),
+            readiness: readiness.clone(),
+        });
+        let state_pending = readiness.pending("state manager");
+        let tasks = Tasks(vec![
+            tokio::task::spawn_local(Shared::follow_discovery(
+                Rc::clone(&shared),
+                discovery_config(&config),
+                state_pending,
+            )),
+            tokio::task::spawn_local(Shared::follow_certificates(
+                Rc::clone(&shared),
+                ca_config(&config),
+                orders,
+            )),
+            tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared), told)),
+        ]);
+        Ok(Self { shared, supervisor, tasks })
+    }
+
+    pub fn node(&self) -> &Arc<str> {
+        &self.shared.node
+    }
+
+    pub fn metrics(&self) -> Rc<Metrics> {
+        Rc::clone(&self.shared.metrics)
+    }
+
+    pub fn readiness(&self) -> Readiness {
+        self.shared.readiness.clone()
+    }
+
+    /// The mesh as this node proxy sees it, with every change.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshots.subscribe()
+    }
+
+    /// Turns true when somebody asked for the end over the admin page.
+    pub fn quit(&self) -> watch::Receiver<bool> {
+        self.shared.quit.subscribe()
+    }
+
+    pub fn driver(&self) -> crate::worker::Driver {
+        self.supervisor.driver()
+    }
+
+    /// Takes a pod in: when this returns, every worker listens for it, so its traffic may be redirected.
+    pub async fn add_pod(&self, pod: LocalPod, identity: &Identity) -> Result<(), PodError> {
+        let shared = &self.shared;
+        let uid = Arc::clone(&pod.uid);
+        let _pending = shared.readiness.pending("workload proxy manager");
+        shared.certificates.borrow_mut().want(identity);
+        shared.book.borrow_mut().insert(pod);
+        shared.publish();
+        let listening = shared.until(WORKERS_PATIENCE, || shared.book.borrow().is_listening(&uid)).await;
+        listening.unwrap_or_else(|| Err(PodError::TimedOut { uid: Arc::clone(&uid) }))?;
+        let certified = || shared.certificates.borrow().has(identity).then_some(());
+        if shared.until(CERTIFICATE_PATIENCE, certified).await.is_none() {
+            tracing::warn!(pod = %uid, %identity, "captured without a certificate: its connections are refused");
+        }
+        Ok(())
+    }
+
+    /// Lets a pod go: when this returns, no worker listens for it any more. Its traffic must not be redirected then.
+    pub async fn remove_pod(&self, uid: &Arc<str>, identity: &Identity) -> Result<(), PodError> {
+        let shared = &self.shared;
+        if !shared.book.borrow_mut().remove(uid) {
+            return Ok(());
+        }
+        shared.certificates.borrow_mut().release(identity);
+        shared.publish();
+        let left = || shared.book.borrow().has_left(uid).then_some(());
+        shared.until(WORKERS_PATIENCE, left).await.ok_or_else(|| PodError::TimedOut { uid: Arc::clone(uid) })
+    }
+
+    /// Ends in order: no new connections, tunnels end politely, what is left at `deadline` is cut.
+    pub async fn drain(self, deadline: Instant) {
+        let Self { shared, supervisor, tasks } = self;
+        supervisor.drain(deadline);
+        // Joining blocks; the control thread goes on meanwhile and takes the last records of the log.
+        drop(tokio::task::spawn_blocking(move || supervisor.join()).await);
+        drop(tasks);
+        drop(shared);
+    }
+}
+
+fn discovery_config(config: &NodeConfig) -> DiscoveryConfig {
+    let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE].into_iter().filter(|_| config.layer_7);
+    let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own);
+    let identity = NodeIdentity { node_name: config.node.to_string(), ..NodeIdentity::default() };
+    DiscoveryConfig {
+        server: config.server.clone(),
+        credentials: config.credentials.clone(),
+        node: identity.node(),
+        subscriptions: types.map(|t| Subscription { type_url: Arc::from(t), mode: Mode::Wildcard }).collect(),
+    }
+}
+
+fn ca_config(config: &NodeConfig) -> CaConfig {
+    CaConfig {
+        server: config.server.clone(),
+        credentials: config.credentials.clone(),
+        validity: ca::VALIDITY,
+        impersonate: true,
+    }
+}
+
+// === impl Shared ===
+
+impl Shared {
+    /// Hands the present state to the workers.
+    fn publish(&self) {
+        let state = NodeState {
+            snapshot: self.snapshot(),
+            credentials: self.certificates.borrow().contexts(),
+            pods: self.book.borrow().pods(),
+        };
+        self.publisher.borrow_mut().publish(Arc::new(state));
+        self.advance();
+    }
+
+    pub(super) fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.snapshots.borrow())
+    }
+
+    fn advance(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// The value of `condition` once it has one, asked anew with every progress.
+    async fn until<T>(&self, patience: Duration, condition: impl Fn() -> Option<T>) -> Option<T> {
+        let mut progress = self.progress.subscribe();
+        let waiting = async {
+            loop {
+                if let Some(value) = condition() {
+                    return Some(value);
+                }
+                // The sender lives in `self`.
+                progress.changed().await.ok()?;
+            }
+        };
+        tokio::time::timeout(patience, waiting).await.ok().flatten()
+    }
+
+    async fn follow_discovery(self: Rc<Self>, config: DiscoveryConfig, pending: Pending) {
+        let (_demands, asked) = mpsc::channel(1);
+        let mut pending = Some(pending);
+        let mut failing = false;
+        discovery::run(config, asked, |event| match event {
+            discovery::Event::Snapshot { snapshot, ready } => {
+                self.snapshots.send_replace(snapshot);
+                self.publish();
+                if ready {
+                    pending = None;
+                }
+            }
+            discovery::Event::Rejected { type_url, reason } => {
+                tracing::error!(node = %self.node, type_url, reason, "the control plane sent what cannot be used");
+            }
+            discovery::Event::Connected => {
+                tracing::info!(node = %self.node, "connected to the control plane");
+                failing = false;
+            }
+            discovery::Event::Disconnected { reason } => {
+                self.metrics.count(ControlCounter::XdsTermination(TerminationReason::ConnectionError));
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(node = %self.node, reason, "no connection to the control plane; what is known stays");
+                }
+            }
+            discovery::Event::Demanded { .. } => {}
+        })
+        .await;
+    }
+
+    async fn follow_certificates(self: Rc<Self>, config: CaConfig, orders: mpsc::Receiver<ca::Command>) {
+        ca::run(config, orders, |event| match event {
+            ca::Event::Issued(bundle) => {
+                let identity = bundle.identity.clone();
+                let issued = self.certificates.borrow_mut().issued(bundle);
+                match issued {
+                    Ok(()) => tracing::debug!(node = %self.node, %identity, "certificate issued"),
+                    Err(reason) => {
+                        tracing::error!(node = %self.node, %identity, reason, "the certificate cannot be used");
+                    }
+                }
+                self.publish();
+            }
+            ca::Event::Failed { identity, error } => {
+                tracing::warn!(node = %self.node, %identity, %error, "no certificate was issued");
+                self.certificates.borrow_mut().failed(&identity, error.to_string());
+            }
+        })
+        .await;
+    }
+
+    async fn keep_house(self: Rc<Self>, told: Receiver<PodEvent>) {
+        let mut tick = tokio::time::interval(HOUSEKEEPING);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            let mut any = false;
+            for event in told.try_iter().take(EVENTS_WAITING_MAX) {
+                self.book.borrow_mut().note(event);
+                any = true;
+            }
+            if any {
+                self.advance();
+            }
+            self.publisher.borrow_mut().reclaim();
+            self.metrics.update();
+            let expired = self.certificates.borrow_mut().expire(SystemTime::now());
+            if expired {
+                self.publish();
+            }
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What a worker shows of its connections to operators.
+
+use serde_json::{Value, json};
+
+use super::connection::Shared;
+use super::node::Node;
+use crate::access_log::record::{Authority, Direction};
+
+/// Connections listed at most: the list is made on the worker, which has other things to do.
+const LISTED_MAX: usize = 10_000;
+
+impl Node {
+    pub fn live_connections(&self) -> usize {
+        self.registry.len()
+    }
+
+    /// The live connections with ztunnel's keys and ours, at most [`LISTED_MAX`].
+    pub fn connections(&self) -> Vec<Value> {
+        let mut list = Vec::new();
+        self.registry.for_each(|connection| {
+            if list.len() < LISTED_MAX {
+                list.push(entry(self.worker.index(), connection));
+            }
+        });
+        list
+    }
+}
+
+fn entry(worker: usize, connection: &Shared) -> Value {
+    let record = connection.record.borrow();
+    let address = |address: Option<std::net::SocketAddr>| address.map(|it| it.to_string());
+    let authority = record.hbone_authority.as_ref().map(|authority| match authority {
+        Authority::Address(it) => it.to_string(),
+        Authority::Hostname(host, port) => format!("{host}:{port}"),
+    });
+    let counters = &connection.counters;
+    // The counters are the client's view; the list is the local pod's.
+    let (to_server, to_client) = (counters.sent.get(), counters.received.get());
+    let (sent, received) = match connection.direction {
+        Direction::Outbound => (to_server, to_client),
+        Direction::Inbound => (to_client, to_server),
+    };
+    json!({
+        "workload": &*connection.pod.uid,
+        "direction": connection.direction.label(),
+        "src": address(record.source.address),
+        "originalDst": record.service.as_ref().map(|service| service.key.hostname.to_string()),
+        "actualDst": authority.or_else(|| address(record.destination.address)),
+        "protocol": if record.tls.is_some() { "HBONE" } else { "TCP" },
+        "srcIdentity": record.source.identity.as_ref().map(|identity| identity.uri().to_owned()),
+        "dstIdentity": record.destination.identity.as_ref().map(|identity| identity.uri().to_owned()),
+        "bytesSent": sent,
+        "bytesReceived": received,
+        "worker": worker,
+    })
+}
