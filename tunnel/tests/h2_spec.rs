@@ -43,7 +43,9 @@ struct Server {
 impl Server {
     fn on_event(&mut self, event: Event<'_>) {
         match event {
-            Event::Headers { stream, end_stream: true, .. } | Event::Trailers { stream, .. } => self.answer(stream),
+            Event::Headers { stream, end_stream: true, .. } | Event::Trailers { stream, .. } => {
+                self.answer(stream)
+            }
             Event::Data { stream, bytes, end_stream } => {
                 self.connection.release(stream, bytes.len(), &mut self.out);
                 if end_stream {
