@@ -27,6 +27,10 @@ use subject::{Request, Subject};
 
 pub use rule::CompileError;
 
+/// How a denied request is answered over HTTP; the words are Istio's, which scripts look for.
+pub const DENIED_STATUS: u16 = 403;
+pub const DENIED_BODY: &str = "RBAC: access denied";
+
 /// The compiled policies of one workload.
 #[derive(Debug)]
 pub struct PolicySet {

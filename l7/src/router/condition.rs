@@ -30,7 +30,12 @@ enum CompiledTest {
 /// Lines of a repeated header up to this size are joined without allocation.
 type Joined = SmallVec<[u8; 512]>;
 
+/// Without a method, headers, query parameters: smaller ranks higher.
+pub(super) type Rank = (bool, Reverse<usize>, Reverse<usize>);
+
 impl Conditions {
+    pub(super) const RANK_OF_NONE: Rank = (true, Reverse(0), Reverse(0));
+
     pub(super) fn compile(entry: &HttpMatch) -> Result<Self, PatternError> {
         Ok(Self {
             method: entry.method.as_deref().map(Box::from),
@@ -39,8 +44,11 @@ impl Conditions {
         })
     }
 
-    /// Smaller ranks higher.
-    pub(super) fn rank(&self) -> impl Ord + use<> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rank() == Self::RANK_OF_NONE
+    }
+
+    pub(super) fn rank(&self) -> Rank {
         (self.method.is_none(), Reverse(self.headers.len()), Reverse(self.query.len()))
     }
 

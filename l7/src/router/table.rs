@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 
 use super::condition::Conditions;
 use super::pattern::Pattern;
@@ -12,18 +13,23 @@ use crate::ir::{HttpMatch, PathMatch, RequestHead};
 
 #[derive(Debug, Default)]
 pub(super) struct PathTable {
-    exact: HashMap<Box<[u8]>, Vec<Candidate>, RandomState>,
+    exact: HashMap<Box<[u8]>, Candidates, RandomState>,
     patterns: Vec<PatternCandidate>,
     /// By prefix without its final slash: the root is the empty text.
-    prefixes: HashMap<Box<[u8]>, Vec<Candidate>, RandomState>,
+    prefixes: HashMap<Box<[u8]>, Candidates, RandomState>,
     /// The most slashes that a stored prefix has: no longer part of a path need be looked up.
     prefix_depth_max: usize,
 }
 
+/// Matches of one path by rank. Most paths have one, which then lies in the table itself: with many routes a lookup
+/// costs what it touches of memory.
+type Candidates = SmallVec<[Candidate; 1]>;
+
 /// A match whose path is the one looked for.
 #[derive(Debug)]
 struct Candidate {
-    conditions: Conditions,
+    /// `None` where the path is all that is asked for.
+    conditions: Option<Box<Conditions>>,
     id: MatchId,
 }
 
@@ -35,7 +41,8 @@ struct PatternCandidate {
 
 impl PathTable {
     pub(super) fn add(&mut self, id: MatchId, entry: &HttpMatch) -> Result<(), RouteFault> {
-        let candidate = Candidate { conditions: Conditions::compile(entry)?, id };
+        let conditions = Some(Conditions::compile(entry)?).filter(|conditions| !conditions.is_empty());
+        let candidate = Candidate { conditions: conditions.map(Box::new), id };
         match &entry.path {
             PathMatch::Exact(path) | PathMatch::Prefix(path) if !path.starts_with('/') => {
                 return Err(RouteFault::Path(path.clone()));
@@ -68,10 +75,8 @@ impl PathTable {
         if let Some(id) = self.exact.get(path).and_then(|candidates| first(candidates, head)) {
             return Some(id);
         }
-        let by_pattern = self
-            .patterns
-            .iter()
-            .find(|entry| entry.candidate.conditions.hold(head) && entry.pattern.is_match(path));
+        let by_pattern =
+            self.patterns.iter().find(|entry| entry.candidate.holds(head) && entry.pattern.is_match(path));
         if let Some(entry) = by_pattern {
             return Some(entry.candidate.id);
         }
@@ -99,12 +104,16 @@ impl PathTable {
 
 impl Candidate {
     fn rank(&self) -> impl Ord + use<> {
-        (self.conditions.rank(), self.id)
+        (self.conditions.as_ref().map_or(Conditions::RANK_OF_NONE, |conditions| conditions.rank()), self.id)
+    }
+
+    fn holds(&self, head: &RequestHead<'_>) -> bool {
+        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(head))
     }
 }
 
 fn first(candidates: &[Candidate], head: &RequestHead<'_>) -> Option<MatchId> {
-    candidates.iter().find(|candidate| candidate.conditions.hold(head)).map(|candidate| candidate.id)
+    candidates.iter().find(|candidate| candidate.holds(head)).map(|candidate| candidate.id)
 }
 
 fn depth(path: &[u8]) -> usize {

@@ -1,0 +1,47 @@
+//! Objects of a case, through the YAML front end and into the engine.
+
+use std::sync::Arc;
+
+use l7::authz::PolicySet;
+use serde_json::{Value, json};
+use xds::kube::convert::authorization;
+use xds::kube::load::load_documents;
+use xds::kube::{Catalog, MeshSettings, Problem};
+
+/// Reads objects as the front end reads a folder; any error of any of them is the answer then.
+pub(super) fn read<'a>(objects: impl IntoIterator<Item = &'a Value>) -> Result<Catalog, String> {
+    let documents =
+        objects.into_iter().enumerate().map(|(index, object)| (format!("object {index}"), object));
+    let loaded = load_documents(documents.map(|(name, object)| (name, object.to_string())).collect());
+    match loaded.problems.iter().find(|problem| problem.is_error()) {
+        Some(Problem { object, field, message, .. }) => Err(format!("{object}: {field}: {message}")),
+        None => Ok(loaded.catalog),
+    }
+}
+
+/// An AuthorizationPolicy as the front end wants it: cases leave out what is the same for all.
+pub(super) fn policy(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(fields) = object.as_object_mut() {
+        fields.entry("apiVersion").or_insert_with(|| json!("security.istio.io/v1"));
+        fields.entry("kind").or_insert_with(|| json!("AuthorizationPolicy"));
+    }
+    object
+}
+
+/// Policies of a catalog, complete.
+pub(super) fn compile(catalog: &Catalog, mesh: &MeshSettings) -> Result<PolicySet, String> {
+    let converted =
+        catalog.authorization_policies.values().map(|policy| authorization::convert(policy, mesh));
+    let converted: Vec<_> = converted.collect::<Result<_, _>>().map_err(|error| error.to_string())?;
+    PolicySet::compile(converted.into_iter().map(Arc::new)).map_err(|error| error.to_string())
+}
+
+/// Policies of a catalog as a proxy gets them that sees only connections.
+pub(super) fn compile_reduced(catalog: &Catalog) -> Result<PolicySet, String> {
+    let mut reduced = Vec::new();
+    for policy in catalog.authorization_policies.values() {
+        reduced.extend(authorization::convert_reduced(policy).map_err(|error| error.to_string())?);
+    }
+    PolicySet::compile(reduced.into_iter().map(Arc::new)).map_err(|error| error.to_string())
+}
