@@ -3,6 +3,8 @@
 //!
 //! Every wait is for an event. The time limit only ends a test that has already failed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::path::Path;

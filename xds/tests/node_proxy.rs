@@ -1,6 +1,8 @@
 //! The whole way of configuration with the real parts on both sides: the hello-world example, the embedded control
 //! plane, the delta client, the store, and the decisions that a worker makes from the snapshot.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::Path;
@@ -179,7 +181,7 @@ async fn certificates_come_over_the_same_way() {
     let config = CaConfig {
         server: mesh.plane.server(),
         credentials: mesh.plane.credentials("node1").unwrap(),
-        validity: Duration::from_secs(3600),
+        validity: Duration::from_hours(1),
         impersonate: true,
     };
     let client = account("hello", "client");

@@ -10,6 +10,7 @@ use rustls::crypto::SecureRandom;
 use sha2::{Digest, Sha256};
 
 use super::config::NodeCredential;
+use super::desired::hex;
 use super::files::{self, FileError};
 
 /// Random bytes of a token that we draw ourselves.
@@ -121,7 +122,7 @@ fn equal(left: &[u8; 32], right: &[u8; 32]) -> bool {
 fn draw(random: &dyn SecureRandom) -> Result<String, TokenError> {
     let mut bytes = [0; TOKEN_BYTES];
     random.fill(&mut bytes).map_err(|_| TokenError::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 #[cfg(test)]

@@ -25,9 +25,9 @@ use super::view::ClusterView;
 pub const ROOT_CERTIFICATE_FILE: &str = "root-cert.pem";
 pub const ROOT_KEY_FILE: &str = "root-key.pem";
 
-const ROOT_LIFETIME: Duration = Duration::from_secs(3650 * 24 * 3600);
+const ROOT_LIFETIME: Duration = Duration::from_hours(3650 * 24);
 /// Certificates begin a little in the past, for peers whose clock is behind.
-const CLOCK_SKEW: Duration = Duration::from_secs(120);
+const CLOCK_SKEW: Duration = Duration::from_mins(2);
 /// RFC 5280 section 4.1.2.2 allows 20 bytes.
 const SERIAL_BYTES: usize = 16;
 /// A request for a P-256 key takes about 400 bytes.
@@ -319,7 +319,7 @@ mod tests {
     use super::*;
 
     const LIFETIMES: LeafLifetimes =
-        LeafLifetimes { usual: Duration::from_secs(24 * 3600), longest: Duration::from_secs(48 * 3600) };
+        LeafLifetimes { usual: Duration::from_hours(24), longest: Duration::from_hours(48) };
 
     fn random() -> &'static dyn SecureRandom {
         rustls::crypto::aws_lc_rs::default_provider().secure_random
@@ -405,7 +405,7 @@ mod tests {
         let good = request_for(&key, &["spiffe://cluster.local/ns/app/sa/client"]);
         // One bit of the signature's last byte: the tail of the base64 text carries it.
         let block = x509_parser::pem::parse_x509_pem(good.as_bytes()).unwrap().1;
-        let mut forged = block.contents.clone();
+        let mut forged = block.contents;
         *forged.last_mut().unwrap() ^= 1;
         let forged = pem_of(&forged);
         let p384 = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P384_SHA384).unwrap();

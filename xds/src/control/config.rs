@@ -14,9 +14,9 @@ pub const DEBOUNCE: Duration = Duration::from_millis(50);
 /// How often the folder is compared without any notification: notifications get lost on some file systems.
 pub const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Lifetime of a workload certificate whose request names none.
-pub const LEAF_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+pub const LEAF_LIFETIME: Duration = Duration::from_hours(24);
 /// Longest lifetime that a request may ask for.
-pub const LEAF_LIFETIME_MAX: Duration = Duration::from_secs(90 * 24 * 3600);
+pub const LEAF_LIFETIME_MAX: Duration = Duration::from_hours(90 * 24);
 
 /// Everything that is chosen before the control plane starts; immutable afterwards.
 #[derive(Debug, Clone)]

@@ -17,6 +17,9 @@ use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, l7, security, workload,
 };
 
+/// Bytes of the digest that make a version.
+const VERSION_BYTES: usize = 8;
+
 /// The types that are served.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ResourceKind {
@@ -65,7 +68,7 @@ impl DesiredResource {
     fn new(name: impl Into<Arc<str>>, message: &impl Message, aliases: Vec<Arc<str>>) -> Self {
         let body = Bytes::from(message.encode_to_vec());
         let digest = Sha256::digest(&body);
-        let version: String = digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let version = hex(digest.get(..VERSION_BYTES).unwrap_or_default());
         Self { name: name.into(), version: version.into(), body, narrowness: 0, aliases }
     }
 
@@ -189,6 +192,12 @@ impl DesiredState {
 /// The key by which an address is asked for.
 fn address_key(network: &str, ip: IpAddr) -> Arc<str> {
     format!("{network}/{ip}").into()
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    let digit = |nibble: u8| char::from(if nibble < 10 { b'0' + nibble } else { b'a' + nibble - 10 });
+    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
 }
 
 /// An address as the wire carries it.

@@ -330,7 +330,7 @@ impl Difference<'_> {
                 bytes = 0;
             }
             bytes += resource.body.len();
-            response.type_url = kind.type_url().to_owned();
+            kind.type_url().clone_into(&mut response.type_url);
             response.resources.push(Resource {
                 name: resource.name.to_string(),
                 version: resource.version.to_string(),
@@ -374,18 +374,22 @@ mod tests {
     use super::*;
     use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, l7, rpc, security, workload};
 
-    fn node(name: &str) -> Option<Node> {
+    fn node(name: &str) -> Node {
         let value = Value { kind: Some(Kind::StringValue(name.to_owned())) };
         let fields = [(String::from("NODE_NAME"), value)].into();
-        Some(Node {
+        Node {
             id: String::from("ztunnel~10.0.0.1~p.ns~ns.svc.cluster.local"),
             metadata: Some(Struct { fields }),
             ..Default::default()
-        })
+        }
     }
 
     fn request(type_url: &str) -> DeltaDiscoveryRequest {
-        DeltaDiscoveryRequest { node: node("node1"), type_url: type_url.to_owned(), ..Default::default() }
+        DeltaDiscoveryRequest {
+            node: Some(node("node1")),
+            type_url: type_url.to_owned(),
+            ..Default::default()
+        }
     }
 
     fn on_demand(names: &[&str]) -> DeltaDiscoveryRequest {
@@ -583,7 +587,7 @@ mod tests {
         let mut session = Session::new(1, "node1");
         let anonymous = DeltaDiscoveryRequest { node: None, ..request(ADDRESS_TYPE) };
         assert_eq!(session.on_request(anonymous.clone()), Err(SessionError::NodeMissing));
-        let foreign = DeltaDiscoveryRequest { node: node("node2"), ..anonymous.clone() };
+        let foreign = DeltaDiscoveryRequest { node: Some(node("node2")), ..anonymous.clone() };
         assert!(matches!(session.on_request(foreign), Err(SessionError::NodeMismatch { .. })));
         session.on_request(request(ADDRESS_TYPE)).unwrap();
         session.on_request(anonymous).unwrap();

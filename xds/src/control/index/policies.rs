@@ -17,7 +17,7 @@ use crate::proto::l7;
 pub(super) struct Policies<'a> {
     catalog: &'a Catalog,
     settings: &'a IndexSettings,
-    policies: Vec<MeshPolicy>,
+    converted: Vec<MeshPolicy>,
 }
 
 impl<'a> Policies<'a> {
@@ -28,7 +28,7 @@ impl<'a> Policies<'a> {
     ) -> Self {
         let (policies, errors) = convert::policies(catalog, &settings.mesh);
         problems.extend(errors.into_iter().map(|error| problem(Severity::Error, error.to_string())));
-        Self { catalog, settings, policies }
+        Self { catalog, settings, converted: policies }
     }
 
     /// Keys of the policies that a workload names, sorted.
@@ -44,7 +44,7 @@ impl<'a> Policies<'a> {
     }
 
     pub(super) fn publish(&self, desired: &mut DesiredState, problems: &mut Vec<Problem>) {
-        for MeshPolicy { key, scope, carrier, policy } in &self.policies {
+        for MeshPolicy { key, scope, carrier, policy } in &self.converted {
             let authorization = match carrier {
                 Carrier::Connection => authorization(policy, *scope),
                 Carrier::Request => None,
