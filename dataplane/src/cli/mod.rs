@@ -1,5 +1,8 @@
 //! The command line: one module per subcommand. Parses, starts logging, runs, and turns errors into an exit code.
 
+mod check;
+mod conformance;
+mod replay;
 mod shutdown;
 mod tunnel;
 
@@ -34,6 +37,12 @@ enum Command {
     /// Carry TCP connections through an HBONE tunnel, with certificates from files and no control plane.
     #[command(subcommand)]
     Tunnel(tunnel::Tunnel),
+    /// Find everything that is wrong with a folder of YAML: file, line, field and the mend.
+    Check(check::CheckArguments),
+    /// Feed a captured control-plane stream to the real client and store, and print the state.
+    Replay(replay::ReplayArguments),
+    /// Run case files against the very engine that serves.
+    Conformance(conformance::ConformanceArguments),
 }
 
 /// Runs the program.
@@ -43,12 +52,12 @@ pub fn main() -> ExitCode {
         return fail(&error);
     }
     let result = match line.command {
-        Command::Tunnel(tunnel) => tunnel.run(),
+        Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
+        Command::Check(check) => check.run(),
+        Command::Replay(replay) => replay.run(),
+        Command::Conformance(conformance) => conformance.run(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
-    }
+    result.unwrap_or_else(|error| fail(&error))
 }
 
 /// Prints the error with what caused it.
