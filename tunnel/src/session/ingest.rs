@@ -47,8 +47,14 @@ impl<'s, 'b> Ingest<'s, 'b> {
         if self.state == State::Done {
             return Ok(None);
         }
+        // Bytes that came without the start of their record in front would be read as another record.
+        let unprepared = self.state == State::Fresh && !self.rest.is_empty() && self.session.holds_input();
         self.state = State::Running;
-        let step = self.step();
+        let step = if unprepared {
+            Err(self.session.fail(TlsError::Internal("the input was not prepared".to_owned()).into()))
+        } else {
+            self.step()
+        };
         match step {
             Ok(Some(_)) => {}
             Ok(None) => {
@@ -157,7 +163,6 @@ impl<'s, 'b> Ingest<'s, 'b> {
     /// Keeps the start of an unfinished record, in exactly as much memory as it needs.
     fn keep_tail(&mut self) {
         if !self.rest.is_empty() && self.session.closed.is_none() {
-            debug_assert!(self.session.tail.is_empty(), "input was not prepared");
             self.session.tail.extend_from_slice(self.rest);
         }
     }

@@ -97,6 +97,13 @@ impl FrameSink for RecordBuilder<'_> {
     fn put(&mut self, bytes: &[u8]) {
         RecordBuilder::put(self, bytes);
     }
+
+    #[inline]
+    fn put_data(&mut self, header: &[u8; 9], payload: &[u8]) {
+        self.reserve(header.len() + payload.len());
+        RecordBuilder::put(self, header);
+        RecordBuilder::put(self, payload);
+    }
 }
 
 // === impl Session: life ===

@@ -245,6 +245,17 @@ fn events_that_are_not_taken_end_the_session_instead_of_losing_bytes() {
 }
 
 #[test]
+fn input_without_its_kept_start_ends_the_session() {
+    let (mut pair, stream) = tunnel(18);
+    pair.client.session.send_data(stream, b"in two pieces", false).unwrap();
+    let mut sealed = pair.client.session.output().to_vec();
+    let (start, rest) = sealed.split_at_mut(10);
+    pair.server.take(start, pair.now).unwrap();
+    let error = pair.server.session.ingest(rest, pair.now).next().unwrap_err();
+    assert_eq!(error.close_cause(), CloseCause::Internal);
+}
+
+#[test]
 fn fuzz_session_input() {
     let authority = CertificateAuthority::new();
     let contexts =

@@ -486,6 +486,12 @@ impl RecordBuilder<'_> {
         }
     }
 
+    /// Makes room for so much plaintext at once, records' overhead included.
+    pub fn reserve(&mut self, plaintext: usize) {
+        let records = plaintext / PLAINTEXT_BYTES_MAX + 2;
+        self.output.buffer.reserve(plaintext + records * (HEADER_BYTES + TRAILER_BYTES));
+    }
+
     /// Bytes in the output that are not sent yet.
     pub fn backlog(&self) -> usize {
         self.output.backlog()
