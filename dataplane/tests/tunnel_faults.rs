@@ -17,16 +17,12 @@ fn assert_works(at: SocketAddr) {
     assert_eq!(&answer, b"neighbour");
 }
 
-/// A client of its own against the pair's server; returns it with its address.
-fn another_client(pair: &Pair, files: &Files, expected: &str) -> (Process, SocketAddr) {
+/// A client of its own against a server; returns it with its address.
+fn another_client(server: SocketAddr, files: &Files, expected: &str) -> (Process, SocketAddr) {
     let at = address();
-    let (listen, peer) = (at.to_string(), pair.server_at.to_string());
+    let (listen, peer) = (at.to_string(), server.to_string());
     let arguments = ["--listen", &listen, "--peer", &peer, "--authority", "127.0.0.1:9", "--peer-identity", expected];
-    (start("stranger", files, &arguments), at)
-}
-
-fn spawn_as_client(files: &Files, arguments: &[&str]) -> Process {
-    start("client", files, arguments)
+    (start("client", files, &arguments), at)
 }
 
 /// What the client does with a connection that gets no stream.
@@ -51,13 +47,7 @@ fn each_wrong_certificate_has_its_close_cause_and_neighbours_go_on() {
     ];
     assert_works(pair.at);
     for (name, files, cause) in cases {
-        let (mut stranger, at) = {
-            let at = address();
-            let (listen, peer) = (at.to_string(), pair.server_at.to_string());
-            let arguments =
-                ["--listen", &listen, "--peer", &peer, "--authority", "127.0.0.1:9", "--peer-identity", SERVER];
-            (spawn_as_client(&files, &arguments), at)
-        };
+        let (mut stranger, at) = another_client(pair.server_at, &files, SERVER);
         assert_dropped(at);
         let line = pair.server.wait_for(cause);
         assert!(line.contains("no tunnel"), "{name}: {line}");
@@ -70,7 +60,7 @@ fn each_wrong_certificate_has_its_close_cause_and_neighbours_go_on() {
 fn a_server_of_another_identity_is_not_talked_to() {
     let pair = Pair::new(echo(), &[]);
     let files = pair.pki.issue("careful", CLIENT);
-    let (mut careful, at) = another_client(&pair, &files, "spiffe://cluster.local/ns/app/sa/someone-else");
+    let (mut careful, at) = another_client(pair.server_at, &files, "spiffe://cluster.local/ns/app/sa/someone-else");
     assert_dropped(at);
     let line = careful.wait_for("no stream");
     assert!(line.contains("tls_identity_unexpected"), "{line}");
@@ -80,23 +70,18 @@ fn a_server_of_another_identity_is_not_talked_to() {
 
 #[test]
 fn only_allowed_identities_get_streams() {
-    let mut pair = Pair::new(echo(), &[]);
+    let pair = Pair::new(echo(), &[]);
     let server_files = pair.pki.issue("strict", SERVER);
     let at = address();
     let listen = at.to_string();
     let mut strict =
         start("server", &server_files, &["--listen", &listen, "--allow", "spiffe://cluster.local/ns/app/sa/other"]);
     let files = pair.pki.issue("denied", CLIENT);
-    let client_at = address();
-    let client_listen = client_at.to_string();
-    let arguments =
-        ["--listen", &client_listen, "--peer", &listen, "--authority", "127.0.0.1:9", "--peer-identity", SERVER];
-    let mut denied = start("client", &files, &arguments);
+    let (mut denied, client_at) = another_client(at, &files, SERVER);
     assert_dropped(client_at);
     assert!(denied.wait_for("no stream").contains("401"));
     strict.wait_for("not in --allow");
     assert_works(pair.at);
-    pair.client.terminate();
 }
 
 #[test]

@@ -10,8 +10,10 @@ use crate::conformance;
 use crate::worker::BoxError;
 
 #[derive(Debug, Args)]
-#[command(after_help = "Exit status: 0 no case failed (skipped ones are listed with their reason), 1 otherwise.\n\
-    Example: corelane conformance l7/cases")]
+#[command(
+    after_help = "Exit status: 0 no case failed (skipped ones are listed with their reason), 1 otherwise.\n\
+    Example: corelane conformance l7/cases"
+)]
 pub(super) struct ConformanceArguments {
     /// Case files, or folders of them.
     #[arg(value_name = "PATH", required = true)]

@@ -5,7 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub struct Listener {
     descriptor: Descriptor,
     options: SocketOptions,
     taken_in_a_row: Cell<u32>,
+    /// Nobody else holds this socket, so dropping it may end the listening itself.
+    exclusive: bool,
 }
 
 impl Listener {
@@ -67,12 +69,14 @@ impl Listener {
                 namespace.within(|| listening_socket(at, options)).map_err(io::Error::other)??
             }
         };
-        Self::from_descriptor(socket, options.socket.clone())
+        let mut listener = Self::from_descriptor(socket, options.socket.clone())?;
+        listener.exclusive = true;
+        Ok(listener)
     }
 
-    /// Takes over a non-blocking listening socket, made elsewhere or inherited.
+    /// Takes over a non-blocking listening socket that others may hold as well: dropping it only closes ours.
     pub fn from_descriptor(socket: OwnedFd, options: SocketOptions) -> io::Result<Self> {
-        Ok(Self { descriptor: Descriptor::new(socket)?, options, taken_in_a_row: Cell::new(0) })
+        Ok(Self { descriptor: Descriptor::new(socket)?, options, taken_in_a_row: Cell::new(0), exclusive: false })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {
@@ -122,6 +126,16 @@ impl Listener {
     fn adopt(&self, socket: OwnedFd) -> Option<Socket> {
         let adopted = self.options.apply(&SockRef::from(&socket)).and_then(|()| Socket::new(socket));
         adopted.inspect_err(|error| tracing::debug!(%error, "an accepted connection is given up")).ok()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if self.exclusive {
+            // Closing goes through the ring and comes a little later; until then the kernel would still give this
+            // socket its share of the port's connections, and nobody would take them.
+            drop(SockRef::from(&self.descriptor).shutdown(Shutdown::Both));
+        }
     }
 }
 

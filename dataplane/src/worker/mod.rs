@@ -42,6 +42,9 @@ use crate::net::{Descriptor, PipePool};
 /// Size of the read buffer that a worker lends: the largest read of a bulk flow.
 pub const READ_BUFFER_BYTES: usize = 512 * 1024;
 
+/// Turns of the runtime after the last connection is gone: one to cancel waits, one to close what they held, one spare.
+const LAST_TURNS: usize = 3;
+
 /// The calling thread's worker. Cloning is one non-atomic reference count.
 #[derive(Debug, Clone)]
 pub struct Worker {
@@ -191,6 +194,14 @@ impl Worker {
     /// The main task of the thread: lives until the drain is over.
     async fn run_until_drained(&self) {
         self.context.drain.wait().await;
+        self.wait_drained().await;
+        // What tasks have dropped in their last turn is closed through the ring, which must still be submitted.
+        for _ in 0..LAST_TURNS {
+            self.yield_now().await;
+        }
+    }
+
+    async fn wait_drained(&self) {
         loop {
             let Some(deadline) = self.context.drain_deadline.get() else { return };
             let left = deadline.saturating_duration_since(Instant::now());

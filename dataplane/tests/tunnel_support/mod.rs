@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 use tempfile::TempDir;
 
@@ -43,6 +43,8 @@ impl Pki {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        // OpenSSL takes a certificate whose subject is its issuer for self-signed.
+        params.distinguished_name.push(DnType::OrganizationName, "cluster.local");
         let key = KeyPair::generate().unwrap();
         let root = params.self_signed(&key).unwrap();
         std::fs::write(directory.path().join("ca.pem"), root.pem()).unwrap();
@@ -64,6 +66,7 @@ impl Pki {
 
     pub fn issue_valid(&self, name: &str, identity: &str, years: (i32, i32)) -> Files {
         let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
         params.subject_alt_names = vec![SanType::URI(identity.try_into().unwrap())];
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
