@@ -141,79 +141,40 @@ fn clauses_follow_the_shape_of_the_rule() {
         "rules": [{
             "from": [
                 {"source": {"principals": ["cluster.local/ns/a/sa/b"], "notIpBlocks": ["10.0.0.1/8"]}},
-                {"source": {"namespaces": ["x*y"], "serviceAccounts": []}},
+                {"source": {"namespaces": ["x*y"]}},
             ],
             "to": [{"operation": {"paths": ["/v1/*", "/{**}/users"], "notPaths": ["*/admin"], "ports": ["80"]}}],
-            "when": [{"key": "request.headers[X-A]", "notValues": ["*"]}, {"key": "source.serviceAccount", "values": ["s"]}],
+            "when": [
+                {"key": "request.headers[X-A]", "notValues": ["*"]},
+                {"key": "source.serviceAccount", "values": ["s"]},
+            ],
         }],
-    })
-    .as_object()
-    .map(|spec| {
-        let mut spec = spec.clone();
-        spec["rules"][0]["from"][1]["source"] = json!({"namespaces": ["x*y"]});
-        Value::Object(spec)
-    })
-    .unwrap());
-    let exact = |text: &str| Test::Exact(text.into());
-    let expected = Rule {
-        clauses: vec![
-            Clause {
-                matches: vec![
-                    Match {
-                        conditions: vec![
-                            condition(
-                                Attribute::SourcePrincipal,
-                                vec![exact("cluster.local/ns/a/sa/b")],
-                                vec![],
-                            ),
-                            condition(
-                                Attribute::SourceIp,
-                                vec![],
-                                vec![Test::Ip("10.0.0.0/8".parse().unwrap())],
-                            ),
-                        ],
-                    },
-                    Match {
-                        conditions: vec![condition(
-                            Attribute::SourceNamespace,
-                            vec![Test::Glob("x*y".into())],
-                            vec![],
-                        )],
-                    },
-                ],
-            },
-            Clause {
-                matches: vec![Match {
-                    conditions: vec![
-                        condition(Attribute::DestinationPort, vec![Test::Port(80)], vec![]),
-                        condition(
-                            Attribute::RequestPath,
-                            vec![Test::Prefix("/v1/".into()), Test::Template("/{**}/users".into())],
-                            vec![Test::Suffix("/admin".into())],
-                        ),
-                    ],
-                }],
-            },
-            Clause {
-                matches: vec![Match {
-                    conditions: vec![condition(
-                        Attribute::RequestHeader("x-a".into()),
-                        vec![],
-                        vec![Test::Present],
-                    )],
-                }],
-            },
-            Clause {
-                matches: vec![Match {
-                    conditions: vec![condition(
-                        Attribute::SourceServiceAccount,
-                        vec![exact("foo/s")],
-                        vec![],
-                    )],
-                }],
-            },
+    }));
+    let exact = |text: &str| vec![Test::Exact(text.into())];
+    let header = Attribute::RequestHeader("x-a".into());
+    let paths = vec![Test::Prefix("/v1/".into()), Test::Template("/{**}/users".into())];
+    let sources = [
+        Match {
+            conditions: vec![
+                condition(Attribute::SourcePrincipal, exact("cluster.local/ns/a/sa/b"), vec![]),
+                condition(Attribute::SourceIp, vec![], vec![Test::Ip("10.0.0.0/8".parse().unwrap())]),
+            ],
+        },
+        Match {
+            conditions: vec![condition(Attribute::SourceNamespace, vec![Test::Glob("x*y".into())], vec![])],
+        },
+    ];
+    let operation = Match {
+        conditions: vec![
+            condition(Attribute::DestinationPort, vec![Test::Port(80)], vec![]),
+            condition(Attribute::RequestPath, paths, vec![Test::Suffix("/admin".into())]),
         ],
     };
+    let headers = Match { conditions: vec![condition(header, vec![], vec![Test::Present])] };
+    let account =
+        Match { conditions: vec![condition(Attribute::SourceServiceAccount, exact("foo/s"), vec![])] };
+    let clauses = [sources.to_vec(), vec![operation], vec![headers], vec![account]];
+    let expected = Rule { clauses: clauses.into_iter().map(|matches| Clause { matches }).collect() };
     assert_eq!(policy.rules, [expected]);
     assert_eq!(policy.action, Action::Deny);
     assert_eq!(policy.source.unwrap().to_string(), "case.json:1");

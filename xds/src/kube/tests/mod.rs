@@ -7,7 +7,7 @@ mod fuzz;
 mod golden;
 mod routes;
 
-use super::{Loaded, load_documents};
+use super::{Loaded, Problem, load_documents};
 
 fn load(text: &str) -> Loaded {
     load_documents(vec![("a.yaml", text)])
@@ -24,5 +24,3 @@ fn findings(text: &str) -> Vec<String> {
         })
         .collect()
 }
-
-use super::Problem;
