@@ -167,24 +167,25 @@ fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase)
     let received =
         sent.receive(environment.path_normalization.into(), |head| Judged::of(set, &connection, head));
     let expect = &case.expect;
-    let mut got = match &received {
+    let status = expect.status.map(|status| status.to_string());
+    let mut got = vec![match &received {
         Ok(judged) if judged.allowed => String::from("allow 200"),
         Ok(_) => format!("deny {}", l7::authz::DENIED_STATUS),
         Err(status) => format!("deny {status}"),
-    };
-    let mut want = expect.result.clone();
-    want.push_str(&expect.status.map(|status| format!(" {status}")).unwrap_or_default());
+    }];
+    let mut want = vec![format!("{} {}", expect.result, status.unwrap_or_default())];
     if let Some(shadow) = &expect.shadow {
         let found = received.as_ref().ok().and_then(|judged| judged.shadow);
-        got.push_str(&format!(", shadow {}", found.unwrap_or("none")));
-        want.push_str(&format!(", shadow {shadow}"));
+        got.push(format!("shadow {}", found.unwrap_or("none")));
+        want.push(format!("shadow {shadow}"));
     }
     if let Some(path) = &expect.upstream_path {
         let found = received.as_ref().map(|judged| judged.path.as_str()).unwrap_or_default();
         let path = expect.also_ok_path.as_ref().filter(|also| *also == found).unwrap_or(path);
-        got.push_str(&format!(", path {found}"));
-        want.push_str(&format!(", path {path}"));
+        got.push(format!("path {found}"));
+        want.push(format!("path {path}"));
     }
+    let (got, want) = (got.join(", "), want.join(", "));
     Outcome::Compared { got, want }
 }
 

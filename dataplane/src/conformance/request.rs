@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use l7::http1::{empty_headers, parse_request};
+use l7::http1::{Http1Error, empty_headers, parse_request};
 use l7::ir::RequestHead;
 use l7::path::{Normalization, normalize};
 
@@ -18,7 +18,7 @@ pub(super) enum Headers {
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(untagged)]
 pub(super) enum Text {
-    Text(String),
+    Plain(String),
     Number(i64),
     Boolean(bool),
 }
@@ -34,7 +34,7 @@ pub(super) struct Sent<'a> {
 impl std::fmt::Display for Text {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Text(text) => f.write_str(text),
+            Self::Plain(text) => f.write_str(text),
             Self::Number(number) => write!(f, "{number}"),
             Self::Boolean(boolean) => write!(f, "{boolean}"),
         }
@@ -59,13 +59,13 @@ impl Sent<'_> {
         mode: Normalization,
         judge: impl FnOnce(&RequestHead<'_>) -> T,
     ) -> Result<T, u16> {
-        let mut wire = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", self.method, self.target, self.authority);
-        for (name, value) in self.headers.map(Headers::lines).unwrap_or_default() {
-            wire.push_str(&format!("{name}: {value}\r\n"));
-        }
-        wire.push_str("\r\n");
+        let mut wire =
+            vec![format!("{} {} HTTP/1.1", self.method, self.target), format!("Host: {}", self.authority)];
+        let headers = self.headers.map(Headers::lines).unwrap_or_default();
+        wire.extend(headers.iter().map(|(name, value)| format!("{name}: {value}")));
+        let wire = wire.join("\r\n") + "\r\n\r\n";
         let mut storage = empty_headers();
-        let request = parse_request(wire.as_bytes(), &mut storage).map_err(|error| error.status())?;
+        let request = parse_request(wire.as_bytes(), &mut storage).map_err(Http1Error::status)?;
         let target = normalize(request.target, mode).map_err(|_| 400_u16)?;
         Ok(judge(&RequestHead {
             method: request.method,

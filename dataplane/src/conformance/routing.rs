@@ -155,7 +155,9 @@ fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
     let mut routes = convert::routes(&catalog, &settings);
     if mode == Mode::Gateway {
         // A gateway serves routes of other namespaces to every client.
-        routes.iter_mut().for_each(|route| route.consumer_namespace = None);
+        for route in &mut routes {
+            route.consumer_namespace = None;
+        }
     }
     Ok(Mesh { routes: routes.into_iter().map(Arc::new).collect(), objects, settings, mode })
 }
@@ -206,7 +208,7 @@ impl Mesh<'_> {
         let router = Router::compile(governing.cloned()).map_err(|error| error.to_string())?;
         let plain = Went::To(namespace, service);
         if let Some(distribution) = &expect.distribution {
-            return self.distribute(request, &router, &plain, distribution);
+            return distribute(request, &router, &plain, distribution);
         }
         let went = send(request, &router, &plain, 0)?;
         self.compare(expect, &went)
@@ -244,34 +246,6 @@ impl Mesh<'_> {
 
     fn has_hostnames(&self, parent: &str) -> bool {
         self.routes.iter().any(|route| *route.parent.hostname == *parent && !route.hostnames.is_empty())
-    }
-
-    fn distribute(
-        &self,
-        request: &Request,
-        router: &Router,
-        plain: &Went,
-        wanted: &Distribution,
-    ) -> Result<Outcome, String> {
-        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-        for number in 0..wanted.requests {
-            // Evenly spread in place of random: what is tested is the shares, not luck.
-            let point = u64::MAX / u64::from(wanted.requests) * u64::from(number) + 1;
-            let name = match send(request, router, plain, point)? {
-                Went::To(_, name) => name,
-                Went::Refused(status) => status.to_string(),
-            };
-            *counts.entry(name).or_default() += 1;
-        }
-        let share = |name: &String| {
-            f64::from(counts.get(name).copied().unwrap_or_default()) / f64::from(wanted.requests)
-        };
-        // A share of one request is the least that can be told.
-        let tolerance = wanted.tolerance_abs + 1.0 / f64::from(wanted.requests);
-        let near = wanted.weights.iter().all(|(name, weight)| (share(name) - weight).abs() <= tolerance);
-        let known = counts.keys().all(|name| wanted.weights.contains_key(name));
-        let want = format!("shares of {:?}", wanted.weights);
-        Ok(Outcome::Compared { got: if near && known { want.clone() } else { format!("{counts:?}") }, want })
     }
 
     fn compare(&self, expect: &Expected, went: &Went) -> Result<Outcome, String> {
@@ -324,6 +298,33 @@ impl Mesh<'_> {
         let app = selector.get("app").and_then(Value::as_str).map(str::to_owned);
         Ok(if pods.is_empty() { app.into_iter().collect() } else { pods })
     }
+}
+
+/// Routes many requests, evenly spread, and compares the shares of the backends.
+fn distribute(
+    request: &Request,
+    router: &Router,
+    plain: &Went,
+    wanted: &Distribution,
+) -> Result<Outcome, String> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for number in 0..wanted.requests {
+        // Evenly spread in place of random: what is tested is the shares, not luck.
+        let point = u64::MAX / u64::from(wanted.requests) * u64::from(number) + 1;
+        let name = match send(request, router, plain, point)? {
+            Went::To(_, name) => name,
+            Went::Refused(status) => status.to_string(),
+        };
+        *counts.entry(name).or_default() += 1;
+    }
+    let share =
+        |name: &String| f64::from(counts.get(name).copied().unwrap_or_default()) / f64::from(wanted.requests);
+    // A share of one request is the least that can be told.
+    let tolerance = wanted.tolerance_abs + 1.0 / f64::from(wanted.requests);
+    let near = wanted.weights.iter().all(|(name, weight)| (share(name) - weight).abs() <= tolerance);
+    let known = counts.keys().all(|name| wanted.weights.contains_key(name));
+    let want = format!("shares of {:?}", wanted.weights);
+    Ok(Outcome::Compared { got: if near && known { want.clone() } else { format!("{counts:?}") }, want })
 }
 
 /// Routes one request; `plain` is where it goes if no route governs it.
