@@ -255,6 +255,45 @@ fn input_without_its_kept_start_ends_the_session() {
     assert_eq!(error.close_cause(), CloseCause::Internal);
 }
 
+/// Sends plaintext that no engine has written.
+fn inject(end: &mut End, plaintext: &[u8]) {
+    let Phase::Open(open) = &mut end.session.phase else { panic!("not open") };
+    open.records.builder(&mut end.session.output).unwrap().put(plaintext);
+}
+
+#[test]
+fn a_peer_that_breaks_http2_is_told_so_and_cut() {
+    let (mut pair, _) = tunnel(19);
+    // A DATA frame on stream 0, RFC 9113 section 6.1.
+    inject(&mut pair.client, &[0, 0, 1, 0, 0, 0, 0, 0, 0, 7]);
+    let sealed = pair.client.session.output().to_vec();
+    let error = pair.server.take(&sealed, pair.now).unwrap_err();
+    assert_eq!(error.close_cause(), CloseCause::Http2Protocol);
+    let answer = pair.server.session.output().to_vec();
+    pair.client.take(&answer, pair.now).unwrap();
+    assert!(pair.client.seen.contains(&Seen::GoAway));
+    assert_eq!(pair.client.seen.last(), Some(&Seen::Closed));
+    assert_eq!(pair.client.session.on_end_of_input(), CloseCause::Clean);
+}
+
+#[test]
+fn fuzz_input_of_an_authenticated_peer() {
+    bolero::check!().with_type::<Vec<Vec<u8>>>().for_each(|pieces| {
+        let mut pair = Pair::established(1);
+        for piece in pieces {
+            inject(&mut pair.client, piece);
+            let sealed = pair.client.session.output().to_vec();
+            pair.client.session.consumed(sealed.len());
+            if let Err(error) = pair.server.take(&sealed, pair.now) {
+                assert!(matches!(error, SessionError::Http(_)), "{error}");
+                assert!(pair.server.session.close_cause().is_some());
+                assert!(!pair.server.session.output().is_empty());
+                return;
+            }
+        }
+    });
+}
+
 #[test]
 fn fuzz_session_input() {
     let authority = CertificateAuthority::new();
