@@ -114,3 +114,84 @@ impl fmt::Debug for CertificateBundle {
             .finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, PublicKeyData, SanType};
+
+    use super::*;
+
+    struct Authority {
+        issuer: Issuer<'static, KeyPair>,
+        root_pem: String,
+    }
+
+    impl Authority {
+        fn new() -> Self {
+            let mut params = CertificateParams::default();
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let key = KeyPair::generate().unwrap();
+            let root_pem = params.self_signed(&key).unwrap().pem();
+            Self { issuer: Issuer::new(params, key), root_pem }
+        }
+
+        fn leaf(&self, key: &KeyPair, uris: &[&str]) -> String {
+            let mut params = CertificateParams::default();
+            params.subject_alt_names =
+                uris.iter().map(|uri| SanType::URI((*uri).try_into().unwrap())).collect();
+            params.signed_by(key, &self.issuer).unwrap().pem()
+        }
+    }
+
+    const URI: &str = "spiffe://td/ns/n/sa/a";
+
+    fn read(chain: &[String], key: &KeyPair) -> Result<CertificateBundle, BundleError> {
+        let identity = URI.parse().unwrap();
+        CertificateBundle::from_chain(identity, chain, key.serialize_der(), &key.subject_public_key_info())
+    }
+
+    #[test]
+    fn a_chain_is_split_into_what_is_presented_and_what_is_trusted() {
+        let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
+        let (leaf, root) = (authority.leaf(&key, &[URI]), authority.root_pem.clone());
+        let bundle = read(&[leaf.clone(), root.clone()], &key).unwrap();
+        assert_eq!((bundle.chain_der.len(), bundle.roots_der.len()), (1, 1));
+        assert!(bundle.not_before < bundle.not_after);
+        // Blocks may be concatenated, and intermediates come between.
+        let bundle = read(&[leaf.clone(), root.clone(), format!("{root}{root}")], &key).unwrap();
+        assert_eq!((bundle.chain_der.len(), bundle.roots_der.len()), (2, 2));
+        let bundle = read(&[format!("{leaf}{root}"), root], &key).unwrap();
+        assert_eq!((bundle.chain_der.len(), bundle.roots_der.len()), (2, 1));
+    }
+
+    #[test]
+    fn an_answer_that_is_not_what_was_asked_for_is_refused() {
+        let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
+        let (leaf, root) = (authority.leaf(&key, &[URI]), authority.root_pem.clone());
+        assert_eq!(read(&[], &key).unwrap_err(), BundleError::TooShort(0));
+        assert_eq!(read(&[leaf.clone()], &key).unwrap_err(), BundleError::TooShort(1));
+        let other = authority.leaf(&key, &["spiffe://td/ns/n/sa/b"]);
+        let error = read(&[other, root.clone()], &key).unwrap_err();
+        assert!(
+            matches!(&error, BundleError::Identity { got, .. } if got == &["spiffe://td/ns/n/sa/b"]),
+            "{error}"
+        );
+        let nameless = authority.leaf(&key, &[]);
+        assert!(matches!(read(&[nameless, root.clone()], &key).unwrap_err(), BundleError::Identity { .. }));
+        let foreign = authority.leaf(&KeyPair::generate().unwrap(), &[URI]);
+        assert_eq!(read(&[foreign, root.clone()], &key).unwrap_err(), BundleError::Key);
+        let error = read(&["junk".into(), root.clone()], &key).unwrap_err();
+        assert!(matches!(error, BundleError::Certificate { element: 0, .. }), "{error}");
+        let error = read(&[leaf.clone(), String::new()], &key).unwrap_err();
+        assert!(matches!(error, BundleError::Certificate { element: 1, .. }), "{error}");
+        assert_eq!(read(&[leaf, root.repeat(100)], &key).unwrap_err(), BundleError::TooMany);
+    }
+
+    #[test]
+    fn fuzz_no_answer_makes_reading_panic() {
+        let key = KeyPair::generate().unwrap();
+        bolero::check!().with_type::<Vec<String>>().for_each(|chain| {
+            let _ = read(chain, &key);
+        });
+    }
+}

@@ -156,7 +156,7 @@ impl Manager {
 mod tests {
     use super::*;
 
-    const HOUR: Duration = Duration::from_secs(3600);
+    const HOUR: Duration = Duration::from_hours(1);
 
     struct World {
         manager: Manager,
@@ -213,9 +213,9 @@ mod tests {
         assert_eq!(world.next(), None, "never two for one identity");
         assert!(world.issue("a", 24 * HOUR));
         assert_eq!(world.manager.deadline(), Some(world.now + 12 * HOUR));
-        world.pass(12 * HOUR - Duration::from_secs(1));
+        world.pass(11 * HOUR);
         assert_eq!(world.next(), None);
-        world.pass(Duration::from_secs(1));
+        world.pass(HOUR);
         assert_eq!(world.next().as_deref(), Some("a"));
         assert!(
             world.manager.certificate(&identity("a"), world.now).is_some(),

@@ -23,7 +23,7 @@ pub use client::CaError;
 pub use manager::{Manager, Priority};
 
 /// Validity asked for unless configured otherwise.
-pub const VALIDITY: Duration = Duration::from_secs(86_400);
+pub const VALIDITY: Duration = Duration::from_hours(24);
 
 /// What to ask, and how.
 #[derive(Debug, Clone)]

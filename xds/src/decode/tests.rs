@@ -9,7 +9,7 @@ fn workload_message() -> wire::Workload {
         uid: "Kubernetes//Pod/app/web".into(),
         name: "web".into(),
         namespace: "app".into(),
-        addresses: vec![vec![10, 0, 0, 1].into()],
+        addresses: vec![vec![10, 0, 0, 1]],
         ..wire::Workload::default()
     }
 }
@@ -78,10 +78,7 @@ fn a_bad_workload_is_refused_with_the_field_and_the_mend() {
     let port = |service_port| wire::Port { service_port, ..wire::Port::default() };
     let cases = [
         (
-            wire::Workload {
-                addresses: vec![vec![1, 2, 3, 4].into(), vec![1, 2, 3].into()],
-                ..workload_message()
-            },
+            wire::Workload { addresses: vec![vec![1, 2, 3, 4], vec![1, 2, 3]], ..workload_message() },
             "workload.addresses[1]: an address of 3 bytes; send 4 bytes for IPv4, 16 for IPv6",
         ),
         (
@@ -126,8 +123,7 @@ fn a_bad_workload_is_refused_with_the_field_and_the_mend() {
 
 #[test]
 fn a_bad_service_is_refused_with_the_field_and_the_mend() {
-    let vip =
-        |length| wire::NetworkAddress { address: vec![10, 0, 0, 1].into(), length, ..Default::default() };
+    let vip = |length| wire::NetworkAddress { address: vec![10, 0, 0, 1], length, ..Default::default() };
     let balancing =
         |scope, mode| wire::LoadBalancing { routing_preference: vec![scope], mode, health_policy: 0 };
     let cases = [
@@ -202,7 +198,7 @@ fn every_field_of_a_match_becomes_its_condition() {
     let string = |kind| security::StringMatch { match_type: Some(kind) };
     let account =
         |name: &str| security::ServiceAccountMatch { namespace: "n".into(), service_account: name.into() };
-    let block = |length| security::Address { address: vec![10, 1, 2, 3].into(), length };
+    let block = |length| security::Address { address: vec![10, 1, 2, 3], length };
     let policy = decode_policy(match_of(|it| {
         it.namespaces = vec![string(MatchType::Exact("a".into()))];
         it.not_namespaces = vec![string(MatchType::Prefix("b".into()))];
@@ -240,7 +236,7 @@ fn every_field_of_a_match_becomes_its_condition() {
 
 #[test]
 fn a_bad_policy_is_refused_with_the_field_and_the_mend() {
-    let block = |bytes: &[u8], length| security::Address { address: bytes.to_vec().into(), length };
+    let block = |bytes: &[u8], length| security::Address { address: bytes.to_vec(), length };
     let cases = [
         (
             match_of(|it| it.principals = vec![security::StringMatch { match_type: None }]),

@@ -40,7 +40,7 @@ pub(super) fn workload(message: &wire::Workload, interner: &mut Interner) -> Res
         },
         waypoint: optional_gateway("waypoint", message.waypoint.as_ref(), interner)?,
         network_gateway: optional_gateway("network_gateway", message.network_gateway.as_ref(), interner)?,
-        application_tunnel: message.application_tunnel.as_ref().map(application_tunnel).transpose()?,
+        application_tunnel: message.application_tunnel.map(application_tunnel).transpose()?,
         authorization_policies: message
             .authorization_policies
             .iter()
@@ -97,7 +97,7 @@ fn tunnel_protocol(value: i32) -> Result<TunnelProtocol, DecodeError> {
     }
 }
 
-fn application_tunnel(message: &wire::ApplicationTunnel) -> Result<ApplicationTunnel, DecodeError> {
+fn application_tunnel(message: wire::ApplicationTunnel) -> Result<ApplicationTunnel, DecodeError> {
     use wire::application_tunnel::Protocol;
     let protocol = match known("application_tunnel.protocol", message.protocol)? {
         Protocol::None => ApplicationTunnelProtocol::None,

@@ -359,7 +359,7 @@ impl Reasons {
 
     fn finish(mut self) -> String {
         if self.left_out > 0 {
-            self.text.push_str(&format!("; and {} more", self.left_out));
+            self.text = format!("{}; and {} more", self.text, self.left_out);
         }
         self.text
     }

@@ -2,11 +2,17 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::AtomicPtr;
 
 use rustix::event::{EventfdFlags, eventfd};
 
+use super::slot::Exchange;
+
 /// Something that can be rung by one thread and silenced by another. Ringing twice is ringing once.
 pub trait Bell {
+    /// The atomic pointer that goes with it.
+    type Pointer<T>: Exchange<T>;
+
     fn ring(&self);
     fn silence(&self);
 }
@@ -30,6 +36,8 @@ impl AsFd for EventBell {
 }
 
 impl Bell for EventBell {
+    type Pointer<T> = AtomicPtr<T>;
+
     fn ring(&self) {
         // Fails only with EAGAIN when the counter is full, and then the bell rings already.
         let _ = rustix::io::write(&self.fd, &1_u64.to_ne_bytes());

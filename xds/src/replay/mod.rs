@@ -109,7 +109,9 @@ impl Capture {
         let mut names = Vec::new();
         for entry in fs::read_dir(folder).map_err(|error| failed(folder, error))? {
             let entry = entry.map_err(|error| failed(folder, error))?;
-            names.extend(entry.file_name().into_string().ok().filter(|name| name.ends_with(".pb")));
+            if entry.path().extension().is_some_and(|extension| extension == "pb") {
+                names.extend(entry.file_name().into_string());
+            }
         }
         // The number in front gives the order.
         names.sort();

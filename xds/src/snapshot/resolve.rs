@@ -170,7 +170,7 @@ impl Snapshot {
         if let Some(waypoint) = workload.waypoint.as_ref().filter(|_| self.needs_waypoint(client, workload)) {
             return self.to_waypoint(client, waypoint, to, random);
         }
-        let transport = transport_to(workload, to.ip(), to.port(), &[])?;
+        let transport = transport_to(workload, to.ip(), to.port(), &[]);
         Ok(Route { transport, service: None, workload: Some(Arc::clone(workload)), kind: RouteKind::Direct })
     }
 
@@ -306,7 +306,7 @@ fn to_endpoint(
     let workload = &choice.endpoint.workload;
     let service = &entry.service;
     let transport = match pick_address(workload, requested, service.ip_families, client.ip) {
-        Some(ip) => transport_to(workload, ip, choice.target_port, &service.subject_alt_names)?,
+        Some(ip) => transport_to(workload, ip, choice.target_port, &service.subject_alt_names),
         None if workload.hostname.is_empty() => return Err(Refusal::NoAddress(Arc::clone(&workload.uid))),
         None => transport_to_name(workload, choice.target_port)?,
     };
@@ -314,20 +314,15 @@ fn to_endpoint(
     Ok(Route { transport, service, workload, kind: RouteKind::Direct })
 }
 
-fn transport_to(
-    workload: &Workload,
-    ip: IpAddr,
-    port: u16,
-    subject_alt_names: &[Identity],
-) -> Result<Transport, Refusal> {
+fn transport_to(workload: &Workload, ip: IpAddr, port: u16, subject_alt_names: &[Identity]) -> Transport {
     let target = SocketAddr::new(ip, port);
     match workload.tunnel_protocol {
-        TunnelProtocol::None => Ok(Transport::Tcp { to: Target::Address(target) }),
-        TunnelProtocol::Hbone => Ok(Transport::Hbone {
+        TunnelProtocol::None => Transport::Tcp { to: Target::Address(target) },
+        TunnelProtocol::Hbone => Transport::Hbone {
             next_hop: SocketAddr::new(ip, HBONE_PORT),
             authority: target,
             identities: identities(workload, subject_alt_names),
-        }),
+        },
     }
 }
 

@@ -339,10 +339,10 @@ fn shares(capacities: &[u32], balancing: Option<LoadBalancing>) -> Vec<f64> {
     });
     let snapshot = snapshot(members.collect(), vec![web]);
     let mut counts = vec![0.0; capacities.len()];
-    let rounds = 20_000;
-    for random in 0..rounds {
+    let rounds = 20_000_u32;
+    for random in 0..u64::from(rounds) {
         let route = resolve_as(&snapshot, &client(), "10.1.0.1:80", random).unwrap();
-        counts[route.workload.unwrap().name.parse::<usize>().unwrap()] += 1.0 / rounds as f64;
+        counts[route.workload.unwrap().name.parse::<usize>().unwrap()] += 1.0 / f64::from(rounds);
     }
     counts
 }

@@ -199,8 +199,8 @@ impl Driver {
         match self.client.demand(ADDRESS_TYPE, key) {
             Demand::Request(request) => {
                 // A full queue ends the stream at the next acknowledgement; the new one asks for all keys again.
-                let sent = requests.map(|requests| requests.try_send(*request));
-                if matches!(sent, Some(Ok(()))) { DemandAnswer::Asked } else { DemandAnswer::Refused }
+                let sent = requests.is_some_and(|requests| requests.try_send(*request).is_ok());
+                if sent { DemandAnswer::Asked } else { DemandAnswer::Refused }
             }
             Demand::Pending => DemandAnswer::Asked,
             Demand::Absent | Demand::NotOnDemand => DemandAnswer::Absent,
@@ -232,6 +232,6 @@ fn ended(status: &Status) -> (End, String) {
 }
 
 fn overflow() -> (End, String) {
-    let message = format!("the control plane left {REQUESTS_WAITING_MAX} requests unread").to_owned();
+    let message = format!("the control plane left {REQUESTS_WAITING_MAX} requests unread");
     (End::Status { code: tonic::Code::ResourceExhausted, message: message.clone() }, message)
 }
