@@ -52,6 +52,14 @@ impl Conditions {
         (self.method.is_none(), Reverse(self.headers.len()), Reverse(self.query.len()))
     }
 
+    /// Names and values of the headers that must have one value.
+    pub(super) fn exact_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.headers.iter().filter_map(|condition| match &condition.test {
+            CompiledTest::Exact(text) => Some((&*condition.name, &**text)),
+            CompiledTest::Pattern(_) => None,
+        })
+    }
+
     pub(super) fn hold(&self, head: &RequestHead<'_>) -> bool {
         self.method.as_deref().is_none_or(|method| method == head.method)
             && self.headers.iter().all(|condition| condition.holds_for_header(head))
@@ -79,21 +87,8 @@ fn compile_all(
 }
 
 impl ValueCondition {
-    /// A repeated header is one value: its lines joined by a comma (RFC 9110 section 5.3).
     fn holds_for_header(&self, head: &RequestHead<'_>) -> bool {
-        let mut lines = head
-            .headers
-            .iter()
-            .filter(|header| header.name.eq_ignore_ascii_case(&self.name))
-            .map(|header| header.value);
-        let Some(first) = lines.next() else { return false };
-        let Some(second) = lines.next() else { return self.test.holds(first) };
-        let mut joined = Joined::from_slice(first);
-        for line in std::iter::once(second).chain(lines) {
-            joined.push(b',');
-            joined.extend_from_slice(line);
-        }
-        self.test.holds(&joined)
+        with_header(head, &self.name, |value| value.is_some_and(|value| self.test.holds(value)))
     }
 
     /// Of a repeated parameter the first value counts. Values are compared as sent, percent signs and all.
@@ -104,6 +99,21 @@ impl ValueCondition {
             .find(|(name, _)| **name == *self.name)
             .is_some_and(|(_, value)| self.test.holds(value.as_bytes()))
     }
+}
+
+/// Hands the value of a header to `look`. A repeated header is one value: its lines joined by a comma (RFC 9110
+/// section 5.3).
+pub(super) fn with_header<T>(head: &RequestHead<'_>, name: &str, look: impl FnOnce(Option<&[u8]>) -> T) -> T {
+    let named = head.headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+    let mut lines = named.map(|header| header.value);
+    let (first, second) = (lines.next(), lines.next());
+    let (Some(first), Some(second)) = (first, second) else { return look(first) };
+    let mut joined = Joined::from_slice(first);
+    for line in std::iter::once(second).chain(lines) {
+        joined.push(b',');
+        joined.extend_from_slice(line);
+    }
+    look(Some(&joined))
 }
 
 impl CompiledTest {

@@ -6,11 +6,13 @@
 //! match. Where the API leaves the rank of regular expressions open, ours stand between exact paths and prefixes,
 //! the longer expression first: below the prefixes a catch-all of `/` would hide every one of them.
 //!
-//! Paths are found by hash, one probe for each path element, so the cost of a request does not grow with the number
-//! of routes; only rules with the very same path, and regular expressions, are tried one by one. Routing allocates
+//! Paths are found by hash, one probe for each path element, and of the matches with the very same path those that
+//! name the right value of a header, so the cost of a request does not grow with the number of routes; only regular
+//! expressions, and matches that differ in nothing but method and query, are tried one by one. Routing allocates
 //! nothing.
 
 mod backend;
+mod candidates;
 mod condition;
 mod hosts;
 #[cfg(test)]

@@ -149,8 +149,10 @@ fn value(dice: &mut Dice<'_>) -> ValueMatch {
     ValueMatch { name: dice.pick(&["x", "y"]).into(), value }
 }
 
-fn entry(dice: &mut Dice<'_>) -> HttpMatch {
+/// With one path for all matches, lists of them get long enough to be indexed.
+fn entry(dice: &mut Dice<'_>, one_path: bool) -> HttpMatch {
     let path = match dice.roll(5) {
+        _ if one_path => PathMatch::Prefix("/".into()),
         0 | 1 => PathMatch::Prefix(dice.pick(PATHS).into()),
         2 | 3 => PathMatch::Exact(dice.pick(PATHS).into()),
         _ => PathMatch::Regex(dice.pick(&[".*", "/a/.+", "/b|/bb"]).into()),
@@ -160,6 +162,7 @@ fn entry(dice: &mut Dice<'_>) -> HttpMatch {
 }
 
 fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
+    let one_path = dice.roll(2) == 1;
     const HOSTS: &[&str] = &["h.example", "*.example", "*.h.example", "H"];
     Arc::new(HttpRoute {
         namespace: dice.pick(&["n", "n-a"]).into(),
@@ -169,7 +172,11 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
         consumer_namespace: (dice.roll(4) == 1).then(|| "n-a".into()),
         created: dice.roll(2) as u64,
         hostnames: dice.list(2, |dice| dice.pick(HOSTS).into()),
-        rules: dice.list(3, |dice| HttpRule { name: None, matches: dice.list(2, entry), backends: vec![] }),
+        rules: dice.list(3, |dice| HttpRule {
+            name: None,
+            matches: dice.list(8, |dice| entry(dice, one_path)),
+            backends: vec![],
+        }),
         source: None,
     })
 }

@@ -4,8 +4,8 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
-use smallvec::SmallVec;
 
+use super::candidates::{Candidate, Candidates};
 use super::condition::Conditions;
 use super::pattern::Pattern;
 use super::{MatchId, RouteFault};
@@ -21,18 +21,6 @@ pub(super) struct PathTable {
     prefix_depth_max: usize,
 }
 
-/// Matches of one path by rank. Most paths have one, which then lies in the table itself: with many routes a lookup
-/// costs what it touches of memory.
-type Candidates = SmallVec<[Candidate; 1]>;
-
-/// A match whose path is the one looked for.
-#[derive(Debug)]
-struct Candidate {
-    /// `None` where the path is all that is asked for.
-    conditions: Option<Box<Conditions>>,
-    id: MatchId,
-}
-
 #[derive(Debug)]
 struct PatternCandidate {
     pattern: Pattern,
@@ -41,8 +29,7 @@ struct PatternCandidate {
 
 impl PathTable {
     pub(super) fn add(&mut self, id: MatchId, entry: &HttpMatch) -> Result<(), RouteFault> {
-        let conditions = Some(Conditions::compile(entry)?).filter(|conditions| !conditions.is_empty());
-        let candidate = Candidate { conditions: conditions.map(Box::new), id };
+        let candidate = Candidate::new(Conditions::compile(entry)?, id);
         match &entry.path {
             PathMatch::Exact(path) | PathMatch::Prefix(path) if !path.starts_with('/') => {
                 return Err(RouteFault::Path(path.clone()));
@@ -63,22 +50,19 @@ impl PathTable {
     }
 
     pub(super) fn sort(&mut self) {
-        for candidates in self.exact.values_mut().chain(self.prefixes.values_mut()) {
-            candidates.sort_by_key(Candidate::rank);
-            candidates.shrink_to_fit();
-        }
+        self.exact.values_mut().chain(self.prefixes.values_mut()).for_each(Candidates::sort);
         self.patterns.sort_by_key(|entry| (Reverse(entry.pattern.text_bytes()), entry.candidate.rank()));
     }
 
     pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<MatchId> {
         let path = head.path.as_bytes();
-        if let Some(id) = self.exact.get(path).and_then(|candidates| first(candidates, head)) {
+        if let Some(id) = self.exact.get(path).and_then(|candidates| candidates.find(head)) {
             return Some(id);
         }
         let by_pattern =
             self.patterns.iter().find(|entry| entry.candidate.holds(head) && entry.pattern.is_match(path));
         if let Some(entry) = by_pattern {
-            return Some(entry.candidate.id);
+            return Some(entry.candidate.id());
         }
         self.find_prefix(path, head)
     }
@@ -92,7 +76,7 @@ impl PathTable {
         let mut depth_left = depth(path);
         loop {
             if depth_left <= self.prefix_depth_max
-                && let Some(id) = self.prefixes.get(rest).and_then(|candidates| first(candidates, head))
+                && let Some(id) = self.prefixes.get(rest).and_then(|candidates| candidates.find(head))
             {
                 return Some(id);
             }
@@ -100,20 +84,6 @@ impl PathTable {
             depth_left -= 1;
         }
     }
-}
-
-impl Candidate {
-    fn rank(&self) -> impl Ord + use<> {
-        (self.conditions.as_ref().map_or(Conditions::RANK_OF_NONE, |conditions| conditions.rank()), self.id)
-    }
-
-    fn holds(&self, head: &RequestHead<'_>) -> bool {
-        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(head))
-    }
-}
-
-fn first(candidates: &[Candidate], head: &RequestHead<'_>) -> Option<MatchId> {
-    candidates.iter().find(|candidate| candidate.holds(head)).map(|candidate| candidate.id)
 }
 
 fn depth(path: &[u8]) -> usize {
