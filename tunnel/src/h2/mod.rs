@@ -33,6 +33,8 @@ mod hpack_encode;
 mod hpack_table;
 mod hpack_tables;
 mod message;
+#[cfg(test)]
+mod pair;
 mod receive;
 mod send;
 mod streams;

@@ -112,6 +112,12 @@ impl Receiver {
         Some(FrameHeader::parse(self.partial))
     }
 
+    /// Octets collected of frames and header blocks.
+    #[cfg(test)]
+    pub(super) fn held(&self) -> usize {
+        self.buffer.len() + self.block.len()
+    }
+
     /// Leaves the rest of the current frame unread.
     fn skip(&mut self, octets: u32) {
         self.remaining = octets;
