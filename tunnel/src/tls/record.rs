@@ -5,11 +5,17 @@
 //! output is asked for, so that the frames of many streams share a record and a whole batch is one run of bytes.
 //! Receiving: a record is decrypted inside the buffer that the caller read it into.
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Aad, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+mod opener;
+mod output;
+
+use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use rustls::ConnectionTrafficSecrets;
 
 use super::handshake::{KeySchedule, TrafficSecrets};
 use super::{AlertCode, TlsError};
+use opener::Opener;
+use output::Sealer;
+pub use output::{Output, RecordBuilder};
 
 /// type, legacy version, length.
 pub const HEADER_BYTES: usize = 5;
@@ -27,9 +33,6 @@ const _: () = assert!(TRAILER_BYTES <= 256, "our own records must fit the limit 
 /// Records sealed under one key before it is replaced. RFC 8446 section 5.5 allows AES-GCM 2^24.5 full records; half
 /// of that leaves room for what one batch adds before the count is looked at.
 const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
-/// A sent-out prefix longer than this is cut off rather than kept until all is sent.
-const COMPACT_BYTES_MIN: usize = 256 * 1024;
-
 const CONTENT_CHANGE_CIPHER_SPEC: u8 = 20;
 const CONTENT_ALERT: u8 = 21;
 const CONTENT_HANDSHAKE: u8 = 22;
@@ -40,9 +43,6 @@ const HANDSHAKE_KEY_UPDATE: u8 = 24;
 const ALERT_LEVEL_WARNING: u8 = 1;
 const ALERT_LEVEL_FATAL: u8 = 2;
 
-/// Post-handshake records without application data in between. KeyUpdate costs us a key derivation and empty
-/// records cost a decryption; a peer has no honest reason for many.
-const BARREN_RECORDS_IN_ROW_MAX: u32 = 64;
 /// Longest post-handshake message that is put together over several records: a ticket of RFC 8446 section 4.6.1.
 const HANDSHAKE_MESSAGE_BYTES_MAX: usize = 4 + (1 << 16) + 1_024;
 
@@ -288,218 +288,5 @@ fn read_alert(plaintext: &[u8]) -> Result<Opened<'static>, TlsError> {
             code,
             description: format!("{:?}", rustls::AlertDescription::from(code)),
         }),
-    }
-}
-
-// === Receiving ===
-
-struct Opener {
-    key: RecordKey,
-    /// The unfinished part of a post-handshake message.
-    message: Vec<u8>,
-    barren_in_row: u32,
-}
-
-impl Opener {
-    fn open<'b>(&mut self, record: &'b mut [u8]) -> Result<(u8, &'b [u8]), TlsError> {
-        let Some((header, body)) = record.split_first_chunk_mut::<HEADER_BYTES>() else {
-            return Err(internal("a record shorter than its header"));
-        };
-        let [content, ..] = *header;
-        if content != CONTENT_APPLICATION_DATA {
-            // RFC 8446 section 5: nothing is sent in the clear after the handshake.
-            return Err(unexpected("an unprotected record after the handshake"));
-        }
-        let nonce = self.key.next_nonce()?;
-        let inner =
-            self.key.key.open_in_place(nonce, Aad::from(*header), body).map_err(|_| TlsError::BadRecord)?;
-        // Section 5.4: zeros behind the content type are padding.
-        let end = inner.iter().rposition(|byte| *byte != 0);
-        let Some((content, plaintext)) = end.and_then(|end| inner.get(..=end)).and_then(<[u8]>::split_last)
-        else {
-            return Err(unexpected("a record of padding only"));
-        };
-        if plaintext.len() > PLAINTEXT_BYTES_MAX {
-            return Err(TlsError::protocol("a record is longer than allowed", AlertCode::RECORD_OVERFLOW));
-        }
-        Ok((*content, plaintext))
-    }
-
-    fn count_barren(&mut self) -> Result<(), TlsError> {
-        self.barren_in_row += 1;
-        if self.barren_in_row > BARREN_RECORDS_IN_ROW_MAX {
-            return Err(unexpected("too many records without data"));
-        }
-        Ok(())
-    }
-}
-
-// === Sending ===
-
-struct Sealer {
-    key: RecordKey,
-    /// Sealing failed; what was written since must not be sent.
-    failed: bool,
-    records_per_key_max: u64,
-}
-
-impl Sealer {
-    fn check(&self) -> Result<(), TlsError> {
-        if self.failed { Err(internal("a record could not be sealed")) } else { Ok(()) }
-    }
-
-    /// Seals `record`: header room, plaintext, content type, room for the tag.
-    fn seal(&mut self, record: &mut [u8]) -> Result<(), TlsError> {
-        let length = record.len().saturating_sub(HEADER_BYTES);
-        let length = u16::try_from(length).map_err(|_| internal("the length of a record"))?;
-        let [high, low] = length.to_be_bytes();
-        let header = [CONTENT_APPLICATION_DATA, 3, 3, high, low];
-        let nonce = self.key.next_nonce()?;
-        let room = || internal("the layout of a record");
-        let (head, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or_else(room)?;
-        let (inner, tag_room) = body.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(room)?;
-        let tag = self
-            .key
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(header), inner)
-            .map_err(|_| internal("sealing"))?;
-        *tag_room = <[u8; TAG_BYTES]>::try_from(tag.as_ref()).map_err(|_| internal("the length of a tag"))?;
-        *head = header;
-        Ok(())
-    }
-}
-
-/// Bytes on their way to the peer: sealed records, and at the end at most one that is still open.
-#[derive(Debug, Default)]
-pub struct Output {
-    buffer: Vec<u8>,
-    /// Prefix of `buffer` that has been sent. Never reaches into the open record.
-    sent: usize,
-    /// Where the open record starts.
-    open: Option<usize>,
-}
-
-impl Output {
-    /// Bytes not sent yet, those of the open record included.
-    pub fn backlog(&self) -> usize {
-        self.buffer.len() - self.sent
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.backlog() == 0
-    }
-
-    /// Everything sealed and not sent.
-    pub fn ready(&self) -> &[u8] {
-        let end = self.open.unwrap_or(self.buffer.len());
-        self.buffer.get(self.sent..end).unwrap_or_default()
-    }
-
-    /// The first `count` bytes of [`Self::ready`] have been sent.
-    pub fn consumed(&mut self, count: usize) {
-        let end = self.open.unwrap_or(self.buffer.len());
-        self.sent = self.sent.saturating_add(count).min(end);
-        if self.sent == self.buffer.len() {
-            self.buffer.clear();
-            self.sent = 0;
-        } else if self.sent >= COMPACT_BYTES_MIN && self.sent >= self.buffer.len() / 2 {
-            // At most as many bytes move as were sent since the last time, so this is linear over all.
-            self.buffer.drain(..self.sent);
-            self.open = self.open.map(|start| start - self.sent);
-            self.sent = 0;
-        }
-    }
-
-    /// Gives the allocation of `spare` to an output that has none.
-    pub fn lend(&mut self, spare: &mut Vec<u8>) {
-        if self.buffer.capacity() == 0 {
-            spare.clear();
-            std::mem::swap(&mut self.buffer, spare);
-        }
-    }
-
-    /// Takes the allocation back once nothing is pending, and keeps the larger of the two in `spare`.
-    pub fn reclaim(&mut self, spare: &mut Vec<u8>) {
-        if self.buffer.is_empty() {
-            let buffer = std::mem::take(&mut self.buffer);
-            if buffer.capacity() > spare.capacity() {
-                *spare = buffer;
-            }
-        }
-    }
-
-    /// Unprotected bytes: those of the handshake.
-    pub(crate) fn handshake_bytes(&mut self) -> &mut Vec<u8> {
-        &mut self.buffer
-    }
-
-    fn append_record(&mut self, sealer: &mut Sealer, content: u8, plaintext: &[u8]) {
-        self.open_record();
-        self.buffer.extend_from_slice(plaintext);
-        self.seal_open(sealer, content);
-    }
-
-    /// Starts a record if none is open, and says how much plaintext it still takes.
-    fn open_record(&mut self) -> usize {
-        let start = *self.open.get_or_insert_with(|| {
-            let start = self.buffer.len();
-            self.buffer.extend_from_slice(&[0; HEADER_BYTES]);
-            start
-        });
-        (start + HEADER_BYTES + PLAINTEXT_BYTES_MAX).saturating_sub(self.buffer.len())
-    }
-
-    fn seal_open(&mut self, sealer: &mut Sealer, content: u8) {
-        let Some(start) = self.open.take() else { return };
-        let mut trailer = [0; TRAILER_BYTES];
-        trailer[0] = content;
-        self.buffer.extend_from_slice(&trailer);
-        let sealed = match self.buffer.get_mut(start..) {
-            Some(record) => sealer.seal(record),
-            None => Err(internal("the layout of the output")),
-        };
-        if sealed.is_err() {
-            // Plaintext must never leave: it is cut off, and the connection ends with the error.
-            self.buffer.truncate(start);
-            sealer.failed = true;
-        }
-    }
-}
-
-/// Takes plaintext into records. Everything put in before the output is asked for shares records.
-pub struct RecordBuilder<'a> {
-    sealer: &'a mut Sealer,
-    output: &'a mut Output,
-}
-
-impl RecordBuilder<'_> {
-    /// Appends plaintext; a record that is full is sealed at once, while it is in the cache.
-    pub fn put(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() {
-            let room = self.output.open_record();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.output.buffer.extend_from_slice(now);
-            if now.len() == room {
-                self.output.seal_open(self.sealer, CONTENT_APPLICATION_DATA);
-            }
-            bytes = later;
-        }
-    }
-
-    /// Makes room for so much plaintext at once, records' overhead included.
-    pub fn reserve(&mut self, plaintext: usize) {
-        let records = plaintext / PLAINTEXT_BYTES_MAX + 2;
-        self.output.buffer.reserve(plaintext + records * (HEADER_BYTES + TRAILER_BYTES));
-    }
-
-    /// Bytes in the output that are not sent yet.
-    pub fn backlog(&self) -> usize {
-        self.output.backlog()
-    }
-}
-
-impl std::fmt::Debug for RecordBuilder<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RecordBuilder").field("backlog", &self.backlog()).finish()
     }
 }

@@ -1,0 +1,51 @@
+//! Receiving: records are decrypted inside the buffer that they were read into.
+
+use aws_lc_rs::aead::Aad;
+
+use super::{CONTENT_APPLICATION_DATA, HEADER_BYTES, PLAINTEXT_BYTES_MAX, RecordKey, internal, unexpected};
+use crate::tls::{AlertCode, TlsError};
+
+/// Post-handshake records without application data in between. KeyUpdate costs us a key derivation and empty
+/// records cost a decryption; a peer has no honest reason for many.
+const BARREN_RECORDS_IN_ROW_MAX: u32 = 64;
+
+pub(super) struct Opener {
+    pub(super) key: RecordKey,
+    /// The unfinished part of a post-handshake message.
+    pub(super) message: Vec<u8>,
+    pub(super) barren_in_row: u32,
+}
+
+impl Opener {
+    pub(super) fn open<'b>(&mut self, record: &'b mut [u8]) -> Result<(u8, &'b [u8]), TlsError> {
+        let Some((header, body)) = record.split_first_chunk_mut::<HEADER_BYTES>() else {
+            return Err(internal("a record shorter than its header"));
+        };
+        let [content, ..] = *header;
+        if content != CONTENT_APPLICATION_DATA {
+            // RFC 8446 section 5: nothing is sent in the clear after the handshake.
+            return Err(unexpected("an unprotected record after the handshake"));
+        }
+        let nonce = self.key.next_nonce()?;
+        let inner =
+            self.key.key.open_in_place(nonce, Aad::from(*header), body).map_err(|_| TlsError::BadRecord)?;
+        // Section 5.4: zeros behind the content type are padding.
+        let end = inner.iter().rposition(|byte| *byte != 0);
+        let Some((content, plaintext)) = end.and_then(|end| inner.get(..=end)).and_then(<[u8]>::split_last)
+        else {
+            return Err(unexpected("a record of padding only"));
+        };
+        if plaintext.len() > PLAINTEXT_BYTES_MAX {
+            return Err(TlsError::protocol("a record is longer than allowed", AlertCode::RECORD_OVERFLOW));
+        }
+        Ok((*content, plaintext))
+    }
+
+    pub(super) fn count_barren(&mut self) -> Result<(), TlsError> {
+        self.barren_in_row += 1;
+        if self.barren_in_row > BARREN_RECORDS_IN_ROW_MAX {
+            return Err(unexpected("too many records without data"));
+        }
+        Ok(())
+    }
+}

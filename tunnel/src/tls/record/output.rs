@@ -1,0 +1,180 @@
+//! Sending: plaintext grows into records in one buffer and is sealed where it lies.
+
+use aws_lc_rs::aead::Aad;
+
+use super::{
+    CONTENT_APPLICATION_DATA, HEADER_BYTES, PLAINTEXT_BYTES_MAX, RecordKey, TAG_BYTES, TRAILER_BYTES,
+    internal,
+};
+use crate::tls::TlsError;
+
+/// A sent-out prefix longer than this is cut off rather than kept until all is sent.
+const COMPACT_BYTES_MIN: usize = 256 * 1024;
+
+pub(super) struct Sealer {
+    pub(super) key: RecordKey,
+    /// Sealing failed; what was written since must not be sent.
+    pub(super) failed: bool,
+    pub(super) records_per_key_max: u64,
+}
+
+impl Sealer {
+    pub(super) fn check(&self) -> Result<(), TlsError> {
+        if self.failed { Err(internal("a record could not be sealed")) } else { Ok(()) }
+    }
+
+    /// Seals `record`: header room, plaintext, content type, room for the tag.
+    fn seal(&mut self, record: &mut [u8]) -> Result<(), TlsError> {
+        let length = record.len().saturating_sub(HEADER_BYTES);
+        let length = u16::try_from(length).map_err(|_| internal("the length of a record"))?;
+        let [high, low] = length.to_be_bytes();
+        let header = [CONTENT_APPLICATION_DATA, 3, 3, high, low];
+        let nonce = self.key.next_nonce()?;
+        let room = || internal("the layout of a record");
+        let (head, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or_else(room)?;
+        let (inner, tag_room) = body.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(room)?;
+        let tag = self
+            .key
+            .key
+            .seal_in_place_separate_tag(nonce, Aad::from(header), inner)
+            .map_err(|_| internal("sealing"))?;
+        *tag_room = <[u8; TAG_BYTES]>::try_from(tag.as_ref()).map_err(|_| internal("the length of a tag"))?;
+        *head = header;
+        Ok(())
+    }
+}
+
+/// Bytes on their way to the peer: sealed records, and at the end at most one that is still open.
+#[derive(Debug, Default)]
+pub struct Output {
+    buffer: Vec<u8>,
+    /// Prefix of `buffer` that has been sent. Never reaches into the open record.
+    sent: usize,
+    /// Where the open record starts.
+    open: Option<usize>,
+}
+
+impl Output {
+    /// Bytes not sent yet, those of the open record included.
+    pub fn backlog(&self) -> usize {
+        self.buffer.len() - self.sent
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.backlog() == 0
+    }
+
+    /// Everything sealed and not sent.
+    pub fn ready(&self) -> &[u8] {
+        let end = self.open.unwrap_or(self.buffer.len());
+        self.buffer.get(self.sent..end).unwrap_or_default()
+    }
+
+    /// The first `count` bytes of [`Self::ready`] have been sent.
+    pub fn consumed(&mut self, count: usize) {
+        let end = self.open.unwrap_or(self.buffer.len());
+        self.sent = self.sent.saturating_add(count).min(end);
+        if self.sent == self.buffer.len() {
+            self.buffer.clear();
+            self.sent = 0;
+        } else if self.sent >= COMPACT_BYTES_MIN && self.sent >= self.buffer.len() / 2 {
+            // At most as many bytes move as were sent since the last time, so this is linear over all.
+            self.buffer.drain(..self.sent);
+            self.open = self.open.map(|start| start - self.sent);
+            self.sent = 0;
+        }
+    }
+
+    /// Gives the allocation of `spare` to an output that has none.
+    pub fn lend(&mut self, spare: &mut Vec<u8>) {
+        if self.buffer.capacity() == 0 {
+            spare.clear();
+            std::mem::swap(&mut self.buffer, spare);
+        }
+    }
+
+    /// Takes the allocation back once nothing is pending, and keeps the larger of the two in `spare`.
+    pub fn reclaim(&mut self, spare: &mut Vec<u8>) {
+        if self.buffer.is_empty() {
+            let buffer = std::mem::take(&mut self.buffer);
+            if buffer.capacity() > spare.capacity() {
+                *spare = buffer;
+            }
+        }
+    }
+
+    /// Unprotected bytes: those of the handshake.
+    pub(crate) fn handshake_bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.buffer
+    }
+
+    pub(super) fn append_record(&mut self, sealer: &mut Sealer, content: u8, plaintext: &[u8]) {
+        self.open_record();
+        self.buffer.extend_from_slice(plaintext);
+        self.seal_open(sealer, content);
+    }
+
+    /// Starts a record if none is open, and says how much plaintext it still takes.
+    fn open_record(&mut self) -> usize {
+        let start = *self.open.get_or_insert_with(|| {
+            let start = self.buffer.len();
+            self.buffer.extend_from_slice(&[0; HEADER_BYTES]);
+            start
+        });
+        (start + HEADER_BYTES + PLAINTEXT_BYTES_MAX).saturating_sub(self.buffer.len())
+    }
+
+    pub(super) fn seal_open(&mut self, sealer: &mut Sealer, content: u8) {
+        let Some(start) = self.open.take() else { return };
+        let mut trailer = [0; TRAILER_BYTES];
+        trailer[0] = content;
+        self.buffer.extend_from_slice(&trailer);
+        let sealed = match self.buffer.get_mut(start..) {
+            Some(record) => sealer.seal(record),
+            None => Err(internal("the layout of the output")),
+        };
+        if sealed.is_err() {
+            // Plaintext must never leave: it is cut off, and the connection ends with the error.
+            self.buffer.truncate(start);
+            sealer.failed = true;
+        }
+    }
+}
+
+/// Takes plaintext into records. Everything put in before the output is asked for shares records.
+pub struct RecordBuilder<'a> {
+    pub(super) sealer: &'a mut Sealer,
+    pub(super) output: &'a mut Output,
+}
+
+impl RecordBuilder<'_> {
+    /// Appends plaintext; a record that is full is sealed at once, while it is in the cache.
+    pub fn put(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            let room = self.output.open_record();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.output.buffer.extend_from_slice(now);
+            if now.len() == room {
+                self.output.seal_open(self.sealer, CONTENT_APPLICATION_DATA);
+            }
+            bytes = later;
+        }
+    }
+
+    /// Makes room for so much plaintext at once, records' overhead included.
+    pub fn reserve(&mut self, plaintext: usize) {
+        let records = plaintext / PLAINTEXT_BYTES_MAX + 2;
+        self.output.buffer.reserve(plaintext + records * (HEADER_BYTES + TRAILER_BYTES));
+    }
+
+    /// Bytes in the output that are not sent yet.
+    pub fn backlog(&self) -> usize {
+        self.output.backlog()
+    }
+}
+
+impl std::fmt::Debug for RecordBuilder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecordBuilder").field("backlog", &self.backlog()).finish()
+    }
+}
