@@ -2,6 +2,7 @@
 
 mod check;
 mod conformance;
+mod mesh;
 mod replay;
 mod shutdown;
 mod tunnel;
@@ -11,6 +12,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::admin::logging;
 use crate::worker::BoxError;
 
 /// Exit code when a command fails after its arguments were understood.
@@ -37,6 +39,8 @@ enum Command {
     /// Carry TCP connections through an HBONE tunnel, with certificates from files and no control plane.
     #[command(subcommand)]
     Tunnel(tunnel::Tunnel),
+    /// Run the whole mesh on this machine: control plane, node proxies, pods and their traffic.
+    Mesh(mesh::MeshArguments),
     /// Find everything that is wrong with a folder of YAML: file, line, field and the mend.
     Check(check::CheckArguments),
     /// Feed a captured control-plane stream to the real client and store, and print the state.
@@ -53,6 +57,7 @@ pub fn main() -> ExitCode {
     }
     let result = match line.command {
         Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
+        Command::Mesh(mesh) => mesh.run(),
         Command::Check(check) => check.run(),
         Command::Replay(replay) => replay.run(),
         Command::Conformance(conformance) => conformance.run(),
@@ -77,9 +82,20 @@ fn fail(error: &BoxError) -> ExitCode {
 }
 
 fn start_logging(filter: &str, json: bool) -> Result<(), BoxError> {
-    let filter = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?}: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    if json { lines.json().try_init() } else { lines.with_target(false).try_init() }
+    let parsed = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?}: {error}"))?;
+    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    // The admin page may change the filter while the program runs.
+    if json {
+        let lines = lines.json().with_filter_reloading();
+        let handle = lines.reload_handle();
+        logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
+        lines.try_init()
+    } else {
+        let lines = lines.with_target(false).with_filter_reloading();
+        let handle = lines.reload_handle();
+        logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
+        lines.try_init()
+    }
 }
 
 #[cfg(test)]

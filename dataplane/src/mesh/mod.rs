@@ -11,9 +11,12 @@
 
 pub mod client;
 pub mod fabric;
+pub mod observer;
 pub mod pattern;
 pub mod plan;
 pub mod report;
+pub mod runner;
 pub mod sandbox;
 pub mod service_proxy;
 pub mod workload;
+pub mod world;
