@@ -6,7 +6,8 @@
 //!
 //! - the result starts with `/` (or is `*`), holds no control character, no space and no fragment;
 //! - normalising a normalised path changes nothing (so a second proxy on the way sees the same path);
-//! - a path that is already normal is borrowed: the common case allocates nothing.
+//! - a path that is already normal is borrowed (save a few with stray percent signs): the common case allocates
+//!   nothing.
 //!
 //! The query is split off first and never rewritten.
 

@@ -5,9 +5,9 @@
 //! Istio defines it: a matching enforced DENY denies; without an enforced ALLOW policy everything else passes; a
 //! matching ALLOW allows; the rest is denied. AUDIT and dry-run policies never change the verdict.
 //!
-//! Invariants: the rule reported is the first in the order given; a verdict reached by
-//! [`PolicySet::evaluate_connection`] is the one that [`PolicySet::evaluate`] gives for every request that could
-//! follow on the connection; a set made by [`PolicySet::deny_all`] never allows.
+//! Invariants: the rule reported is the first in the order given; when [`PolicySet::evaluate_connection`] allows or
+//! denies, so does [`PolicySet::evaluate`] for every request that could follow on the connection; a set made by
+//! [`PolicySet::deny_all`] never allows.
 
 mod index;
 #[cfg(test)]
@@ -163,7 +163,8 @@ impl PolicySet {
         self.decide(&self.enforced, &Subject::new(connection, request))
     }
 
-    /// Decides as far as the connection alone allows, for when HTTP requests are expected on it.
+    /// Decides as far as the connection alone allows, for when HTTP requests are expected on it. Only what is
+    /// enforced is looked at: dry-run and AUDIT policies may want the request even where this gives a verdict.
     pub fn evaluate_connection(&self, connection: &ir::ConnectionAttributes<'_>) -> ConnectionVerdict<'_> {
         if let Some(reason) = &self.closed {
             return ConnectionVerdict::Deny(Denial::Closed(reason));
