@@ -10,7 +10,7 @@ use rustls::sign::CertifiedKey;
 use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::verifier::identity_of;
-use super::{VerifyError, context};
+use super::{VerifiedIdentity, VerifyError, context};
 
 /// Bounds on what a certificate authority may hand us; real chains have 1 to 4 certificates, real bundles a few roots.
 const CHAIN_CERTIFICATES_MAX: usize = 16;
@@ -135,6 +135,11 @@ impl Credentials {
                 revocation_lists,
             }),
         })
+    }
+
+    /// Whether the lists revoke what an already connected peer proved itself with: end its connection then.
+    pub fn revokes(&self, peer: &VerifiedIdentity) -> bool {
+        peer.is_revoked_by(&self.shared.revocation_lists)
     }
 
     /// Who these credentials say we are.

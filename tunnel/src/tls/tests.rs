@@ -195,6 +195,21 @@ fn revoked_peers_are_refused_and_unlisted_ones_pass() {
 }
 
 #[test]
+fn a_later_revocation_finds_the_peers_that_are_already_connected() {
+    let authority = Authority::new();
+    let good = authority.identity(SERVER);
+    let (_, accepted) = shake(&client(&authority.identity(CLIENT)), &[SERVER], &server(&good));
+    let peer = accepted.unwrap().unwrap().peer;
+    assert!(!good.revokes(&peer));
+    let listing = |authority: &Authority, serial| {
+        good.with_revocation_lists(authority.revoke(serial).as_bytes()).unwrap().revokes(&peer)
+    };
+    assert!(listing(&authority, 7));
+    assert!(!listing(&authority, 8));
+    assert!(!listing(&Authority::named("another authority"), 7), "serial numbers are the issuer's own");
+}
+
+#[test]
 fn an_unexpected_server_is_told_certificate_unknown() {
     let authority = Authority::new();
     let (_, accepted) =

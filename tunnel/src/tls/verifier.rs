@@ -15,7 +15,10 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme,
 };
-use webpki::{EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
+use webpki::{
+    CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
+    UnknownStatusPolicy,
+};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -25,9 +28,18 @@ use super::{VerifyError, context};
 /// The identity of a peer that proved itself in a finished handshake.
 ///
 /// Only this module can make one; whoever holds it needs no further check of who the peer is.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub struct VerifiedIdentity {
     identity: Identity,
+    /// The certificates that proved it, leaf first: a later revocation of any of them ends the proof.
+    certificates: Arc<[CertificateName]>,
+}
+
+/// Issuer and serial number, which name a certificate (RFC 5280 section 4.1.2.2).
+#[derive(Debug)]
+struct CertificateName {
+    issuer: Box<[u8]>,
+    serial: Box<[u8]>,
 }
 
 impl VerifiedIdentity {
@@ -37,6 +49,17 @@ impl VerifiedIdentity {
 
     pub fn into_identity(self) -> Identity {
         self.identity
+    }
+
+    /// Whether one of `lists` revokes a certificate that proved this identity.
+    pub(super) fn is_revoked_by(&self, lists: &[CertRevocationList<'_>]) -> bool {
+        self.certificates.iter().any(|certificate| {
+            lists.iter().any(|list| {
+                // A list that cannot be read to its end might have held the name: it counts as revoked.
+                list.issuer() == &*certificate.issuer
+                    && !matches!(list.find_serial(&certificate.serial), Ok(None))
+            })
+        })
     }
 }
 
@@ -208,7 +231,12 @@ pub(super) fn verify_error(error: &CertificateError) -> VerifyError {
 /// Must only be called with the chain that rustls kept from a completed, not resumed handshake.
 pub(super) fn proven(chain: &[CertificateDer<'_>]) -> Result<VerifiedIdentity, VerifyError> {
     let leaf = chain.first().ok_or(VerifyError::SanMissing)?;
-    Ok(VerifiedIdentity { identity: identity_of(leaf)? })
+    let name = |der| {
+        let certificate = EndEntityCert::try_from(der).map_err(|e| webpki_error(&e))?;
+        Ok(CertificateName { issuer: certificate.issuer().into(), serial: certificate.serial().into() })
+    };
+    let certificates: Result<Arc<[_]>, VerifyError> = chain.iter().map(name).collect();
+    Ok(VerifiedIdentity { identity: identity_of(leaf)?, certificates: certificates? })
 }
 
 fn tls12_refused() -> rustls::Error {
