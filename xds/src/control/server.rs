@@ -17,7 +17,7 @@ use tracing::{debug, info, warn};
 use super::auth::Tokens;
 use super::ca::{self, CertificateAuthority, SigningRequest};
 use super::index::Indexed;
-use super::session::Session;
+use super::session::{Session, SessionError};
 use crate::proto::ca::istio_certificate_service_server::{
     IstioCertificateService, IstioCertificateServiceServer,
 };
@@ -191,8 +191,10 @@ impl Stream {
     }
 
     fn take(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
-        let rejection =
-            self.session.on_request(request).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let rejection = self.session.on_request(request).map_err(|error| match error {
+            SessionError::NodeMismatch { .. } => Status::permission_denied(error.to_string()),
+            _ => Status::invalid_argument(error.to_string()),
+        })?;
         if let Some(rejection) = rejection {
             warn!(
                 node = %self.node,

@@ -1,0 +1,191 @@
+//! What the captures of istiod do not show: enrolment by labels, assigned addresses, resources of our own types.
+
+use prost::Message;
+
+use super::*;
+use crate::control::desired::ResourceKind;
+use crate::kube::load_documents;
+use crate::proto::security;
+use crate::proto::workload::{Address, Workload, address};
+
+const NAMESPACES: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: in, labels: {istio.io/dataplane-mode: ambient}}}
+---
+{apiVersion: v1, kind: Namespace, metadata: {name: out}}
+---
+";
+
+fn indexer() -> Indexer {
+    Indexer::new(&ControlConfig::new("unused", "unused", "node1"))
+}
+
+fn catalog(yaml: &str) -> Catalog {
+    let loaded = load_documents(vec![("a.yaml", yaml)]);
+    assert!(loaded.problems.iter().all(|problem| !problem.is_error()), "{:?}", loaded.problems);
+    loaded.catalog
+}
+
+fn build(yaml: &str) -> Indexed {
+    indexer().build(&catalog(yaml), 1)
+}
+
+fn pod(namespace: &str, name: &str, metadata: &str, spec: &str) -> String {
+    format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}, namespace: {namespace}, {metadata}}}, \
+         spec: {{containers: [{{name: c, image: x}}], {spec}}}}}\n---\n"
+    )
+}
+
+fn workload(indexed: &Indexed, name: &str) -> Workload {
+    let resource = &indexed.desired.resources(ResourceKind::Address)[name];
+    match Address::decode(&*resource.body).unwrap().r#type.unwrap() {
+        address::Type::Workload(workload) => workload,
+        address::Type::Service(_) => panic!("{name} is a service"),
+    }
+}
+
+fn names(indexed: &Indexed, kind: ResourceKind) -> Vec<String> {
+    indexed.desired.resources(kind).keys().map(ToString::to_string).collect()
+}
+
+#[test]
+fn enrolment_is_decided_by_the_pod_then_by_its_namespace() {
+    let cases = [
+        ("in", "", "", true),
+        ("out", "", "", false),
+        ("in", "labels: {istio.io/dataplane-mode: none}", "", false),
+        ("out", "labels: {istio.io/dataplane-mode: ambient}", "", true),
+        ("out", "annotations: {ambient.istio.io/redirection: enabled}", "", true),
+        (
+            "out",
+            "labels: {istio.io/dataplane-mode: none}, annotations: {ambient.istio.io/redirection: enabled}",
+            "",
+            false,
+        ),
+        ("in", "", "hostNetwork: true", false),
+        ("out", "labels: {istio.io/dataplane-mode: ambient}", "hostNetwork: true", false),
+        ("in", "annotations: {sidecar.istio.io/status: '{}'}", "", false),
+    ];
+    for (namespace, metadata, spec, enrolled) in cases {
+        let indexed = build(&(NAMESPACES.to_owned() + &pod(namespace, "p", metadata, spec)));
+        let view = indexed.view.pods.values().next().unwrap();
+        assert_eq!(view.enrolled, enrolled, "{namespace} {metadata} {spec}");
+        if !view.ips.is_empty() {
+            let hbone = workload(&indexed, &view.uid).tunnel_protocol();
+            assert_eq!(hbone == crate::proto::workload::TunnelProtocol::Hbone, enrolled);
+        }
+    }
+}
+
+#[test]
+fn pods_get_an_address_and_a_node_and_keep_them() {
+    let mut indexer = indexer();
+    let first = pod("in", "a", "", "");
+    let written = pod("in", "b", "annotations: {corelane.io/ip: 10.244.7.7}", "nodeName: other");
+    let before = indexer.build(&catalog(&(NAMESPACES.to_owned() + &first + &written)), 1);
+    let ip = |indexed: &Indexed, name: &str| {
+        indexed.view.pods[&crate::kube::ObjectName::new("in", name)].ips.clone()
+    };
+    assert_eq!(ip(&before, "a").len(), 1);
+    assert_eq!(ip(&before, "b"), ["10.244.7.7".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(before.view.nodes.iter().map(AsRef::as_ref).collect::<Vec<&str>>(), ["node1", "other"]);
+    let more: String = (0..50).map(|n| pod("in", &format!("z{n}"), "", "")).collect();
+    let after = indexer.build(&catalog(&(NAMESPACES.to_owned() + &more + &first)), 2);
+    assert_eq!(ip(&before, "a"), ip(&after, "a"));
+}
+
+const GUARDED: &str = "
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: in, labels: {LABELS}},
+ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: waypoint, namespace: in}, spec: {ports: [{port: 15008}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: in}
+spec: {gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: in}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web, port: 80}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: web, namespace: in}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  rules: [{to: [{operation: {paths: [/a]}}]}]
+---
+";
+
+#[test]
+fn node_governs_a_service_unless_a_waypoint_does() {
+    for (labels, at_node) in [("", true), ("istio.io/use-waypoint: waypoint", false)] {
+        let yaml = NAMESPACES.to_owned()
+            + &pod("in", "web", "labels: {app: web}", "")
+            + &GUARDED.replace("LABELS", labels);
+        let indexed = build(&yaml);
+        let web = workload(&indexed, "Kubernetes//Pod/in/web");
+        let named: &[&str] = if at_node { &["in/web"] } else { &[] };
+        assert_eq!(web.authorization_policies, named);
+        let route = "in/web/in/web.in.svc.cluster.local/80";
+        let routes: &[&str] = if at_node { &[route] } else { &[] };
+        assert_eq!(names(&indexed, ResourceKind::HttpRoute), routes);
+        assert_eq!(names(&indexed, ResourceKind::AuthorizationPolicy), ["in/web"]);
+        assert!(names(&indexed, ResourceKind::Authorization).is_empty());
+    }
+}
+
+#[test]
+fn strictness_is_a_policy_that_workloads_name() {
+    let strict = "
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict, namespace: in}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: ports, namespace: in}
+spec: {selector: {matchLabels: {app: web}}, portLevelMtls: {9000: {mode: PERMISSIVE}}}
+---
+";
+    let yaml = NAMESPACES.to_owned()
+        + strict
+        + &pod("in", "plain", "", "")
+        + &pod("in", "web", "labels: {app: web}", "")
+        + &pod("out", "far", "", "");
+    let indexed = build(&yaml);
+    let named = |name: &str| workload(&indexed, name).authorization_policies;
+    let static_strict = "istio-system/istio_converted_static_strict";
+    let converted = "in/converted_peer_authentication_ports";
+    assert_eq!(named("Kubernetes//Pod/in/plain"), [static_strict]);
+    assert_eq!(named("Kubernetes//Pod/in/web"), [converted]);
+    assert!(named("Kubernetes//Pod/out/far").is_empty());
+    assert_eq!(names(&indexed, ResourceKind::Authorization), [converted, static_strict]);
+    let body = &indexed.desired.resources(ResourceKind::Authorization)[static_strict].body;
+    let policy = security::Authorization::decode(&**body).unwrap();
+    assert_eq!(policy.action(), security::Action::Deny);
+    assert_eq!(policy.rules[0].clauses[0].matches[0].not_principals.len(), 1);
+}
+
+#[test]
+fn second_object_of_a_host_is_ignored_and_reported() {
+    let entry = |name: &str| {
+        format!(
+            "{{apiVersion: networking.istio.io/v1, kind: ServiceEntry, \
+             metadata: {{name: {name}, namespace: out}}, \
+             spec: {{hosts: [a.example.com], ports: [{{number: 80, name: http, protocol: HTTP}}], \
+             resolution: STATIC, endpoints: [{{address: 172.16.0.{}}}]}}}}\n---\n",
+            name.len()
+        )
+    };
+    let indexed = build(&(NAMESPACES.to_owned() + &entry("a") + &entry("bb")));
+    assert_eq!(indexed.problems.len(), 1);
+    assert!(indexed.problems[0].object.ends_with("out/bb"), "{:?}", indexed.problems);
+    let ignored = workload(&indexed, "Kubernetes/networking.istio.io/ServiceEntry/out/bb/172.16.0.2");
+    assert!(ignored.services.is_empty());
+}
