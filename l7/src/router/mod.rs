@@ -32,6 +32,11 @@ pub use pattern::PatternError;
 #[derive(Debug, Default)]
 pub struct Router {
     routes: Box<[Arc<HttpRoute>]>,
+    /// `NAMESPACE/NAME` of each route.
+    names: Box<[Arc<str>]>,
+    /// The rules of all routes side by side, so that finding one touches nothing of its route: with many routes that
+    /// is what a lookup costs.
+    rules: Box<[HttpRule]>,
     /// Routes of the client's namespace for a Service of another.
     consumer: Hosts,
     producer: Hosts,
@@ -49,21 +54,23 @@ pub enum RouteMatch<'a> {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MatchedRoute<'a> {
     pub route: &'a Arc<HttpRoute>,
+    /// `NAMESPACE/NAME` of the route.
+    pub name: &'a Arc<str>,
     pub rule: &'a HttpRule,
     /// Index of `rule` in the route.
     pub rule_index: usize,
-    /// The one of the rule's matches that holds.
-    pub matched: &'a HttpMatch,
-    /// Index of `matched` in the rule.
+    /// Index of the match that holds in the rule.
     pub match_index: usize,
 }
 
-/// Position of a match: indices of its route in the router, its rule in the route, itself in the rule.
+/// Position of a match: indices of its route in the router, its rule in the route, itself in the rule; and of its
+/// rule among all rules of the router.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct MatchId {
     route: u32,
     rule: u32,
     entry: u32,
+    slot: u32,
 }
 
 /// Why a route cannot be compiled.
@@ -104,14 +111,18 @@ impl Router {
     pub fn compile(routes: impl IntoIterator<Item = Arc<HttpRoute>>) -> Result<Self, RouteError> {
         let mut routes: Vec<_> = routes.into_iter().collect();
         // From here on the position of a route is its rank among equals.
-        routes.sort_by_cached_key(|route| (route.created, format!("{}/{}", route.namespace, route.name)));
+        let name = |route: &Arc<HttpRoute>| format!("{}/{}", route.namespace, route.name);
+        routes.sort_by_cached_key(|route| (route.created, name(route)));
+        let mut rules: Vec<HttpRule> = Vec::new();
         let (mut consumer, mut producer) = (Hosts::default(), Hosts::default());
         for (route_index, route) in routes.iter().enumerate() {
             let tier = if route.consumer_namespace.is_some() { &mut consumer } else { &mut producer };
             for (rule_index, rule) in route.rules.iter().enumerate() {
+                let slot = index(rules.len());
+                rules.push(rule.clone());
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
-                    let id = MatchId { route: route_at, rule: rule_at, entry: entry_at };
+                    let id = MatchId { route: route_at, rule: rule_at, entry: entry_at, slot };
                     tier.add(&route.hostnames, id, entry).map_err(|cause| RouteError {
                         namespace: route.namespace.clone(),
                         name: route.name.clone(),
@@ -123,7 +134,8 @@ impl Router {
         }
         consumer.sort();
         producer.sort();
-        Ok(Self { routes: routes.into(), consumer, producer })
+        let names = routes.iter().map(|route| name(route).into()).collect();
+        Ok(Self { routes: routes.into(), names, rules: rules.into(), consumer, producer })
     }
 
     /// True if no route governs the port: requests then go to the Service as if there were no router.
@@ -144,10 +156,15 @@ impl Router {
 
     fn resolve(&self, id: MatchId) -> Option<MatchedRoute<'_>> {
         let (rule_index, match_index) = (id.rule as usize, id.entry as usize);
-        let route = self.routes.get(id.route as usize)?;
-        let rule = route.rules.get(rule_index)?;
-        let matched = rule.matches.get(match_index)?;
-        Some(MatchedRoute { route, rule, rule_index, matched, match_index })
+        let (route, name) = (self.routes.get(id.route as usize)?, self.names.get(id.route as usize)?);
+        Some(MatchedRoute { route, name, rule: self.rules.get(id.slot as usize)?, rule_index, match_index })
+    }
+}
+
+impl<'a> MatchedRoute<'a> {
+    /// The one of the rule's matches that holds.
+    pub fn matched(&self) -> Option<&'a HttpMatch> {
+        self.rule.matches.get(self.match_index)
     }
 }
 

@@ -204,6 +204,11 @@ fn fuzz_router_agrees_with_the_naive_twin() {
             let found = match router.route(&head) {
                 RouteMatch::Matched(found) => {
                     let name = format!("{}/{}", found.route.namespace, found.route.name);
+                    assert_eq!(
+                        (&name, found.rule),
+                        (&found.name.to_string(), &found.route.rules[found.rule_index])
+                    );
+                    assert!(match_holds(found.matched().unwrap(), &head));
                     Some((name, found.rule_index, found.match_index))
                 }
                 RouteMatch::NotFound => None,
