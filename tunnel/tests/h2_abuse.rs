@@ -1,6 +1,8 @@
 //! What a hostile peer may do to a server, each with the bar it must be stopped at. Time does not pass during a flood,
 //! so a flood slower than the forgiven rate is out of scope here; the budget's own tests cover the rate.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // test code outside of test functions
+
 use std::time::{Duration, Instant};
 use tunnel::h2::{Config, Connection, ConnectionError, ErrorCode, Event, Headers, StreamId};
 

@@ -1,6 +1,8 @@
 //! The engine against the `h2` crate, in both roles, over an in-memory pipe: requests, bodies, flow control, trailers,
 //! resets, GOAWAY, concurrent streams.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // test code outside of test functions
+
 use bytes::Bytes;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Request, Response};

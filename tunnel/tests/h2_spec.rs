@@ -1,5 +1,7 @@
 //! h2spec, all of it, against a small HTTP server made of nothing but the engine and blocking sockets.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // test code outside of test functions
+
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -44,7 +46,7 @@ impl Server {
     fn on_event(&mut self, event: Event<'_>) {
         match event {
             Event::Headers { stream, end_stream: true, .. } | Event::Trailers { stream, .. } => {
-                self.answer(stream)
+                self.answer(stream);
             }
             Event::Data { stream, bytes, end_stream } => {
                 self.connection.release(stream, bytes.len(), &mut self.out);

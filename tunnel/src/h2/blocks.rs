@@ -113,7 +113,7 @@ impl Connection {
         {
             return self.stream_error(open.stream, ErrorCode::REFUSED_STREAM, now, out);
         }
-        let message = match builder.finish() {
+        let mut message = match builder.finish() {
             Ok(message) if !open.self_dependent => message,
             Err(Fault::TooLarge) => {
                 return self.stream_error(open.stream, ErrorCode::ENHANCE_YOUR_CALM, now, out);
@@ -122,6 +122,7 @@ impl Connection {
                 return self.stream_error(open.stream, ErrorCode::PROTOCOL_ERROR, now, out);
             }
         };
+        message.headers.trim();
         self.receiver.text_hint = message.headers.text_len().min(TEXT_HINT_MAX);
         match expected {
             Expected::Request => self.on_request(open, message, now, out),

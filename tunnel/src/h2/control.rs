@@ -82,11 +82,9 @@ impl Connection {
         let peer = &mut self.peer;
         match id {
             setting::HEADER_TABLE_SIZE => self.encoder.set_size_limit(value as usize),
-            setting::ENABLE_PUSH => {
-                // A server must not offer to be pushed to.
-                if value > 1 || (value == 1 && self.config.role == Role::Client) {
-                    return Err(violation(ErrorCode::PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH out of range"));
-                }
+            // A server must not offer to be pushed to.
+            setting::ENABLE_PUSH if value > 1 || (value == 1 && self.config.role == Role::Client) => {
+                return Err(violation(ErrorCode::PROTOCOL_ERROR, "SETTINGS_ENABLE_PUSH out of range"));
             }
             setting::MAX_CONCURRENT_STREAMS => peer.max_concurrent_streams = value,
             setting::INITIAL_WINDOW_SIZE => {

@@ -91,20 +91,20 @@ pub(super) struct FrameHeader {
 impl FrameHeader {
     #[inline]
     pub(super) fn parse(bytes: [u8; HEADER_LEN]) -> Self {
-        let [a, b, c, kind, flags, d, e, f, g] = bytes;
+        let [len_high, len_middle, len_low, kind, flags, stream @ ..] = bytes;
         Self {
-            len: u32::from_be_bytes([0, a, b, c]),
+            len: u32::from_be_bytes([0, len_high, len_middle, len_low]),
             kind,
             flags,
-            stream: u32::from_be_bytes([d, e, f, g]) & StreamId::MAX,
+            stream: u32::from_be_bytes(stream) & StreamId::MAX,
         }
     }
 
     #[inline]
     pub(super) fn to_bytes(self) -> [u8; HEADER_LEN] {
-        let [_, a, b, c] = self.len.to_be_bytes();
-        let [d, e, f, g] = self.stream.to_be_bytes();
-        [a, b, c, self.kind, self.flags, d, e, f, g]
+        let [_, len_high, len_middle, len_low] = self.len.to_be_bytes();
+        let [first, second, third, fourth] = self.stream.to_be_bytes();
+        [len_high, len_middle, len_low, self.kind, self.flags, first, second, third, fourth]
     }
 
     #[inline]
@@ -147,9 +147,8 @@ pub(super) fn put_settings_ack(out: &mut impl FrameSink) {
 }
 
 pub(super) fn put_go_away(out: &mut impl FrameSink, last: u32, code: ErrorCode) {
-    let [a, b, c, d] = last.to_be_bytes();
-    let [e, f, g, h] = code.0.to_be_bytes();
-    put_small(out, kind::GOAWAY, 0, 0, &[a, b, c, d, e, f, g, h]);
+    let payload = u64::from(last) << 32 | u64::from(code.0);
+    put_small(out, kind::GOAWAY, 0, 0, &payload.to_be_bytes());
 }
 
 /// Writes SETTINGS; at most 9 settings fit.
@@ -157,9 +156,10 @@ pub(super) fn put_settings(out: &mut impl FrameSink, settings: &[(u16, u32)]) {
     let mut payload = [0_u8; 54];
     let mut len = 0;
     for (slot, (id, value)) in payload.chunks_exact_mut(6).zip(settings) {
-        let [a, b] = id.to_be_bytes();
-        let [c, d, e, f] = value.to_be_bytes();
-        slot.copy_from_slice(&[a, b, c, d, e, f]);
+        if let Some((first, rest)) = slot.split_first_chunk_mut::<2>() {
+            *first = id.to_be_bytes();
+            rest.copy_from_slice(&value.to_be_bytes());
+        }
         len += 6;
     }
     debug_assert_eq!(len, settings.len() * 6);

@@ -28,6 +28,8 @@ pub enum HeaderError {
 
 /// Most text in one header block.
 const TEXT_BYTES_MAX: usize = 16 << 20;
+/// Spare space that is not worth an allocation.
+const SPARE_MAX: usize = 1_024;
 /// Octets added to each field's size (RFC 9113 section 6.5.2).
 pub(super) const FIELD_OVERHEAD: usize = 32;
 /// Marks a value that must never enter a compression table (RFC 7541 section 7.1.3).
@@ -231,6 +233,13 @@ impl Headers {
         self.text.len()
     }
 
+    /// Gives spare space back if there is much of it, since a block may be held for long.
+    pub(super) fn trim(&mut self) {
+        if self.text.capacity() - self.text.len() > SPARE_MAX {
+            self.text.shrink_to_fit();
+        }
+    }
+
     pub(super) fn reserve(&mut self, bytes: usize) {
         self.text.reserve(bytes);
     }
@@ -339,6 +348,7 @@ const NAME: u8 = 1;
 const VALUE: u8 = 2;
 const VISIBLE: u8 = 4;
 
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // evaluated at compile time
 /// For each octet: may it be part of a lower-case token, of a field value, is it visible and not a space.
 const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];

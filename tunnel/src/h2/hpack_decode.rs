@@ -108,14 +108,13 @@ impl Decoder {
             return Ok(());
         }
         // The name may lie in an entry that the insertion evicts, so it is copied first (section 4.4).
-        let name = match index {
-            0 => string(rest, name_scratch)?,
-            _ => {
-                let (name, _) = lookup(table, index)?;
-                name_scratch.clear();
-                name_scratch.extend_from_slice(name);
-                name_scratch
-            }
+        let name = if index == 0 {
+            string(rest, name_scratch)?
+        } else {
+            let (name, _) = lookup(table, index)?;
+            name_scratch.clear();
+            name_scratch.extend_from_slice(name);
+            name_scratch
         };
         let value = string(rest, value_scratch)?;
         table.insert(name, value, 0, 0);

@@ -224,7 +224,7 @@ const fn canonical() -> Canonical {
 static CANONICAL: Canonical = canonical();
 
 /// For each string of `FAST_BITS` bits: symbol << 4 | length of the code it starts with; 0 if that is longer.
-#[allow(clippy::indexing_slicing)] // evaluated at compile time
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // evaluated at compile time
 static FAST: [u16; 1 << FAST_BITS] = {
     let table = canonical();
     let mut fast = [0; 1 << FAST_BITS];

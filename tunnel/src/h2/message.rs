@@ -344,7 +344,7 @@ mod tests {
         let base: usize = GET.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
         let fits = "v".repeat(1_000 - base - 33);
         assert!(build(Expected::Request, BOUNDS, &[&GET[..], &[("x", &fits)]].concat()).is_ok());
-        let over = fits.clone() + "v";
+        let over = fits + "v";
         assert_eq!(
             build(Expected::Request, BOUNDS, &[&GET[..], &[("x", &over)]].concat()).unwrap_err(),
             Fault::TooLarge

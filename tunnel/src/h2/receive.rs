@@ -441,7 +441,7 @@ impl Connection {
             kind::SETTINGS if header.len > SETTINGS_BYTES_MAX => {
                 return Err(violation(ErrorCode::ENHANCE_YOUR_CALM, "SETTINGS too large"));
             }
-            kind::SETTINGS => header.len % 6 == 0 && (header.len == 0 || !header.has(flag::ACK)),
+            kind::SETTINGS => header.len.is_multiple_of(6) && (header.len == 0 || !header.has(flag::ACK)),
             kind::PUSH_PROMISE => {
                 // Not from a client (section 8.4), and not from a server that we told not to.
                 return Err(violation(ErrorCode::PROTOCOL_ERROR, "PUSH_PROMISE though push is disabled"));
