@@ -82,6 +82,10 @@ pub(super) struct MeshArguments {
 }
 
 impl MeshArguments {
+    pub(super) fn has_plan(&self) -> bool {
+        self.run.is_some()
+    }
+
     pub(super) fn run(&self) -> Result<ExitCode, BoxError> {
         let plan = self.run.as_deref().map(Plan::read).transpose()?;
         if !self.folder.is_dir() {
@@ -138,7 +142,9 @@ impl MeshArguments {
         wait_until_ready(world).await?;
         let mut held = true;
         if let Some(plan) = plan {
-            held = self.carry_out(plan, Runner::new(world.directory(), observer, folder.to_owned()), world).await;
+            held = self
+                .carry_out(plan, Runner::new(world.directory(), observer, folder.to_owned()), world)
+                .await;
         }
         if plan.is_none() || self.keep {
             self.show_running(world, folder, state);
@@ -163,9 +169,15 @@ impl MeshArguments {
             })
             .await;
         if self.json {
-            print(&json!({ "steps": count, "failed": failed, "driver": world.driver().to_string() }).to_string());
+            print(
+                &json!({ "steps": count, "failed": failed, "driver": world.driver().to_string() })
+                    .to_string(),
+            );
         } else {
-            print("\nWhat the node proxies noted (worker: of the client's proxy > of the server's proxy):");
+            print(
+                "\nWhat the node proxies noted (worker: of the client's proxy > of the server's; identities without their",
+            );
+            print("trust domain):");
             print(&table(&all_rows, width()));
             let driver = world.driver();
             print(&match failed {
@@ -209,9 +221,18 @@ impl MeshArguments {
             }
             return;
         }
-        print(&format!("\nThe mesh runs until Ctrl-C. Edit the files of {} and see it change.", folder.display()));
-        print(&format!("Admin page:  curl --unix-socket {}/NODE/admin.sock http://x/config_dump", state.display()));
-        print(&format!("Metrics:     curl --unix-socket {}/NODE/metrics.sock http://x/metrics", state.display()));
+        print(&format!(
+            "\nThe mesh runs until Ctrl-C. Edit the files of {} and see it change.",
+            folder.display()
+        ));
+        print(&format!(
+            "Admin page:  curl --unix-socket {}/NODE/admin.sock http://x/config_dump",
+            state.display()
+        ));
+        print(&format!(
+            "Metrics:     curl --unix-socket {}/NODE/metrics.sock http://x/metrics",
+            state.display()
+        ));
         print("Inside a pod:");
         for (name, place) in &directory.pods {
             let ips: Vec<_> = place.ips.iter().map(ToString::to_string).collect();

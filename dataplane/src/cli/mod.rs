@@ -7,6 +7,7 @@ mod replay;
 mod shutdown;
 mod tunnel;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -22,9 +23,10 @@ const FAILED: u8 = 1;
 #[derive(Debug, Parser)]
 #[command(name = "corelane", version, about, max_term_width = 110, arg_required_else_help = true)]
 struct CommandLine {
-    /// What to log, as in RUST_LOG: a level, or `target=level` pairs.
-    #[arg(long, global = true, env = "CORELANE_LOG", default_value = "info", value_name = "FILTER")]
-    log: String,
+    /// What to log, as in RUST_LOG: a level, or `target=level` pairs. Usually `info`; `warn` while a plan is carried
+    /// out.
+    #[arg(long, global = true, env = "CORELANE_LOG", value_name = "FILTER")]
+    log: Option<String>,
 
     /// Write log lines as JSON.
     #[arg(long, global = true, env = "CORELANE_LOG_JSON")]
@@ -49,10 +51,22 @@ enum Command {
     Conformance(conformance::ConformanceArguments),
 }
 
+impl Command {
+    /// What is logged if nobody says otherwise.
+    fn log_filter(&self) -> &'static str {
+        match self {
+            // The report is what is wanted to be read.
+            Self::Mesh(mesh) if mesh.has_plan() => "warn",
+            _ => "info",
+        }
+    }
+}
+
 /// Runs the program.
 pub fn main() -> ExitCode {
     let line = CommandLine::parse();
-    if let Err(error) = start_logging(&line.log, line.log_json) {
+    let filter = line.log.as_deref().unwrap_or_else(|| line.command.log_filter());
+    if let Err(error) = start_logging(filter, line.log_json) {
         return fail(&error);
     }
     let result = match line.command {
@@ -91,7 +105,8 @@ fn start_logging(filter: &str, json: bool) -> Result<(), BoxError> {
         logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
         lines.try_init()
     } else {
-        let lines = lines.with_target(false).with_filter_reloading();
+        let colours = std::io::stderr().is_terminal();
+        let lines = lines.with_target(false).with_ansi(colours).with_filter_reloading();
         let handle = lines.reload_handle();
         logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
         lines.try_init()

@@ -189,7 +189,9 @@ impl RequestAction {
         if *expect == Expectation::default() {
             return Err(format!("the request to {} expects nothing", self.path));
         }
-        if expect.refused && (expect.status.is_some() || expect.pod.is_some() || expect.source_address.is_some()) {
+        if expect.refused
+            && (expect.status.is_some() || expect.pod.is_some() || expect.source_address.is_some())
+        {
             return Err(format!("the request to {} cannot be both refused and answered", self.path));
         }
         if !self.path.starts_with('/') {
@@ -202,7 +204,9 @@ impl RequestAction {
 impl Edit {
     fn check(&self) -> Result<(), String> {
         // The plan may change the working copy only.
-        if self.file.as_os_str().is_empty() || !self.file.components().all(|c| matches!(c, Component::Normal(_))) {
+        if self.file.as_os_str().is_empty()
+            || !self.file.components().all(|c| matches!(c, Component::Normal(_)))
+        {
             return Err(format!("file {:?} must be a plain path inside the folder", self.file));
         }
         if self.replace.is_empty() {
@@ -215,9 +219,11 @@ impl Edit {
     pub fn apply(&self, text: &str) -> Result<String, String> {
         match text.matches(&self.replace).count() {
             1 => Ok(text.replacen(&self.replace, &self.with, 1)),
-            count => {
-                Err(format!("{:?} occurs {count} times in {}, must occur once", self.replace, self.file.display()))
-            }
+            count => Err(format!(
+                "{:?} occurs {count} times in {}, must occur once",
+                self.replace,
+                self.file.display()
+            )),
         }
     }
 }
@@ -284,8 +290,11 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("{text:?} is not a target: write SERVICE.NAMESPACE:PORT, pod/NAMESPACE/NAME:PORT or IP:PORT");
+        let wrong = || {
+            format!(
+                "{text:?} is not a target: write SERVICE.NAMESPACE:PORT, pod/NAMESPACE/NAME:PORT or IP:PORT"
+            )
+        };
         if let Ok(address) = text.parse::<std::net::SocketAddr>() {
             return Ok(Self::Address { ip: address.ip(), port: address.port() });
         }
@@ -367,8 +376,13 @@ steps:
         assert!(refusal("file: 40-policies.yaml", "file: /etc/x.yaml").contains("inside the folder"));
         assert!(refusal("hello/client", "client").contains("NAMESPACE/NAME"));
         assert!(refusal("hello-world.hello:5000", "hello-world:5000").contains("SERVICE.NAMESPACE:PORT"));
-        assert!(refusal("hello-world.hello:5000", "hello-world.hello:99999").contains("SERVICE.NAMESPACE:PORT"));
-        assert!(refusal("{ refused: true }", "{ refused: true, status: 200 }").contains("both refused and answered"));
+        assert!(
+            refusal("hello-world.hello:5000", "hello-world.hello:99999").contains("SERVICE.NAMESPACE:PORT")
+        );
+        assert!(
+            refusal("{ refused: true }", "{ refused: true, status: 200 }")
+                .contains("both refused and answered")
+        );
         assert!(refusal("{ refused: true }", "{}").contains("expects nothing"));
         assert!(refusal("path: /v1/hello", "path: v1").contains("begin with /"));
         assert!(refusal("requests: 10", "requests: 0").contains("needs requests"));

@@ -83,51 +83,49 @@ impl Row {
     }
 
     /// Cells in the order of [`HEADER`].
-    fn cells(&self) -> [String; 9] {
-        let dash = "-".to_owned();
-        let two = |first: &str, second: Option<&str>| match second {
-            Some(second) if !second.is_empty() => format!("{first}\n{second}"),
-            _ => first.to_owned(),
+    fn cells(&self) -> [String; 7] {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        let server = match (&self.destination_identity, &self.pod) {
+            (Some(identity), _) => short_identity(identity).to_owned(),
+            (None, Some(pod)) => format!("> {pod}"),
+            (None, None) => "-".to_owned(),
         };
-        let pod = self.pod.as_ref().map(|pod| format!("> {pod}"));
-        let to = two(&self.to, pod.as_deref());
-        let workers = match (self.outbound_worker, self.inbound_worker) {
-            (Some(outbound), Some(inbound)) => format!("{outbound} > {inbound}"),
-            (Some(outbound), None) => format!("{outbound} >"),
-            (None, Some(inbound)) => format!("> {inbound}"),
-            (None, None) => dash.clone(),
-        };
+        let client = self.source_identity.as_deref().map_or("no identity", short_identity);
+        let status = self.status.map_or_else(|| "no answer".to_owned(), |status| status.to_string());
+        let outcome = self.cause.as_ref().map_or_else(|| status.clone(), |cause| format!("{status} {cause}"));
+        let worker = |index: Option<u16>| index.map_or_else(String::new, |index| index.to_string());
+        let workers = format!("{} > {}", worker(self.outbound_worker), worker(self.inbound_worker));
+        // A request that the client's own proxy answered went nowhere.
+        let carried = self.pod.is_some() || self.inbound_worker.is_some();
+        let tls = self.tls_version.as_deref().unwrap_or(if carried { "plain text" } else { "-" });
+        let took = time(Duration::from_micros(self.duration_us));
         [
-            two(&self.from, Some(&short_identity(self.source_identity.as_ref()))),
-            two(&to, Some(&short_identity(self.destination_identity.as_ref()))),
-            format!("{} {}", self.method, self.path),
-            two(&self.status.map_or_else(|| "none".to_owned(), |s| s.to_string()), self.cause.as_deref()),
-            two(self.route.as_deref().unwrap_or("-"), Some(self.policy.as_deref().unwrap_or("-"))),
-            two(self.tls_version.as_deref().unwrap_or("plain text"), self.cipher_suite.as_deref()),
-            workers,
+            format!("{}\n{client}", self.from),
+            format!("{}\n{server}", self.to),
+            format!("{} {}\n{outcome}", self.method, self.path),
+            format!("{}\n{}", or_dash(&self.route), or_dash(&self.policy)),
+            format!("{tls}\n{}", or_dash(&self.cipher_suite)),
+            format!("{workers}\n{took}"),
             format!("{}\n{}", self.bytes.0, self.bytes.1),
-            time(Duration::from_micros(self.duration_us)),
         ]
     }
 }
 
-const HEADER: [&str; 9] = [
+const HEADER: [&str; 7] = [
     "from\nidentity",
-    "to\nidentity",
-    "request",
-    "status",
-    "route\npolicy",
-    "TLS\ncipher",
-    "worker",
-    "bytes\nout, in",
-    "time",
+    "to\nidentity, > pod",
+    "request\nstatus, cause",
+    "route, rule\npolicy",
+    "TLS\ncipher suite",
+    "worker\ntime",
+    "bytes out\nin",
 ];
 
 /// The rows as a table of at most `width` columns.
 pub fn table(rows: &[Row], width: u16) -> String {
     let mut table = Table::new();
     table
-        .load_style(presets::UTF8_FULL_CONDENSED)
+        .load_style(presets::UTF8_FULL)
         .set_content_arrangement(ContentArrangement::Dynamic)
         .set_width(width)
         .set_header(HEADER);
@@ -171,9 +169,10 @@ fn pod(party: &Party) -> Option<String> {
     party.workload.as_ref().map(|workload| format!("{}/{}", workload.namespace, workload.name))
 }
 
-/// Without the scheme, which all have.
-fn short_identity(identity: Option<&String>) -> String {
-    identity.map_or_else(|| "no identity".to_owned(), |uri| uri.trim_start_matches("spiffe://").to_owned())
+/// Without scheme and trust domain, which all have in common.
+fn short_identity(uri: &str) -> &str {
+    let path = uri.trim_start_matches("spiffe://");
+    path.split_once('/').map_or(path, |(_, path)| path)
 }
 
 #[cfg(test)]
@@ -190,7 +189,8 @@ mod tests {
 
     #[test]
     fn a_row_joins_what_both_proxies_noted() {
-        let http = |route, policy| Some(Box::new(HttpFacts { status: 403, route, policy, ..HttpFacts::default() }));
+        let http =
+            |route, policy| Some(Box::new(HttpFacts { status: 403, route, policy, ..HttpFacts::default() }));
         let tls = Some(TlsFacts { version: 0x0304, cipher_suite: 0x1302 });
         let outbound = Record {
             source: party("client"),
@@ -210,7 +210,12 @@ mod tests {
             http: http(None, Some("hello/paths".into())),
             ..outbound.clone()
         };
-        let mut row = Row { from: "hello/client".into(), to: "web.hello:80".into(), status: Some(403), ..Row::default() };
+        let mut row = Row {
+            from: "hello/client".into(),
+            to: "web.hello:80".into(),
+            status: Some(403),
+            ..Row::default()
+        };
         row.add(&outbound);
         row.add(&inbound);
         assert!(row.is_mutual_tls());
@@ -220,7 +225,9 @@ mod tests {
         assert_eq!(row.policy.as_deref(), Some("hello/paths"));
         assert_eq!(row.cause.as_deref(), Some("policy_denied"));
         let text = table(&[row], 200);
-        for cell in ["cluster.local/ns/hello/sa/web", "> hello/web", "1 > 0", "TLS_AES_256_GCM_SHA384", "policy_denied"] {
+        for cell in
+            ["ns/hello/sa/web", "web.hello:80", "1 > 0", "TLS_AES_256_GCM_SHA384", "403 policy_denied"]
+        {
             assert!(text.contains(cell), "{cell} not in\n{text}");
         }
     }

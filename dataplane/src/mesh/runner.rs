@@ -109,7 +109,8 @@ impl Runner {
                 sleep(RETRY).await;
                 continue;
             }
-            let described = format!("{} {} from {} to {}", action.method, action.path, action.from, action.to);
+            let described =
+                format!("{} {} from {} to {}", action.method, action.path, action.from, action.to);
             let row = self.row(action, &attempt, &way).await;
             let held = held.and_then(|()| check_row(&action.expect, &row));
             self.rows.borrow_mut().push(row);
@@ -119,7 +120,11 @@ impl Runner {
             }
             let since = answered.saturating_duration_since(self.edited.unwrap_or(attempt.began));
             if late {
-                return Err(format!("{described}: held only after {}, not within {}", time(since), time(within)));
+                return Err(format!(
+                    "{described}: held only after {}, not within {}",
+                    time(since),
+                    time(within)
+                ));
             }
             return Ok(Some(format!("in force after {}", time(since))));
         }
@@ -127,7 +132,8 @@ impl Runner {
 
     async fn attempt(&self, action: &RequestAction) -> Result<(Attempt, Way), String> {
         let way = self.way(&action.from, &action.to)?;
-        let method: Method = action.method.parse().map_err(|_| format!("{:?} is no method", action.method))?;
+        let method: Method =
+            action.method.parse().map_err(|_| format!("{:?} is no method", action.method))?;
         let headers: Vec<_> = action.headers.iter().map(|(n, v)| (n.as_str(), v.as_str())).collect();
         self.observer.clear();
         let began = Instant::now();
@@ -166,7 +172,8 @@ impl Runner {
         let concerns = |record: &Record| {
             record.source.address.is_some_and(|address| way.from.ips.contains(&address.ip().to_canonical()))
         };
-        let seen = |records: &[Record], direction| records.iter().any(|r| r.direction == direction && concerns(r));
+        let seen =
+            |records: &[Record], direction| records.iter().any(|r| r.direction == direction && concerns(r));
         let began = Instant::now();
         let (mut count, mut last) = (self.observer.len(), began);
         loop {
@@ -188,8 +195,9 @@ impl Runner {
 
     fn way(&self, from: &PodRef, to: &Target) -> Result<Way, String> {
         let directory = self.directory.borrow().clone();
-        let place =
-            |pod: &PodRef| directory.pod(&pod.namespace, &pod.name).cloned().ok_or_else(|| format!("no pod {pod} runs"));
+        let place = |pod: &PodRef| {
+            directory.pod(&pod.namespace, &pod.name).cloned().ok_or_else(|| format!("no pod {pod} runs"))
+        };
         let client = place(from)?;
         let pick = |ips: &[std::net::IpAddr]| {
             // The client's own family first.
@@ -214,7 +222,8 @@ impl Runner {
 
     fn edit(&mut self, edit: &Edit) -> Result<(), String> {
         let path = self.folder.join(&edit.file);
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", edit.file.display()))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", edit.file.display()))?;
         let text = edit.apply(&text)?;
         // Renamed into place, so that the watcher never reads half a file; hidden names are passed over.
         let name = edit.file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
@@ -246,7 +255,10 @@ impl Runner {
         let expected = blocking_checksum(Pattern::new(transfer.bytes, transfer.bytes)).await?;
         if received.bytes != transfer.bytes || received.sha256 != expected {
             let got = received.bytes;
-            return Err(format!("GET {path}: {got} bytes came, checksum {} instead of {expected}", received.sha256));
+            return Err(format!(
+                "GET {path}: {got} bytes came, checksum {} instead of {expected}",
+                received.sha256
+            ));
         }
         Ok(format!("{} received, checksum right, {}", size(transfer.bytes), rate(transfer.bytes, took)))
     }
@@ -269,7 +281,10 @@ impl Runner {
         let expected = blocking_checksum(pattern).await?;
         if checksum.bytes != transfer.bytes || checksum.sha256 != expected {
             let got = checksum.bytes;
-            return Err(format!("POST {path}: {got} bytes came, checksum {} instead of {expected}", checksum.sha256));
+            return Err(format!(
+                "POST {path}: {got} bytes came, checksum {} instead of {expected}",
+                checksum.sha256
+            ));
         }
         Ok(format!("{} sent, checksum right, {}", size(transfer.bytes), rate(transfer.bytes, took)))
     }
@@ -310,7 +325,9 @@ impl Runner {
         });
         let mut done = 0;
         for lane in join_all(lanes).await {
-            done += lane.map_err(|(after, reason)| format!("GET {path}: request {after} of a connection: {reason}"))?;
+            done += lane.map_err(|(after, reason)| {
+                format!("GET {path}: request {after} of a connection: {reason}")
+            })?;
         }
         let took = began.elapsed();
         if done != load.requests {

@@ -137,7 +137,8 @@ impl World {
         let ready = nodes.values().map(NodeProxy::readiness).collect();
         let quit = nodes.values().map(NodeProxy::quit).collect();
         let driver = nodes.values().next().map_or(crate::worker::Driver::Epoll, NodeProxy::driver);
-        let mut keeper = Keeper { control, nodes, fabric, workloads, placed: BTreeMap::new(), published, sites };
+        let mut keeper =
+            Keeper { control, nodes, fabric, workloads, placed: BTreeMap::new(), published, sites };
         let view = keeper.control.view().borrow_and_update().clone();
         keeper.apply(view).await;
         let keeper = tokio::task::spawn_local(keeper.run(stopped));
@@ -207,12 +208,15 @@ fn node_names(directory: &Path) -> Vec<Arc<str>> {
 fn control_config(config: &WorldConfig, nodes: &[Arc<str>]) -> ControlConfig {
     let first = nodes.first().map_or_else(|| Arc::from(DEFAULT_NODE), Arc::clone);
     let mut control = ControlConfig::new(&config.directory, config.state_directory.join("control"), first);
-    control.nodes =
-        nodes.iter().map(|node| NodeCredential { node: Arc::clone(node), token: None }).collect();
+    control.nodes = nodes.iter().map(|node| NodeCredential { node: Arc::clone(node), token: None }).collect();
     control
 }
 
-fn node_config(config: &WorldConfig, control: &ControlPlane, node: &Arc<str>) -> Result<NodeConfig, WorldError> {
+fn node_config(
+    config: &WorldConfig,
+    control: &ControlPlane,
+    node: &Arc<str>,
+) -> Result<NodeConfig, WorldError> {
     let ListenAddress::Unix(path) = control.address() else { return Err(WorldError::Address) };
     Ok(NodeConfig {
         node: Arc::clone(node),
@@ -248,8 +252,9 @@ async fn open_sites(proxy: &NodeProxy, state: &Path) -> Result<Vec<JoinHandle<()
     let (_, admin_task) =
         admin::serve(&Binding::Unix(admin_path.clone()), admin_site).await.map_err(failed(&admin_path))?;
     let metrics_site = Rc::new(MetricsSite::new(proxy.metrics()));
-    let (_, metrics_task) =
-        admin::serve(&Binding::Unix(metrics_path.clone()), metrics_site).await.map_err(failed(&metrics_path))?;
+    let (_, metrics_task) = admin::serve(&Binding::Unix(metrics_path.clone()), metrics_site)
+        .await
+        .map_err(failed(&metrics_path))?;
     let ready_site = Rc::new(ReadinessSite::new(proxy.readiness()));
     let (_, ready_task) =
         admin::serve(&Binding::Unix(ready_path.clone()), ready_site).await.map_err(failed(&ready_path))?;
@@ -328,7 +333,8 @@ impl Keeper {
 
     /// Which node proxy captures the pod under which identity, if any shall.
     fn capture_of(&self, pod: &PodView) -> Option<(Arc<str>, Identity)> {
-        (pod.enrolled && self.nodes.contains_key(&pod.node)).then(|| (Arc::clone(&pod.node), pod.identity.clone()))
+        (pod.enrolled && self.nodes.contains_key(&pod.node))
+            .then(|| (Arc::clone(&pod.node), pod.identity.clone()))
     }
 
     /// Makes the pod's network and has its ports served.
@@ -466,7 +472,8 @@ fn virtual_ports(snapshot: &Snapshot) -> Vec<VirtualPort> {
     for entry in snapshot.services() {
         for vip in entry.service.vips.iter().filter(|vip| vip.is_single()) {
             for port in &entry.service.ports {
-                let endpoints = entry.endpoints.iter().filter(|it| it.workload.health == model::Health::Healthy);
+                let endpoints =
+                    entry.endpoints.iter().filter(|it| it.workload.health == model::Health::Healthy);
                 let endpoints = endpoints.flat_map(|endpoint| {
                     let own = endpoint.ports.iter().find(|it| it.service_port == port.service_port);
                     let target = own.map_or(port.target_port, |it| it.target_port);
