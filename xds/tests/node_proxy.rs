@@ -17,8 +17,9 @@ use tempfile::TempDir;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use xds::ca::{CaConfig, client::create_certificate};
-use xds::control::{ControlConfig, ControlPlane};
+use xds::control::{ControlConfig, ControlPlane, NodeCredential};
 use xds::delta::Subscription;
+use xds::kube::{ObjectName, load_dir};
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
 use xds::snapshot::Snapshot;
 use xds::transport::discovery::{self, DiscoveryConfig, Event, NodeIdentity};
@@ -50,7 +51,14 @@ impl Mesh {
             let path = entry.unwrap().path();
             fs::copy(&path, yaml.join(path.file_name().unwrap())).unwrap();
         }
-        let config = ControlConfig::new(yaml, directory.path().join("state"), "node1");
+        let nodes: Vec<NodeCredential> = load_dir(&yaml)
+            .catalog
+            .nodes
+            .keys()
+            .map(|node| NodeCredential { node: node.name.clone(), token: None })
+            .collect();
+        let mut config = ControlConfig::new(yaml, directory.path().join("state"), "node1");
+        config.nodes.extend(nodes);
         let plane = ControlPlane::start(config).await.unwrap();
         let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE];
         let config = DiscoveryConfig {
@@ -178,15 +186,17 @@ async fn edits_reach_the_snapshot_live() {
 #[tokio::test(flavor = "current_thread")]
 async fn certificates_come_over_the_same_way() {
     let mesh = Mesh::start().await;
-    let config = CaConfig {
+    let view = mesh.plane.view().borrow().clone();
+    let node = &view.pods[&ObjectName::new("hello", "client")].node;
+    let config = |node: &str| CaConfig {
         server: mesh.plane.server(),
-        credentials: mesh.plane.credentials("node1").unwrap(),
+        credentials: mesh.plane.credentials(node).unwrap(),
         validity: Duration::from_hours(1),
         impersonate: true,
     };
     let client = account("hello", "client");
-    let bundle = create_certificate(&config, &client).await.unwrap();
+    let bundle = create_certificate(&config(node), &client).await.unwrap();
     assert_eq!(bundle.identity, client);
-    let stranger = create_certificate(&config, &account("hello", "nobody")).await.unwrap_err();
+    let stranger = create_certificate(&config(node), &account("hello", "nobody")).await.unwrap_err();
     assert!(stranger.to_string().contains("nobody"), "{stranger}");
 }
