@@ -1,6 +1,9 @@
 //! The control plane protocol: from bytes of delta xDS to the snapshot that the workers read.
 //!
-//! [`proto`] holds the messages of the wire.
+//! The way of a resource: [`transport`] receives it, [`delta`] acknowledges it, [`decode`] reads it, [`store`] keeps it,
+//! and the [`snapshot`] made of it is handed to the workers by [`publish`]. [`ca`] keeps the certificates, [`replay`] feeds
+//! captured streams through the same parts. The other side of the wire is [`control`], fed by [`kube`]; [`proto`] holds
+//! the messages that both speak.
 
 pub mod ca;
 pub mod control;

@@ -190,8 +190,7 @@ mod tests {
     #[test]
     fn fuzz_no_answer_makes_reading_panic() {
         // A static, because a key pair may not be carried across the fuzzer's unwind boundary.
-        static KEY: std::sync::LazyLock<KeyPair> =
-            std::sync::LazyLock::new(|| KeyPair::generate().unwrap());
+        static KEY: std::sync::LazyLock<KeyPair> = std::sync::LazyLock::new(|| KeyPair::generate().unwrap());
         bolero::check!().with_type::<Vec<String>>().for_each(|chain| {
             let _ = read(chain, &KEY);
         });
