@@ -1,0 +1,294 @@
+//! The whole mesh in one process: real pods, node proxies, control plane; what happens to live connections, to pods
+//! that come and go, to IPv6, and what the admin pages say of it.
+
+mod sandbox_support;
+
+use std::fs;
+use std::path::Path;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use dataplane::access_log::{CloseCause, Direction, queue};
+use dataplane::control::LogPump;
+use dataplane::mesh::client::{ClientError, PodConnection};
+use dataplane::mesh::observer::Observer;
+use dataplane::mesh::workload::Echo;
+use dataplane::mesh::world::{World, WorldConfig};
+use dataplane::worker::DriverChoice;
+use http::{Method, StatusCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Longest wait for anything that a change brings about.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const PODS: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: { name: app, labels: { istio.io/dataplane-mode: ambient } }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: client, namespace: app }
+spec: { nodeName: a, serviceAccountName: client, containers: [{ name: c, image: c }] }
+status: { podIPs: [{ ip: 10.244.7.1 }, { ip: "fd00::7:1" }] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: web, namespace: app, labels: { app: web } }
+spec: { nodeName: b, serviceAccountName: web, containers: [{ name: c, image: c, ports: [{ containerPort: 8080 }] }] }
+status: { podIPs: [{ ip: 10.244.7.2 }, { ip: "fd00::7:2" }] }
+---
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: app }
+spec:
+  selector: { app: web }
+  clusterIPs: [10.96.7.1, "fd00:1::7"]
+  ipFamilyPolicy: PreferDualStack
+  ports: [{ port: 80, targetPort: 8080 }]
+"#;
+
+const DENY: &str = r"
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: { name: deny, namespace: app }
+spec:
+  selector: { matchLabels: { app: web } }
+  action: DENY
+  rules: [{ from: [{ source: { principals: [cluster.local/ns/app/sa/client] } }] }]
+";
+
+struct Test {
+    world: World,
+    observer: Observer,
+    folder: tempfile::TempDir,
+    state: tempfile::TempDir,
+}
+
+impl Test {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("pods.yaml"), PODS).unwrap();
+        let state = tempfile::tempdir().unwrap();
+        let (recorder, records) = queue();
+        let config = WorldConfig {
+            directory: folder.path().to_owned(),
+            state_directory: state.path().to_owned(),
+            workers: Some(1),
+            driver: DriverChoice::Auto,
+        };
+        let world = World::start(config, &recorder).await.unwrap();
+        let observer = Observer::default();
+        let noted = observer.clone();
+        tokio::task::spawn_local(LogPump::new(records).watched_by(move |record| noted.note(record)).run());
+        let test = Self { world, observer, folder, state };
+        until("ready", || test.world.pending().is_empty()).await;
+        test
+    }
+
+    /// Puts a file of the configuration in place at once.
+    fn write(&self, name: &str, text: &str) {
+        let temporary = self.folder.path().join(".new");
+        fs::write(&temporary, text).unwrap();
+        fs::rename(temporary, self.folder.path().join(name)).unwrap();
+    }
+
+    fn enrolled(&self, pod: &str) -> Option<bool> {
+        self.world.directory().borrow().pod("app", pod).map(|place| place.enrolled)
+    }
+
+    async fn try_connect(&self, from: &str, to: &str) -> Result<PodConnection, ClientError> {
+        let network = self.world.directory().borrow().pod("app", from).unwrap().network.clone();
+        PodConnection::open(&network, to.parse().unwrap(), "web").await
+    }
+
+    async fn connect(&self, from: &str, to: &str) -> PodConnection {
+        self.try_connect(from, to).await.unwrap()
+    }
+
+    async fn page(&self, node: &str, site: &str, path: &str) -> String {
+        let socket = self.state.path().join(node).join(format!("{site}.sock"));
+        get(&socket, path).await
+    }
+
+    fn noted(&self, direction: Direction, cause: CloseCause) -> bool {
+        self.observer.records().iter().any(|record| record.direction == direction && record.cause == cause)
+    }
+}
+
+async fn get(socket: &Path, path: &str) -> String {
+    let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what} did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Runs `body` with a started mesh inside a sandbox, and ends the mesh in order.
+fn with_mesh(test: &str, body: impl AsyncFnOnce(Rc<Test>)) {
+    sandbox_support::inside(test, || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let test = Rc::new(Test::start().await);
+            body(Rc::clone(&test)).await;
+            let test = Rc::into_inner(test).unwrap();
+            let sockets =
+                [test.state.path().join("a/admin.sock"), test.state.path().join("control/control.sock")];
+            test.world.stop().await;
+            for socket in sockets {
+                assert!(tokio::net::UnixStream::connect(&socket).await.is_err(), "{socket:?} still answers");
+            }
+        });
+    });
+}
+
+async fn ask(connection: &mut PodConnection) -> Echo {
+    let answer = connection.request(Method::GET, "/", &[]).await.unwrap();
+    assert_eq!(answer.status, StatusCode::OK);
+    serde_json::from_slice(&answer.body).unwrap()
+}
+
+#[test]
+fn both_families_go_through_the_tunnel_and_keep_the_clients_address() {
+    with_mesh("both_families_go_through_the_tunnel_and_keep_the_clients_address", async |test| {
+        let ways = [
+            ("10.96.7.1:80", "10.244.7.1"),
+            ("10.244.7.2:8080", "10.244.7.1"),
+            ("[fd00:1::7]:80", "fd00::7:1"),
+            ("[fd00::7:2]:8080", "fd00::7:1"),
+        ];
+        for (to, client) in ways {
+            test.observer.clear();
+            let mut connection = test.connect("client", to).await;
+            let echo = ask(&mut connection).await;
+            assert_eq!((&*echo.label.pod, echo.remote.ip().to_string().as_str()), ("web", client), "by {to}");
+            drop(connection);
+            until("both proxies' notes", || {
+                let records = test.observer.records();
+                let tunnelled = |direction| {
+                    records.iter().any(|r| {
+                        let identities = r.source.identity.is_some() && r.destination.identity.is_some();
+                        r.direction == direction && r.tls.is_some() && identities
+                    })
+                };
+                tunnelled(Direction::Outbound) && tunnelled(Direction::Inbound)
+            })
+            .await;
+        }
+    });
+}
+
+#[test]
+fn a_policy_that_comes_to_deny_cuts_the_live_connection() {
+    with_mesh("a_policy_that_comes_to_deny_cuts_the_live_connection", async |test| {
+        let mut connection = test.connect("client", "10.96.7.1:80").await;
+        ask(&mut connection).await;
+        test.observer.clear();
+        test.write("deny.yaml", DENY);
+        until("the cut", || test.noted(Direction::Inbound, CloseCause::PolicyChanged)).await;
+        assert!(connection.request(Method::GET, "/", &[]).await.is_err());
+        fs::remove_file(test.folder.path().join("deny.yaml")).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answered = async {
+                test.try_connect("client", "10.96.7.1:80").await?.request(Method::GET, "/", &[]).await
+            };
+            if answered.await.is_ok_and(|answer| answer.status == StatusCode::OK) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the removed policy is still in force");
+        }
+    });
+}
+
+#[test]
+fn pods_come_and_go_with_the_configuration() {
+    with_mesh("pods_come_and_go_with_the_configuration", async |test| {
+        let more = "\
+apiVersion: v1
+kind: Pod
+metadata: { name: late, namespace: app }
+spec: { nodeName: a, serviceAccountName: late, containers: [{ name: c, image: c, ports: [{ containerPort: 9090 }] }] }
+status: { podIP: 10.244.7.3 }
+";
+        test.write("late.yaml", more);
+        until("the new pod", || test.enrolled("late") == Some(true)).await;
+        let mut connection = test.connect("client", "10.244.7.3:9090").await;
+        assert_eq!(&*ask(&mut connection).await.label.pod, "late");
+        fs::remove_file(test.folder.path().join("late.yaml")).unwrap();
+        until("its end", || test.enrolled("late").is_none()).await;
+        assert!(
+            connection.request(Method::GET, "/", &[]).await.is_err(),
+            "the pod's connections end with it"
+        );
+        // The others have not noticed.
+        let mut connection = test.connect("client", "10.96.7.1:80").await;
+        ask(&mut connection).await;
+    });
+}
+
+#[test]
+fn a_broken_file_changes_nothing() {
+    with_mesh("a_broken_file_changes_nothing", async |test| {
+        let mut connection = test.connect("client", "10.96.7.1:80").await;
+        ask(&mut connection).await;
+        test.write("pods.yaml", &PODS.replace("kind: Service", "kind: [Service"));
+        // Something that does take effect shows that the broken file has been read.
+        test.write("more.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: { name: more }\n");
+        until("the new namespace", || test.world.directory().borrow().view.namespaces.contains_key("more"))
+            .await;
+        assert_eq!((test.enrolled("client"), test.enrolled("web")), (Some(true), Some(true)));
+        ask(&mut connection).await;
+        ask(&mut test.connect("client", "10.96.7.1:80").await).await;
+    });
+}
+
+#[test]
+fn the_pages_show_what_happens() {
+    with_mesh("the_pages_show_what_happens", async |test| {
+        let mut connection = test.connect("client", "10.96.7.1:80").await;
+        ask(&mut connection).await;
+        assert_eq!(test.page("a", "ready", "/healthz/ready").await, "ready\n");
+        let dump: serde_json::Value =
+            serde_json::from_str(&test.page("a", "admin", "/config_dump").await).unwrap();
+        assert_eq!(dump["workloads"].as_array().unwrap().len(), 2);
+        assert_eq!(dump["certificates"][0]["identity"], "spiffe://cluster.local/ns/app/sa/client");
+        assert_eq!(dump["certificates"][0]["state"], "Available");
+        assert!(dump["certificates"][0]["certChain"][0]["serialNumber"].is_string());
+        let state = dump["workloadState"].as_object().unwrap().values().next().unwrap();
+        assert_eq!((&state["state"], &state["info"]["name"]), (&"Up".into(), &"client".into()));
+        let connections: serde_json::Value =
+            serde_json::from_str(&test.page("a", "admin", "/connections").await).unwrap();
+        assert_eq!(connections[0]["direction"], "outbound");
+        assert_eq!(connections[0]["protocol"], "HBONE");
+        assert_eq!(connections[0]["originalDst"], "web.app.svc.cluster.local");
+        let workers: serde_json::Value =
+            serde_json::from_str(&test.page("b", "admin", "/workers").await).unwrap();
+        assert_eq!((&workers[0]["worker"], &workers[0]["connections"]), (&0.into(), &1.into()));
+        drop(connection);
+        until("the end of the connection", || test.noted(Direction::Outbound, CloseCause::Finished)).await;
+        let metrics = test.page("a", "metrics", "/stats/prometheus").await;
+        let opened = metrics.lines().find(|l| l.starts_with("istio_tcp_connections_opened_total")).unwrap();
+        for label in [
+            "reporter=\"source\"",
+            "source_workload=\"client\"",
+            "destination_service_name=\"web\"",
+            "destination_principal=\"spiffe://cluster.local/ns/app/sa/web\"",
+            "connection_security_policy=\"mutual_tls\"",
+        ] {
+            assert!(opened.contains(label), "{label} not in {opened}");
+        }
+        assert!(opened.ends_with(" 1"), "{opened}");
+        let generation = metrics.lines().find(|l| l.starts_with("corelane_snapshot_generation")).unwrap();
+        assert!(!generation.ends_with(" 0"), "{generation}");
+    });
+}
