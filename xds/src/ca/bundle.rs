@@ -153,7 +153,7 @@ mod tests {
     #[test]
     fn a_chain_is_split_into_what_is_presented_and_what_is_trusted() {
         let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
-        let (leaf, root) = (authority.leaf(&key, &[URI]), authority.root_pem.clone());
+        let (leaf, root) = (authority.leaf(&key, &[URI]), authority.root_pem);
         let bundle = read(&[leaf.clone(), root.clone()], &key).unwrap();
         assert_eq!((bundle.chain_der.len(), bundle.roots_der.len()), (1, 1));
         assert!(bundle.not_before < bundle.not_after);
@@ -169,7 +169,7 @@ mod tests {
         let (authority, key) = (Authority::new(), KeyPair::generate().unwrap());
         let (leaf, root) = (authority.leaf(&key, &[URI]), authority.root_pem.clone());
         assert_eq!(read(&[], &key).unwrap_err(), BundleError::TooShort(0));
-        assert_eq!(read(&[leaf.clone()], &key).unwrap_err(), BundleError::TooShort(1));
+        assert_eq!(read(std::slice::from_ref(&leaf), &key).unwrap_err(), BundleError::TooShort(1));
         let other = authority.leaf(&key, &["spiffe://td/ns/n/sa/b"]);
         let error = read(&[other, root.clone()], &key).unwrap_err();
         assert!(
