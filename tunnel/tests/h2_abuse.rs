@@ -133,7 +133,8 @@ fn rapid_reset_is_stopped_within_1000_whatever_the_application_does() {
 #[test]
 fn provoked_resets_count_as_rapid_resets() {
     // Each of these makes the server itself reset the stream (MadeYouReset).
-    let provocations: [(&str, fn(u32) -> Vec<u8>); 5] = [
+    type Provocation = (&'static str, fn(u32) -> Vec<u8>);
+    let provocations: [Provocation; 5] = [
         ("zero WINDOW_UPDATE", |id| frame(8, 0, id, &[0; 4])),
         ("window overflow", |id| frame(8, 0, id, &0x7fff_ffff_u32.to_be_bytes())),
         ("self-dependency", |id| frame(2, 0, id, &[&id.to_be_bytes()[..], &[0]].concat())),
@@ -240,7 +241,7 @@ fn bomb_blocks(references: usize) -> (Vec<u8>, Vec<u8>) {
     store.extend_from_slice(b"\x40\x01x\x7f\xa1\x1e"); // literal with indexing, value of 4,000 octets
     store.extend_from_slice(&[b'A'; 4_000]);
     let mut refer = GET.to_vec();
-    refer.extend(std::iter::repeat_n(0x80 | 62, references));
+    refer.extend(std::iter::repeat_n(0xbe, references));
     (store, refer)
 }
 

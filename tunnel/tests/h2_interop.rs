@@ -23,8 +23,8 @@ fn small(config: Config) -> Config {
 }
 
 /// Octets that differ by stream and place.
-fn body(seed: u64, len: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+fn body(seed: u32, len: usize) -> Vec<u8> {
+    let mut state = u64::from(seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut octets = Vec::with_capacity(len);
     for _ in 0..len {
         state ^= state << 13;
@@ -186,7 +186,7 @@ async fn server_echoes_concurrent_bodies_and_trailers_of_the_crate() {
         (engine.connection.stream_count(), engine.outgoing.len())
     });
     let sender = crate_client(far).await;
-    let exchanges = (0..12_u64).map(|number| {
+    let exchanges = (0..12_u32).map(|number| {
         let sender = sender.clone();
         tokio::spawn(async move {
             let expected = body(number, 40_000 * number as usize);

@@ -192,7 +192,7 @@ fn header_bomb_holds_less_than_its_wire_octets() {
     let get = b"\x82\x86\x84\x01\x01a".as_slice();
     attack.extend(frame(1, 5, 1, &[get, b"\x40\x01x\x01y"].concat()));
     for number in 1..=100 {
-        attack.extend(frame(1, 5, number * 2 + 1, &[get, &[0x80 | 62; 30_000]].concat()));
+        attack.extend(frame(1, 5, number * 2 + 1, &[get, &vec![0xbe; 30_000]].concat()));
     }
     assert!(attack.len() > 3_000_000);
     let mut out = Vec::with_capacity(1 << 20);

@@ -182,8 +182,9 @@ impl Connection {
         now: Instant,
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
-        let is_head = self.streams.get(open.stream).is_some_and(|stream| stream.is(state::HEAD));
-        let content_remaining = self.content_due(&message, is_head);
+        let is_unchecked =
+            self.streams.get(open.stream).is_some_and(|stream| stream.is(state::NO_CONTENT_CHECK));
+        let content_remaining = self.content_due(&message, is_unchecked);
         let is_informational = message.headers.status().is_some_and(|status| status < 200);
         if is_informational {
             self.spend_overhead(2, now, "too many informational responses")?;
@@ -224,8 +225,8 @@ impl Connection {
     }
 
     /// How much DATA a message's content-length promises (RFC 9113 section 8.1.1).
-    fn content_due(&self, message: &Message, is_head: bool) -> u64 {
-        let without_content = is_head
+    fn content_due(&self, message: &Message, is_unchecked: bool) -> u64 {
+        let without_content = is_unchecked
             || message.headers.method() == Some(b"CONNECT")
             || message.headers.status().is_some_and(|status| status < 200 || status == 304);
         match message.content_length {

@@ -275,7 +275,12 @@ impl Connection {
     /// Gives up: writes GOAWAY and keeps the error for all later calls.
     #[cold]
     pub(super) fn fail(&mut self, error: ConnectionError, out: &mut impl FrameSink) -> ConnectionError {
-        put_go_away(out, self.highest_peer_stream, error.code());
+        // The last stream never rises from one GOAWAY to the next (RFC 9113 section 6.8).
+        let last = match self.closing {
+            Closing::Final { last } => last,
+            Closing::No | Closing::Announced { .. } => self.highest_peer_stream,
+        };
+        put_go_away(out, last, error.code());
         self.failed = Some(error);
         error
     }

@@ -348,8 +348,8 @@ const NAME: u8 = 1;
 const VALUE: u8 = 2;
 const VISIBLE: u8 = 4;
 
-#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // evaluated at compile time
 /// For each octet: may it be part of a lower-case token, of a field value, is it visible and not a space.
+#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // evaluated at compile time
 const CLASSES: [u8; 256] = {
     let mut classes = [0; 256];
     let mut octet = 0;

@@ -395,6 +395,25 @@ fn streams_take_turns_at_the_connection_window() {
 }
 
 #[test]
+fn stream_that_has_ended_its_side_is_not_told_to_send() {
+    for ends in [false, true] {
+        let mut pair = Pair::with_small_windows();
+        pair.settle();
+        let stream = pair.open().unwrap();
+        let Pair { client, server, .. } = &mut pair;
+        assert_eq!(client.send(server, stream, 4_000, false), 3_000);
+        if ends {
+            let trailers = Headers::trailers();
+            client.connection.send_trailers(StreamId(stream), &trailers, &mut client.in_flight).unwrap();
+        }
+        pair.settle();
+        pair.server.release_all();
+        pair.settle();
+        assert_eq!(pair.client.turns.len(), usize::from(!ends));
+    }
+}
+
+#[test]
 fn lowered_initial_window_stops_senders_until_it_is_made_up_for() {
     let mut pair = Pair::with_small_windows();
     let stream = pair.open().unwrap();

@@ -48,8 +48,9 @@ impl Connection {
         if end_stream {
             bits |= state::LOCAL_ENDED;
         }
-        if method == b"HEAD" {
-            bits |= state::HEAD;
+        // The payload of a tunnel is not content (RFC 9110 section 9.3.6), and HEAD has none.
+        if method == b"HEAD" || method == b"CONNECT" {
+            bits |= state::NO_CONTENT_CHECK;
         }
         self.insert_stream(id, bits, UNCHECKED);
         self.put_headers(id, headers, end_stream, out);
@@ -139,7 +140,8 @@ impl Connection {
             let taken = i32::try_from(accepted).unwrap_or(0);
             found.send_window -= taken;
             self.send_window -= taken;
-            found.state &= !(state::GRANTED | state::STALLED);
+            // Whoever comes back before being told is not waiting any more.
+            found.state &= !(state::GRANTED | state::STALLED | state::BLOCKED);
             put_data(out, stream.0, bytes, accepted, ends, self.peer.max_frame_size as usize);
             let credit = u32::try_from(accepted / BYTES_PER_CREDIT).unwrap_or(0);
             self.overhead.earn(CREDIT_PER_FRAME + credit);
@@ -228,7 +230,7 @@ impl Connection {
                 continue;
             };
             stream.state &= !state::QUEUED;
-            if stream.send_window > 0 {
+            if stream.send_window > 0 && stream.is(state::BLOCKED) {
                 stream.state &= !(state::BLOCKED | state::STALLED);
                 stream.state |= state::GRANTED;
                 return Some(Event::Writable { stream: StreamId(id) });

@@ -42,8 +42,8 @@ pub(super) mod state {
     pub(crate) const GRANTED: u16 = 1 << 6;
     /// Found blocked by the last scan for stalled streams.
     pub(crate) const STALLED: u16 = 1 << 7;
-    /// The request was HEAD: the response has no payload whatever its content-length (RFC 9110 section 9.3.2).
-    pub(crate) const HEAD: u16 = 1 << 8;
+    /// The request was HEAD or CONNECT: content-length of the response says nothing about its payload.
+    pub(crate) const NO_CONTENT_CHECK: u16 = 1 << 8;
 }
 
 impl Stream {
