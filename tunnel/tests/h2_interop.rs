@@ -415,3 +415,63 @@ async fn client_sees_resets_and_go_away_of_the_crate() {
     assert!(connection.is_drained());
     assert_eq!(connection.open_capacity(), 0);
 }
+
+/// Fields that partly repeat from request to request, of all lengths, some of them sensitive.
+fn varied_fields(number: u32) -> Vec<(String, Vec<u8>, bool)> {
+    let octets = body(number, 40);
+    octets
+        .chunks_exact(4)
+        .map(|seed| {
+            let len = usize::from(seed[1]) * usize::from(seed[1] & 3);
+            let value = body(u32::from(seed[2] & 7), len).iter().map(|octet| b'!' + octet % 90).collect();
+            (format!("x-{}", seed[0] & 15), value, seed[3] > 200)
+        })
+        .collect()
+}
+
+#[tokio::test]
+async fn header_compression_agrees_with_the_crate_over_many_requests() {
+    let (near, far) = duplex(PIPE);
+    tokio::spawn(async move {
+        let mut connection = h2::server::Builder::new().handshake::<_, Bytes>(far).await.expect("handshake");
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            let mut response = Response::new(());
+            *response.headers_mut() = request.headers().clone();
+            respond.send_response(response, true).expect("response");
+        }
+    });
+    let mut engine = Engine::new(near, Config::http_client());
+    for number in 0..500 {
+        let fields = varied_fields(number);
+        let mut request = Headers::request("GET", "http", "shop.test", format!("/{}", number % 7)).unwrap();
+        for (name, value, sensitive) in &fields {
+            if *sensitive {
+                request.push_sensitive(name, value).unwrap();
+            } else {
+                request.push(name, value).unwrap();
+            }
+        }
+        engine.connection.open(&request, true, &mut engine.out).unwrap();
+        let mut echoed = None;
+        while echoed.is_none() {
+            let goes_on = engine
+                .turn(|_, event| match event {
+                    Event::Headers { headers, .. } => echoed = Some(headers),
+                    Event::Reset { code, .. } => panic!("request {number} was reset: {code}"),
+                    _ => {}
+                })
+                .await;
+            assert!(goes_on);
+        }
+        let mut sent: Vec<_> =
+            fields.into_iter().map(|(name, value, _)| (name.into_bytes(), value)).collect();
+        let mut received: Vec<_> = echoed
+            .iter()
+            .flat_map(Headers::fields)
+            .map(|field| (field.name.to_vec(), field.value.to_vec()))
+            .collect();
+        sent.sort();
+        received.sort();
+        assert_eq!(received, sent, "request {number}");
+    }
+}
