@@ -172,6 +172,9 @@ pub enum Attribute {
     RequestPresenter,
     /// Path into the claims.
     RequestClaim(Vec<Arc<str>>),
+    /// Metadata that an Envoy filter would have set. No filter of this proxy sets any, so it is always absent, as it
+    /// is in an Envoy without that filter.
+    FilterMetadata(Arc<str>),
 }
 
 impl Attribute {
@@ -188,6 +191,7 @@ impl Attribute {
                 | Self::RequestAudiences
                 | Self::RequestPresenter
                 | Self::RequestClaim(_)
+                | Self::FilterMetadata(_)
         )
     }
 }

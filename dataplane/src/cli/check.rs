@@ -40,6 +40,6 @@ impl CheckArguments {
         let problems = check(&self.folder, &mesh);
         let text = if self.json { problem::to_json(&problems) } else { problem::render(&problems) };
         writeln!(io::stdout().lock(), "{}", text.trim_end())?;
-        Ok(ExitCode::from(xds::kube::check::exit_status(&problems)))
+        Ok(ExitCode::from(check::exit_status(&problems)))
     }
 }

@@ -142,7 +142,7 @@ fn compile(group: &RequestGroup) -> Result<PolicySet, String> {
         mesh.trust_domain_aliases = aliases.to_vec();
     }
     let policies: Vec<Value> = group.policies.iter().map(objects::policy).collect();
-    objects::compile(&objects::read(&policies)?, &mesh)
+    objects::compile(&objects::read_in_force(&policies)?, &mesh)
 }
 
 fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase) -> Outcome {
@@ -214,7 +214,7 @@ impl Judged {
 pub(super) fn run_connections(file: &ConnectionFile, sink: &mut dyn FnMut(&str, Outcome)) {
     for group in &file.groups {
         let policies: Vec<Value> = group.policies.iter().map(objects::policy).collect();
-        let set = objects::read(&policies).and_then(|catalog| objects::compile_reduced(&catalog));
+        let set = objects::read_in_force(&policies).and_then(|catalog| objects::compile_reduced(&catalog));
         for case in &group.cases {
             let outcome = match &set {
                 Err(reason) => Outcome::Skipped(format!("a policy is refused: {reason}")),

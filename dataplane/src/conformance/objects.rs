@@ -6,16 +6,38 @@ use l7::authz::PolicySet;
 use serde_json::{Value, json};
 use xds::kube::convert::authorization;
 use xds::kube::load::load_documents;
-use xds::kube::{Catalog, MeshSettings, Problem};
+use xds::kube::{Catalog, Loaded, MeshSettings, Problem};
 
 /// Reads objects as the front end reads a folder; any error of any of them is the answer then.
 pub(super) fn read<'a>(objects: impl IntoIterator<Item = &'a Value>) -> Result<Catalog, String> {
-    let documents =
-        objects.into_iter().enumerate().map(|(index, object)| (format!("object {index}"), object));
-    let loaded = load_documents(documents.map(|(name, object)| (name, object.to_string())).collect());
-    match loaded.problems.iter().find(|problem| problem.is_error()) {
-        Some(Problem { object, field, message, .. }) => Err(format!("{object}: {field}: {message}")),
-        None => Ok(loaded.catalog),
+    let loaded = load(objects);
+    first_error(&loaded.problems).map_or(Ok(loaded.catalog), Err)
+}
+
+fn load<'a>(objects: impl IntoIterator<Item = &'a Value>) -> Loaded {
+    let documents = objects
+        .into_iter()
+        .enumerate()
+        .map(|(index, object)| (format!("object {index}"), object.to_string()));
+    load_documents(documents.collect())
+}
+
+fn first_error(problems: &[Problem]) -> Option<String> {
+    let error = problems.iter().find(|problem| problem.is_error())?;
+    Some(format!("{}: {}: {}", error.object, error.field, error.message))
+}
+
+/// As [`read`], for policies that are in force: one with an error keeps what remains of it on the safe side, as istiod
+/// translates what admission let through.
+pub(super) fn read_in_force<'a>(objects: impl IntoIterator<Item = &'a Value>) -> Result<Catalog, String> {
+    let mut loaded = load(objects);
+    let names: Vec<_> = loaded.refused.iter().map(|(_, name)| name).collect();
+    match first_error(&loaded.problems) {
+        Some(error) if !names.iter().all(|name| loaded.degraded.contains_key(*name)) => Err(error),
+        _ => {
+            loaded.catalog.authorization_policies.extend(loaded.degraded);
+            Ok(loaded.catalog)
+        }
     }
 }
 

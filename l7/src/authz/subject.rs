@@ -64,7 +64,8 @@ impl<'a> Subject<'a> {
             Attribute::RequestPrincipal
             | Attribute::RequestAudiences
             | Attribute::RequestPresenter
-            | Attribute::RequestClaim(_) => None,
+            | Attribute::RequestClaim(_)
+            | Attribute::FilterMetadata(_) => None,
             Attribute::RequestHeader(_)
             | Attribute::SourceIp
             | Attribute::RemoteIp

@@ -302,6 +302,7 @@ fn attribute(attribute: &Attribute) -> String {
         Attribute::RequestPrincipal => "requestPrincipals",
         Attribute::RequestAudiences => "audiences",
         Attribute::RequestPresenter => "presenters",
+        Attribute::FilterMetadata(key) => return key.to_string(),
         Attribute::RequestClaim(path) => return format!("claims[{}]", path.join("][")),
     };
     name.to_owned()

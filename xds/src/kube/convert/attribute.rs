@@ -16,8 +16,6 @@ pub(in crate::kube) enum AttributeError {
     Brackets(String),
     #[error("the attribute {0:?} is expressed by {1}")]
     Replaced(String, &'static str),
-    #[error("the attribute {0:?} is not supported yet")]
-    Unsupported(String),
 }
 
 pub(in crate::kube) fn parse_key(key: &str) -> Result<Attribute, AttributeError> {
@@ -52,9 +50,7 @@ pub(in crate::kube) fn parse_key(key: &str) -> Result<Attribute, AttributeError>
         "destination.name" | "destination.namespace" | "destination.user" => {
             return Err(AttributeError::Replaced(shown(), "the selector and the namespace of the policy"));
         }
-        _ if key.starts_with("experimental.envoy.filters.") => {
-            return Err(AttributeError::Unsupported(shown()));
-        }
+        _ if key.starts_with("experimental.envoy.filters.") => Attribute::FilterMetadata(Arc::from(key)),
         _ => return Err(AttributeError::Unknown(shown())),
     })
 }

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use l7::ir::Attribute;
+
 use super::super::catalog::Meta;
 use super::super::istio::{
     AuthorizationPolicy, Operation, PolicyAction, PolicyRule, PolicyTarget, Source, TargetRef, When,
@@ -259,7 +261,13 @@ fn when(item: &Item<'_>, findings: &mut Findings) -> Option<When> {
     let key_item = fields.required(findings, "key");
     let key = key_item.as_ref().and_then(|item| item.filled(findings));
     let form = key.and_then(|key| match parse_key(key) {
-        Ok(_) => Some(form_of(key)),
+        Ok(attribute) => {
+            if let (Attribute::FilterMetadata(_), Some(item)) = (&attribute, &key_item) {
+                let message = "no filter of this proxy sets this attribute: it is always absent";
+                item.warning(findings, message, "remove the condition unless that is meant");
+            }
+            Some(form_of(key))
+        }
         Err(error) => {
             if let Some(item) = &key_item {
                 item.error(findings, error.to_string(), key_fix(&error, key));
@@ -306,7 +314,6 @@ fn key_fix(error: &AttributeError, key: &str) -> String {
         "request.auth.audiences",
     ];
     match error {
-        AttributeError::Unsupported(_) => String::from("remove the condition"),
         AttributeError::Brackets(_) => String::from("write it like request.headers[x-name]"),
         AttributeError::Replaced(..) => String::from("use the selector or the namespace of the policy"),
         AttributeError::Unknown(_) => closest(key, PLAIN.into_iter()).map_or_else(

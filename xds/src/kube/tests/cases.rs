@@ -35,16 +35,7 @@ fn admission_agrees_with_every_validation_case() {
         let id = case["id"].as_str().unwrap();
         let loaded = load_object(&policy(json!({"action": "ALLOW", "rules": [case["rule"]]})));
         let is_valid = loaded.catalog.authorization_policies.len() == 1;
-        // Legal, but refused by name: the intermediate form has no such attribute.
-        let is_unsupported =
-            loaded.problems.iter().any(|problem| problem.message.contains("not supported yet"));
-        assert_eq!(
-            is_valid || is_unsupported,
-            case["expect"]["valid"].as_bool().unwrap(),
-            "{id}: {:?}",
-            loaded.problems
-        );
-        assert_eq!(is_unsupported, id.contains("experimental.envoy"), "{id}");
+        assert_eq!(is_valid, case["expect"]["valid"].as_bool().unwrap(), "{id}: {:?}", loaded.problems);
         for problem in &loaded.problems {
             assert!(problem.field.starts_with("spec.rules[0]."), "{id}: {problem}");
             assert!(!problem.fix.is_empty() || problem.message.contains("empty"), "{id}: {problem}");
