@@ -160,7 +160,9 @@ impl MeshArguments {
                 count += 1;
                 failed += usize::from(!verdict.ok);
                 if self.json {
-                    rows.iter().for_each(|row| print(&json!({ "row": row }).to_string()));
+                    for row in rows {
+                        print(&json!({ "row": row }).to_string());
+                    }
                     print(&json!({ "verdict": verdict }).to_string());
                 } else {
                     print(&verdict_line(verdict));

@@ -113,19 +113,16 @@ impl Certificates {
 
     /// In ztunnel's shape.
     pub(super) fn dump(&self) -> Value {
-        let entries = self.wanted.keys().map(|identity| match self.bundles.get(identity) {
-            Some(bundle) => json!({
-                "identity": identity.uri(),
-                "state": "Available",
-                "certChain": bundle.chain_der.iter().map(|der| dump_certificate(der)).collect::<Vec<_>>(),
-                "rootCerts": bundle.roots_der.iter().map(|der| dump_certificate(der)).collect::<Vec<_>>(),
-            }),
-            None => {
-                let state = self.failures.get(identity);
-                let state =
-                    state.map_or_else(|| "Initializing".to_owned(), |why| format!("Unavailable: {why}"));
-                json!({ "identity": identity.uri(), "state": state, "certChain": [], "rootCerts": [] })
+        let entries = self.wanted.keys().map(|identity| {
+            if let Some(bundle) = self.bundles.get(identity) {
+                let list = |ders: &[Vec<u8>]| ders.iter().map(|der| dump_certificate(der)).collect::<Vec<_>>();
+                let (chain, roots) = (list(&bundle.chain_der), list(&bundle.roots_der));
+                let identity = identity.uri();
+                return json!({ "identity": identity, "state": "Available", "certChain": chain, "rootCerts": roots });
             }
+            let failure = self.failures.get(identity);
+            let state = failure.map_or_else(|| "Initializing".to_owned(), |why| format!("Unavailable: {why}"));
+            json!({ "identity": identity.uri(), "state": state, "certChain": [], "rootCerts": [] })
         });
         entries.collect()
     }

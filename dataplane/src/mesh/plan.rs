@@ -207,7 +207,7 @@ impl Edit {
         if self.file.as_os_str().is_empty()
             || !self.file.components().all(|c| matches!(c, Component::Normal(_)))
         {
-            return Err(format!("file {:?} must be a plain path inside the folder", self.file));
+            return Err(format!("file {} must be a plain path inside the folder", self.file.display()));
         }
         if self.replace.is_empty() {
             return Err("`replace` is empty".to_owned());

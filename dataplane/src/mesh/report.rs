@@ -67,7 +67,7 @@ impl Row {
         }
         if let Some(http) = &record.http {
             fill(&mut self.route, http.route.as_ref().map(|(name, rule)| format!("{name} #{rule}")));
-            fill(&mut self.policy, http.policy.as_ref().map(|name| name.to_string()));
+            fill(&mut self.policy, http.policy.as_ref().map(ToString::to_string));
         }
         // The client's own side is the better witness of bytes; the server's stands in for clients outside.
         if record.direction == Direction::Outbound {

@@ -144,15 +144,12 @@ impl Workloads {
 fn listen(port: u16) -> io::Result<TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
     let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    let (socket, at) = match Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
-        Ok(socket) => {
-            socket.set_only_v6(false)?;
-            (socket, at)
-        }
-        Err(_) => {
-            let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
-            (socket, SocketAddr::from(([0, 0, 0, 0], port)))
-        }
+    let (socket, at) = if let Ok(socket) = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP)) {
+        socket.set_only_v6(false)?;
+        (socket, at)
+    } else {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP))?;
+        (socket, SocketAddr::from(([0, 0, 0, 0], port)))
     };
     // A successor may listen while connections of its predecessor linger; two servers at once may as well, shortly.
     socket.set_reuse_address(true)?;
