@@ -1,6 +1,8 @@
 //! The network between pods: reachability, Services for pods outside the mesh, servers in pods, and that the network
 //! around the sandbox stays as it was.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail the test
+
 mod sandbox_support;
 
 use std::net::{IpAddr, SocketAddr};
@@ -87,7 +89,7 @@ fn a_service_address_leads_to_its_endpoints_even_to_oneself() {
         let mut world = World::new(3);
         let service: SocketAddr = SERVICE.parse().unwrap();
         let endpoint = |index: u8| SocketAddr::new(ips(index)[0], 8080);
-        let mut lead_to = |world: &mut World, endpoints: Vec<SocketAddr>| {
+        let lead_to = |world: &mut World, endpoints: Vec<SocketAddr>| {
             world.fabric.set_virtual_ports(vec![VirtualPort { address: service, endpoints }]).unwrap();
         };
         lead_to(&mut world, vec![endpoint(2)]);

@@ -2,6 +2,8 @@
 //!
 //! Needs no rights: without root the program makes a user namespace of its own. As root both ways are tried.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail the test
+
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;

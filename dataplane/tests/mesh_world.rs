@@ -1,6 +1,8 @@
 //! The whole mesh in one process: real pods, node proxies, control plane; what happens to live connections, to pods
 //! that come and go, to IPv6, and what the admin pages say of it.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail the test
+
 mod sandbox_support;
 
 use std::fs;
@@ -145,7 +147,11 @@ fn with_mesh(test: &str, body: impl AsyncFnOnce(Rc<Test>)) {
                 [test.state.path().join("a/admin.sock"), test.state.path().join("control/control.sock")];
             test.world.stop().await;
             for socket in sockets {
-                assert!(tokio::net::UnixStream::connect(&socket).await.is_err(), "{socket:?} still answers");
+                assert!(
+                    tokio::net::UnixStream::connect(&socket).await.is_err(),
+                    "{} still answers",
+                    socket.display()
+                );
             }
         });
     });

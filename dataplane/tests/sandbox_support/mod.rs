@@ -9,7 +9,7 @@ use dataplane::mesh::sandbox;
 const UNPRIVILEGED: u32 = 65534;
 
 /// Runs `body` in a process of its own inside a sandbox; `test` is the name of the calling test.
-pub fn inside(test: &str, body: impl FnOnce()) {
+pub(crate) fn inside(test: &str, body: impl FnOnce()) {
     if sandbox::is_inside() {
         return body();
     }
