@@ -1,5 +1,7 @@
 //! Wrong certificates, wrong peers, wrong bytes: each is refused by name, and the neighbours go on.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // helpers of tests
+
 mod tunnel_support;
 
 use std::io::{Read, Write};
@@ -21,7 +23,8 @@ fn assert_works(at: SocketAddr) {
 fn another_client(server: SocketAddr, files: &Files, expected: &str) -> (Process, SocketAddr) {
     let at = address();
     let (listen, peer) = (at.to_string(), server.to_string());
-    let arguments = ["--listen", &listen, "--peer", &peer, "--authority", "127.0.0.1:9", "--peer-identity", expected];
+    let arguments =
+        ["--listen", &listen, "--peer", &peer, "--authority", "127.0.0.1:9", "--peer-identity", expected];
     (start("client", files, &arguments), at)
 }
 
@@ -60,7 +63,8 @@ fn each_wrong_certificate_has_its_close_cause_and_neighbours_go_on() {
 fn a_server_of_another_identity_is_not_talked_to() {
     let pair = Pair::new(echo(), &[]);
     let files = pair.pki.issue("careful", CLIENT);
-    let (mut careful, at) = another_client(pair.server_at, &files, "spiffe://cluster.local/ns/app/sa/someone-else");
+    let (mut careful, at) =
+        another_client(pair.server_at, &files, "spiffe://cluster.local/ns/app/sa/someone-else");
     assert_dropped(at);
     let line = careful.wait_for("no stream");
     assert!(line.contains("tls_identity_unexpected"), "{line}");
@@ -74,8 +78,11 @@ fn only_allowed_identities_get_streams() {
     let server_files = pair.pki.issue("strict", SERVER);
     let at = address();
     let listen = at.to_string();
-    let mut strict =
-        start("server", &server_files, &["--listen", &listen, "--allow", "spiffe://cluster.local/ns/app/sa/other"]);
+    let mut strict = start(
+        "server",
+        &server_files,
+        &["--listen", &listen, "--allow", "spiffe://cluster.local/ns/app/sa/other"],
+    );
     let files = pair.pki.issue("denied", CLIENT);
     let (mut denied, client_at) = another_client(at, &files, SERVER);
     assert_dropped(client_at);
@@ -117,7 +124,8 @@ fn a_peer_that_is_not_there_costs_only_the_connection() {
 /// Runs the program to its end; the exit code and what it said.
 fn run(arguments: &[&str]) -> (Option<i32>, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_corelane")).args(arguments).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    let said =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     (output.status.code(), said)
 }
 
@@ -144,7 +152,8 @@ fn errors_at_the_start_name_what_to_mend() {
     assert_eq!(code, Some(1));
     assert!(said.contains("0 workers"), "{said}");
 
-    let missing = ["tunnel", "server", "--listen", "127.0.0.1:0", "--cert", "/no/file", "--key", key, "--ca", ca];
+    let missing =
+        ["tunnel", "server", "--listen", "127.0.0.1:0", "--cert", "/no/file", "--key", key, "--ca", ca];
     let (code, said) = run(&missing);
     assert_eq!(code, Some(1));
     assert!(said.contains("/no/file cannot be read"), "{said}");

@@ -1,5 +1,7 @@
 //! `corelane tunnel client` and `server` against each other, over real sockets.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // helpers of tests
+
 mod tunnel_support;
 
 use std::io::{Read, Write};
@@ -37,7 +39,10 @@ fn ten_thousand_small_requests_on_many_connections_come_back_unchanged() {
                     for connection in (0..CONNECTIONS).filter(|number| number % 10 == part) {
                         let mut stream = dial(at);
                         for request in 0..REQUESTS {
-                            let bytes = pattern(connection * 1_000 + request, 1 + (request as usize * 37) % 900);
+                            let bytes = pattern(
+                                connection * 1_000 + request,
+                                1 + usize::try_from(request * 37 % 900).unwrap(),
+                            );
                             stream.write_all(&bytes).unwrap();
                             let mut answer = vec![0; bytes.len()];
                             stream.read_exact(&mut answer).unwrap();

@@ -1,6 +1,8 @@
 //! `corelane tunnel` against foreign HBONE peers: OpenSSL with Python's `h2`, and Envoy with BoringSSL and nghttp2 or
 //! oghttp2. `scripts/setup-peers` installs them.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stderr)] // helpers of tests
+
 mod tunnel_support;
 
 use std::io::{Read, Write};
@@ -35,7 +37,8 @@ fn python(role: &str, files: &Files, arguments: &[&str]) -> Process {
 fn client(pki: &Pki, peer: SocketAddr, authority: &str) -> (Process, SocketAddr) {
     let at = address();
     let (listen, peer) = (at.to_string(), peer.to_string());
-    let arguments = ["--listen", &listen, "--peer", &peer, "--authority", authority, "--peer-identity", SERVER];
+    let arguments =
+        ["--listen", &listen, "--peer", &peer, "--authority", authority, "--peer-identity", SERVER];
     (start("client", &pki.issue("client", CLIENT), &arguments), at)
 }
 
@@ -119,7 +122,8 @@ fn our_server_with_a_python_client() {
 fn our_server_refuses_with_the_statuses_of_hbone() {
     let pki = Pki::new();
     let (_server, at) = server(&pki);
-    let (files, denied) = (pki.issue("asker", CLIENT), pki.issue("denied", "spiffe://cluster.local/ns/app/sa/x"));
+    let (files, denied) =
+        (pki.issue("asker", CLIENT), pki.issue("denied", "spiffe://cluster.local/ns/app/sa/x"));
     let connect = at.to_string();
     let cases = [
         (&files, "127.0.0.1:1", "CONNECT", "503"),

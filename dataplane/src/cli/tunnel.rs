@@ -15,10 +15,12 @@ use tunnel::tls::{ClientContext, Credentials, CryptoPolicy, ServerContext};
 
 use super::shutdown::run_until_signal;
 use crate::link::{
-    DialOptions, Flow, Handler, IncomingRequest, Link, LinkEnd, Pool, PoolError, ServerOptions, StreamRelayEnd,
-    serve,
+    DialOptions, Flow, Handler, IncomingRequest, Link, LinkEnd, Pool, PoolError, ServerOptions,
+    StreamRelayEnd, TunnelStream, serve,
 };
-use crate::net::{Congestion, ConnectOptions, KEEPALIVE, ListenOptions, Listener, Socket, SocketOptions, connect};
+use crate::net::{
+    Congestion, ConnectOptions, KEEPALIVE, ListenOptions, Listener, Socket, SocketOptions, connect,
+};
 use crate::worker::{BoxError, DriverChoice, Supervisor, Worker, WorkerOptions};
 
 const STATUS_DENIED: u16 = 401;
@@ -122,8 +124,8 @@ impl Tunnel {
 
 impl CommonArguments {
     fn credentials(&self) -> Result<Credentials, BoxError> {
-        let credentials =
-            Credentials::from_pem(&read(&self.cert)?, &read(&self.key)?, &read(&self.ca)?).map_err(|error| {
+        let credentials = Credentials::from_pem(&read(&self.cert)?, &read(&self.key)?, &read(&self.ca)?)
+            .map_err(|error| {
                 format!(
                     "--cert {}, --key {}, --ca {}: {error}",
                     self.cert.display(),
@@ -147,7 +149,13 @@ impl CommonArguments {
     }
 
     /// Starts the workers, says where they listen, and runs until told to stop.
-    fn run<S>(&self, role: &'static str, identity: &Identity, listen: SocketAddr, setup: S) -> Result<(), BoxError>
+    fn run<S>(
+        &self,
+        role: &'static str,
+        identity: &Identity,
+        listen: SocketAddr,
+        setup: S,
+    ) -> Result<(), BoxError>
     where
         S: Fn(&Worker) -> Result<(), BoxError> + Send + Sync + 'static,
     {
@@ -184,7 +192,9 @@ where
         while let Some(accepted) = accepting.unless_draining(listener.accept()).await {
             match accepted {
                 Ok((socket, from)) => take(socket, from),
-                Err(error) => return tracing::error!(%error, "the listener is broken: nothing is accepted any more"),
+                Err(error) => {
+                    return tracing::error!(%error, "the listener is broken: nothing is accepted any more");
+                }
             }
         }
     });
@@ -201,8 +211,13 @@ impl ClientArguments {
         let own = credentials.identity().clone();
         let expected: Arc<[Identity]> =
             if self.peer_identity.is_empty() { Arc::from([own.clone()]) } else { self.peer_identity.into() };
-        let head =
-            ConnectHead { authority: &self.authority, baggage: "", forwarded: None, trace: None, network: None };
+        let head = ConnectHead {
+            authority: &self.authority,
+            baggage: "",
+            forwarded: None,
+            trace: None,
+            network: None,
+        };
         let headers = Arc::new(head.encode()?);
         let connect = ConnectOptions { socket: sockets.clone(), ..ConnectOptions::default() };
         let dial = DialOptions { to: self.peer, connect, context, expected, http: Config::hbone_client() };
@@ -215,11 +230,7 @@ impl ClientArguments {
                 dial: dial.clone(),
                 headers: headers.clone(),
             });
-            accept_on(worker, listen, plain.clone(), move |socket, from| {
-                let client = client.clone();
-                let serving = client.clone();
-                client.worker.spawn(async move { serving.carry(socket, from).await });
-            })
+            accept_on(worker, listen, plain.clone(), move |socket, from| client.carry(socket, from))
         })
     }
 }
@@ -234,18 +245,28 @@ struct Client {
 
 impl Client {
     /// Carries one downstream connection to its end.
-    async fn carry(&self, downstream: Socket, from: SocketAddr) {
-        let _live = self.worker.hold();
-        let stream = match self.pool.open(&self.dial, &self.headers).await {
-            Ok((stream, _answer)) => stream,
+    ///
+    /// The state of the opening is in a box of its own, so that the task holds only the relay for the rest of its life.
+    fn carry(self: &Rc<Self>, downstream: Socket, from: SocketAddr) {
+        let live = self.worker.hold();
+        let opening = Box::pin(self.clone().open(downstream, from));
+        self.worker.spawn(async move {
+            if let Some((stream, downstream)) = opening.await {
+                log_end(from, &stream.relay(downstream, Flow::Downstream, &Rc::default()).await);
+            }
+            drop(live);
+        });
+    }
+
+    async fn open(self: Rc<Self>, downstream: Socket, from: SocketAddr) -> Option<(TunnelStream, Socket)> {
+        match self.pool.open(&self.dial, &self.headers).await {
+            Ok((stream, _answer)) => Some((stream, downstream)),
             Err(error) => {
                 log_refused(from, &error);
-                return downstream.reset_on_close();
+                downstream.reset_on_close();
+                None
             }
-        };
-        let counters = Rc::default();
-        let end = stream.relay(downstream, Flow::Downstream, &counters).await;
-        log_end(from, &end);
+        }
     }
 }
 
@@ -277,8 +298,12 @@ impl ServerArguments {
         }
         self.common.run("server", credentials.identity(), listen, move |worker| {
             let connect = ConnectOptions { socket: sockets.clone(), ..ConnectOptions::default() };
-            let server =
-                Rc::new(Server { worker: worker.clone(), allow: allow.clone(), forward_to, connect: Rc::new(connect) });
+            let server = Rc::new(Server {
+                worker: worker.clone(),
+                allow: allow.clone(),
+                forward_to,
+                connect: Rc::new(connect),
+            });
             let (worker_here, context) = (worker.clone(), context.clone());
             let options = ServerOptions::default();
             accept_on(worker, listen, sockets.clone(), move |socket, from| {
@@ -318,8 +343,13 @@ impl Handler for Server {
             Ok(to) => to,
             Err(status) => return request.refuse(status),
         };
-        let options = self.connect.clone();
-        self.worker.spawn(async move { carry(request, to, &options).await });
+        // In a box of its own, so that the task holds only the relay for the rest of its life.
+        let answering = Box::pin(answer(request, to, self.connect.clone()));
+        self.worker.spawn(async move {
+            if let Some((stream, upstream)) = answering.await {
+                log_end(to, &stream.relay(upstream, Flow::Upstream, &Rc::default()).await);
+            }
+        });
     }
 
     fn ended(&self, link: &Rc<Link>, end: &LinkEnd) {
@@ -333,18 +363,29 @@ impl Handler for Server {
     }
 }
 
-/// Connects one stream to its upstream and carries it to its end. The 200 is sent only when the upstream has accepted.
-async fn carry(request: IncomingRequest, to: SocketAddr, options: &ConnectOptions) {
-    let upstream = match connect(to, options).await {
+/// Connects one request to its upstream. The 200 is sent only when the upstream has accepted.
+async fn answer(
+    request: IncomingRequest,
+    to: SocketAddr,
+    options: Rc<ConnectOptions>,
+) -> Option<(TunnelStream, Socket)> {
+    let upstream = match connect(to, &options).await {
         Ok(upstream) => upstream,
         Err(error) => {
             tracing::warn!(upstream = %to, %error, "upstream unreachable");
-            return request.refuse(STATUS_UNREACHABLE);
+            request.refuse(STATUS_UNREACHABLE);
+            return None;
         }
     };
-    let Ok(headers) = accept("") else { return request.refuse(STATUS_UNREACHABLE) };
+    let Ok(headers) = accept("") else {
+        request.refuse(STATUS_UNREACHABLE);
+        return None;
+    };
     match request.accept(&headers) {
-        Ok(stream) => log_end(to, &stream.relay(upstream, Flow::Upstream, &Rc::default()).await),
-        Err(error) => tracing::debug!(upstream = %to, %error, "the stream was gone before its answer"),
+        Ok(stream) => Some((stream, upstream)),
+        Err(error) => {
+            tracing::debug!(upstream = %to, %error, "the stream was gone before its answer");
+            None
+        }
     }
 }

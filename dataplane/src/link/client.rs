@@ -95,7 +95,10 @@ impl Link {
     }
 
     /// Asks the peer for a stream and waits for the answer. Dropping the future takes the request back.
-    pub async fn request(self: &Rc<Self>, headers: &Headers) -> Result<(TunnelStream, Headers), RequestError> {
+    pub async fn request(
+        self: &Rc<Self>,
+        headers: &Headers,
+    ) -> Result<(TunnelStream, Headers), RequestError> {
         let handle = self.open(headers)?;
         let answer = handle.stream.wait_answer().await.map_err(|error| match error {
             StreamError::Ended(end) => RequestError::Ended(end),

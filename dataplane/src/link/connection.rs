@@ -310,7 +310,11 @@ impl Link {
     }
 
     /// Reads once; says whether it is worth to read again at once.
-    fn read_once(self: &Rc<Self>, buffer: &mut [u8], requests: &mut Vec<IncomingRequest>) -> io::Result<bool> {
+    fn read_once(
+        self: &Rc<Self>,
+        buffer: &mut [u8],
+        requests: &mut Vec<IncomingRequest>,
+    ) -> io::Result<bool> {
         let kept = self.session.borrow_mut().prepare_input(buffer);
         let room = buffer.get_mut(kept..).unwrap_or_default();
         let room_bytes = room.len();

@@ -197,8 +197,7 @@ impl Pool {
 
     /// Takes no new streams on any link, and ends each with its last stream.
     pub fn drain(&self) {
-        let links: Vec<_> =
-            self.inner.links.borrow().values().map(|pooled| pooled.link.clone()).collect();
+        let links: Vec<_> = self.inner.links.borrow().values().map(|pooled| pooled.link.clone()).collect();
         for link in links {
             link.drain();
         }

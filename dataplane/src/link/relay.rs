@@ -5,6 +5,7 @@
 //! no more than the tunnel takes at once, and appends them to the session.
 
 use std::fmt;
+use std::future::Future;
 use std::io;
 use std::rc::Rc;
 
@@ -70,28 +71,28 @@ impl TunnelStream {
     ///
     /// `counters` are live; "sent" is what the socket gave to the tunnel when `socket` is a downstream. For an upstream
     /// socket (server role) pass `flow` accordingly: see [`Flow`].
-    pub async fn relay(self, socket: Socket, flow: Flow, counters: &Rc<ByteCounters>) -> StreamRelayEnd {
+    pub fn relay(
+        self,
+        socket: Socket,
+        flow: Flow,
+        counters: &Rc<ByteCounters>,
+    ) -> impl Future<Output = StreamRelayEnd> + 'static {
+        // Only what must last is moved into the future: there is one for each idle connection.
         let socket = Rc::new(socket);
-        let stream = &self.stream;
-        stream.attach(&socket);
-        let (from_socket, to_socket) = match flow {
-            Flow::Downstream => (&counters.sent, &counters.received),
-            Flow::Upstream => (&counters.received, &counters.sent),
-        };
-        let result = stream.send_from(&socket, from_socket, to_socket).await;
-        let result = match result {
-            Ok(()) => stream.wait_delivered().await,
-            failed => failed,
-        };
-        to_socket.set(stream.delivered.get());
-        match result {
-            Ok(()) => StreamRelayEnd::Complete,
-            Err(Failure::Stream(end)) if end.is_orderly() => StreamRelayEnd::Complete,
-            Err(Failure::Stream(end)) => StreamRelayEnd::Stream(end),
-            Err(Failure::Application(error)) => {
-                stream.reset(ErrorCode::CONNECT_ERROR);
-                StreamRelayEnd::Application(error)
-            }
+        let counters = counters.clone();
+        self.stream.attach(&socket);
+        async move {
+            let (from_socket, to_socket) = match flow {
+                Flow::Downstream => (&counters.sent, &counters.received),
+                Flow::Upstream => (&counters.received, &counters.sent),
+            };
+            let stream = &self.stream;
+            let result = match stream.send_from(&socket, from_socket, to_socket).await {
+                Ok(()) => stream.wait_delivered().await,
+                failed => failed,
+            };
+            to_socket.set(stream.delivered.get());
+            stream.conclude(result)
         }
     }
 }
@@ -106,6 +107,18 @@ pub enum Flow {
 }
 
 impl Stream {
+    fn conclude(&self, result: Result<(), Failure>) -> StreamRelayEnd {
+        match result {
+            Ok(()) => StreamRelayEnd::Complete,
+            Err(Failure::Stream(end)) if end.is_orderly() => StreamRelayEnd::Complete,
+            Err(Failure::Stream(end)) => StreamRelayEnd::Stream(end),
+            Err(Failure::Application(error)) => {
+                self.reset(ErrorCode::CONNECT_ERROR);
+                StreamRelayEnd::Application(error)
+            }
+        }
+    }
+
     /// From now on payload goes to the socket, what is held first.
     fn attach(self: &Rc<Self>, socket: &Rc<Socket>) {
         *self.sink.borrow_mut() = Sink::Socket(socket.clone());

@@ -10,9 +10,9 @@ use tunnel::h2::{Config, ErrorCode, Headers};
 use tunnel::session::{Session, SessionError};
 use tunnel::tls::ServerContext;
 
+use super::LinkEnd;
 use super::connection::{Link, Peer, Role};
 use super::stream::{Stream, StreamError, TunnelStream};
-use super::LinkEnd;
 use crate::net::Socket;
 use crate::worker::Worker;
 
@@ -96,7 +96,9 @@ impl IncomingRequest {
 
     /// Answers with `headers` and opens the stream for payload.
     pub fn accept(mut self, headers: &Headers) -> Result<TunnelStream, StreamError> {
-        let Some(stream) = self.stream.take() else { return Err(StreamError::Send(tunnel::h2::SendError::NoSuchStream)) };
+        let Some(stream) = self.stream.take() else {
+            return Err(StreamError::Send(tunnel::h2::SendError::NoSuchStream));
+        };
         // From here on the handle resets the stream if it is dropped too early.
         let handle = TunnelStream { stream, permit: None };
         handle.stream.respond(headers, false)?;

@@ -2,10 +2,12 @@
 //!
 //! Invariant: every descriptor here is non-blocking. A [`Descriptor`] belongs to the worker that made it and is
 //! closed by that worker's runtime when it is dropped, after waits in flight have been taken back.
+//! Waits are handed through rather than wrapped: each idle connection carries one, and a wrapper would double it.
 //! One task may wait for reading and one for writing at a time (the epoll driver keeps one waker for each).
 
 #![allow(unsafe_code)] // monoio streams lend their descriptor only as a number
 
+use std::future::Future;
 use std::io::{self, IoSlice};
 use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -32,13 +34,13 @@ impl Descriptor {
     }
 
     /// Waits until a read would not block. Dropping the future takes the wait back.
-    pub async fn readable(&self) -> io::Result<()> {
-        self.stream.readable(false).await
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.stream.readable(false)
     }
 
     /// Waits until a write would not block. Dropping the future takes the wait back.
-    pub async fn writable(&self) -> io::Result<()> {
-        self.stream.writable(false).await
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.stream.writable(false)
     }
 }
 
@@ -61,12 +63,14 @@ impl Socket {
         Ok(Self { descriptor: Descriptor::new(socket)? })
     }
 
-    pub async fn readable(&self) -> io::Result<()> {
-        self.descriptor.readable().await
+    /// Waits until a receive would not block.
+    pub fn readable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.descriptor.readable()
     }
 
-    pub async fn writable(&self) -> io::Result<()> {
-        self.descriptor.writable().await
+    /// Waits until a send would not block.
+    pub fn writable(&self) -> impl Future<Output = io::Result<()>> + '_ {
+        self.descriptor.writable()
     }
 
     /// Receives what is there: `None` if nothing is, `Some(0)` at the end of the stream.

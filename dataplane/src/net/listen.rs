@@ -76,7 +76,12 @@ impl Listener {
 
     /// Takes over a non-blocking listening socket that others may hold as well: dropping it only closes ours.
     pub fn from_descriptor(socket: OwnedFd, options: SocketOptions) -> io::Result<Self> {
-        Ok(Self { descriptor: Descriptor::new(socket)?, options, taken_in_a_row: Cell::new(0), exclusive: false })
+        Ok(Self {
+            descriptor: Descriptor::new(socket)?,
+            options,
+            taken_in_a_row: Cell::new(0),
+            exclusive: false,
+        })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {

@@ -47,7 +47,8 @@ impl NetworkNamespace {
 
     /// Whether both handles stand for one namespace. One that cannot be looked at is nobody's.
     pub fn is_same(&self, other: &Self) -> bool {
-        let inode = |namespace: &Self| rustix::fs::fstat(namespace).ok().map(|stat| (stat.st_dev, stat.st_ino));
+        let inode =
+            |namespace: &Self| rustix::fs::fstat(namespace).ok().map(|stat| (stat.st_dev, stat.st_ino));
         inode(self).is_some_and(|this| inode(other) == Some(this))
     }
 

@@ -6,7 +6,7 @@ use std::cell::{Cell, RefCell};
 /// Buffers kept at most.
 const BUFFERS_KEPT_MAX: usize = 128;
 /// Bytes kept at most over all buffers.
-const BYTES_KEPT_MAX: usize = 8 * 1024 * 1024;
+const BYTES_KEPT_MAX: usize = 4 * 1024 * 1024;
 
 /// The spare buffers of one worker.
 #[derive(Debug, Default)]

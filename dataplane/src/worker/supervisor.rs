@@ -127,7 +127,7 @@ impl Supervisor {
                 // A worker that has ended has nothing to drain.
                 Ok(()) | Err(PostError::Ended) => {}
                 Err(error @ PostError::Full) => {
-                    tracing::error!(worker = handle.index(), %error, "not drained")
+                    tracing::error!(worker = handle.index(), %error, "not drained");
                 }
             }
         }

@@ -13,7 +13,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 use tempfile::TempDir;
 
@@ -92,8 +93,9 @@ pub fn address() -> SocketAddr {
     let next = NEXT.fetch_add(1, Ordering::Relaxed);
     let pid = std::process::id();
     seed.copy_from_slice(&pid.to_be_bytes()[2..]);
-    let ip = Ipv4Addr::new(127, 16 + (next / 200 % 200) as u8, seed[0], seed[1]);
-    SocketAddr::new(ip.into(), 15_000 + (next % 200) as u16)
+    let [_, _, high, low] = (next / 200 % 200).to_be_bytes();
+    let ip = Ipv4Addr::new(127, 16_u8.saturating_add(low).saturating_add(high), seed[0], seed[1]);
+    SocketAddr::new(ip.into(), 15_000 + u16::try_from(next % 200).unwrap())
 }
 
 /// A process of ours; killed when dropped.
