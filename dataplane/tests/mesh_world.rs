@@ -272,6 +272,7 @@ fn the_pages_show_what_happens() {
         assert!(dump["certificates"][0]["certChain"][0]["serialNumber"].is_string());
         let state = dump["workloadState"].as_object().unwrap().values().next().unwrap();
         assert_eq!((&state["state"], &state["info"]["name"]), (&"Up".into(), &"client".into()));
+        assert_eq!(state["connections"]["outbound"][0]["protocol"], "HBONE");
         let connections: serde_json::Value =
             serde_json::from_str(&test.page("a", "admin", "/connections").await).unwrap();
         assert_eq!(connections[0]["direction"], "outbound");
@@ -294,6 +295,8 @@ fn the_pages_show_what_happens() {
             assert!(opened.contains(label), "{label} not in {opened}");
         }
         assert!(opened.ends_with(" 1"), "{opened}");
+        let messages = "istio_xds_message_total{url=\"type.googleapis.com/istio.workload.Address\"}";
+        assert!(metrics.contains(messages), "{metrics}");
         let generation = metrics.lines().find(|l| l.starts_with("corelane_snapshot_generation")).unwrap();
         assert!(!generation.ends_with(" 0"), "{generation}");
     });

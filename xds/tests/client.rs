@@ -213,7 +213,7 @@ async fn disconnect_reason(config: DiscoveryConfig) -> String {
     let mut proxy = Proxy::start(config);
     proxy
         .until("a failure", |event| match event {
-            Event::Disconnected { reason } => Some(reason.clone()),
+            Event::Disconnected { reason, .. } => Some(reason.clone()),
             Event::Connected | Event::Snapshot { .. } => panic!("must not be let in"),
             _ => None,
         })
@@ -282,6 +282,7 @@ async fn certificates_come_for_the_identities_of_the_node_and_for_no_others() {
     commands.send(Command::Want(stranger.clone(), Priority::RealTime)).await.unwrap();
     let (mut issued, mut failed) = (None, None);
     while issued.is_none() || failed.is_none() {
+        eprintln!("waiting {:?} {:?}", issued, failed);
         match tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
             ca::Event::Issued(bundle) => issued = Some(bundle),
             ca::Event::Failed { identity, error } => failed = Some((identity, error)),

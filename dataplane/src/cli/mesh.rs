@@ -235,6 +235,12 @@ impl MeshArguments {
             "Metrics:     curl --unix-socket {}/NODE/metrics.sock http://x/metrics",
             state.display()
         ));
+        for service in directory.view.services.values() {
+            let ports: Vec<_> = service.ports.iter().map(ToString::to_string).collect();
+            let ips: Vec<_> = service.ips.iter().map(ToString::to_string).collect();
+            let (name, ips, ports) = (&service.hostname, ips.join(", "), ports.join(", "));
+            print(&format!("Service:     {name} at {ips}, port {ports}"));
+        }
         print("Inside a pod:");
         for (name, place) in &directory.pods {
             let ips: Vec<_> = place.ips.iter().map(ToString::to_string).collect();

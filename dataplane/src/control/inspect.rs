@@ -54,6 +54,12 @@ impl NodeInspect {
 
 impl Inspect for NodeInspect {
     async fn config_dump(&self) -> Value {
+        let connections = self.connections().await;
+        let of = |uid: &str, direction: &str| {
+            let all = connections.as_array().into_iter().flatten();
+            let own = all.filter(|it| it["workload"] == uid && it["direction"] == direction);
+            own.cloned().collect::<Value>()
+        };
         let snapshot = self.shared.snapshot();
         let mut dump = dump::state(&snapshot);
         let workers = self.shared.workers.len();
@@ -66,7 +72,8 @@ impl Inspect for NodeInspect {
                 let state = if listening == workers { "Up" } else { "Pending" };
                 let info =
                     json!({ "name": &*pod.name, "namespace": &*pod.namespace, "serviceAccount": &*pod.service_account });
-                (pod.uid.to_string(), json!({ "state": state, "info": info }))
+                let open = json!({ "inbound": of(&pod.uid, "inbound"), "outbound": of(&pod.uid, "outbound") });
+                (pod.uid.to_string(), json!({ "state": state, "connections": open, "info": info }))
             })
             .collect();
         if let Some(fields) = dump.as_object_mut() {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tunnel::tls::CryptoPolicy;
 use xds::ca::{self, CaConfig};
-use xds::delta::{Mode, Subscription};
+use xds::delta::{End, Mode, Subscription};
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
@@ -287,11 +287,21 @@ impl Shared {
                 tracing::info!(node = %self.node, "connected to the control plane");
                 failing = false;
             }
-            discovery::Event::Disconnected { reason } => {
-                self.metrics.count(ControlCounter::XdsTermination(TerminationReason::ConnectionError));
+            discovery::Event::Disconnected { end, reason } => {
+                let termination = match end {
+                    End::ConnectFailed => TerminationReason::ConnectionError,
+                    End::Clean => TerminationReason::Complete,
+                    End::Status { .. } if end.is_routine() => TerminationReason::Reconnect,
+                    End::Status { .. } => TerminationReason::Error,
+                };
+                self.metrics.count(ControlCounter::XdsTermination(termination));
                 if !std::mem::replace(&mut failing, true) {
                     tracing::warn!(node = %self.node, reason, "no connection to the control plane; what is known stays");
                 }
+            }
+            discovery::Event::Message { type_url, bytes } => {
+                let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+                self.metrics.count(ControlCounter::XdsMessage { type_url, bytes });
             }
             discovery::Event::Demanded { .. } => {}
         })

@@ -66,7 +66,14 @@ impl Fabric {
     /// The router, and no pod yet.
     pub fn new() -> Result<Self, FabricError> {
         let router = sandbox::new_network_namespace()?;
-        tool::run(Tool::Ip, &["-batch", "-"], "link set lo up\n", Some(&router))?;
+        let up = tool::run(Tool::Ip, &["-batch", "-"], "link set lo up\n", Some(&router));
+        up.map_err(|error| match error {
+            // Some systems let anybody make a user namespace, but take away every right inside it.
+            ToolError::Refused { complaint, .. } if complaint.contains("not permitted") => {
+                SandboxError::Refused { source: io::Error::other(complaint) }.into()
+            }
+            error => FabricError::Tool(error),
+        })?;
         for path in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             set(&router, path, "1")?;
         }

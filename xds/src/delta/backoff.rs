@@ -18,6 +18,13 @@ pub enum End {
     Status { code: tonic::Code, message: String },
 }
 
+impl End {
+    /// Whether the server ended the stream in a way that is no fault of either side.
+    pub fn is_routine(&self) -> bool {
+        matches!(self, Self::Status { code, message } if is_routine(*code, message))
+    }
+}
+
 pub(super) struct Backoff {
     current: Duration,
 }
@@ -40,7 +47,7 @@ impl Backoff {
                 self.current = BACKOFF_FIRST;
                 Duration::ZERO
             }
-            End::Status { code, message } if is_routine(*code, message) => {
+            End::Status { .. } if end.is_routine() => {
                 std::mem::replace(&mut self.current, BACKOFF_FIRST)
             }
             End::Clean | End::ConnectFailed | End::Status { .. } => {

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
+use prost::Message;
 use prost_types::value::Kind;
 use prost_types::{Struct, Value};
 use tokio::sync::mpsc;
@@ -43,7 +44,9 @@ pub enum Event {
     /// A stream was opened.
     Connected,
     /// No connection, or the stream ended. What is held stays in force.
-    Disconnected { reason: String },
+    Disconnected { end: End, reason: String },
+    /// A response came, of this type and size.
+    Message { type_url: String, bytes: usize },
     /// What a demand led to at once; what comes later comes as a snapshot.
     Demanded { key: String, answer: DemandAnswer },
 }
@@ -111,7 +114,7 @@ pub async fn run(
         }
         let (end, reason) = driver.stream(&config, &mut demands, &mut tell).await;
         driver.client.closed(Instant::now(), &end);
-        tell(Event::Disconnected { reason });
+        tell(Event::Disconnected { end, reason });
     }
 }
 
@@ -169,6 +172,7 @@ impl Driver {
         response: &DeltaDiscoveryResponse,
         tell: &mut impl FnMut(Event),
     ) -> DeltaDiscoveryRequest {
+        tell(Event::Message { type_url: response.type_url.clone(), bytes: response.encoded_len() });
         let (reply, outcome) = self.client.response(response, &mut self.store);
         if let Outcome::Rejected { reason } = outcome {
             tell(Event::Rejected { type_url: response.type_url.clone(), reason });
