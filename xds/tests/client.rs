@@ -20,7 +20,8 @@ use xds::snapshot::{Client, RouteKind, Snapshot, Transport};
 use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, Event, NodeIdentity};
 use xds::transport::{Credentials, Roots, Server};
 
-const NODE: &str = "node-1";
+/// Of the example: the node of the client pod and of version 1.
+const NODE: &str = "node-a";
 /// For any one thing to happen; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -44,7 +45,7 @@ impl Folder {
         let mut config = ControlConfig::new(self.yaml.path(), self.state.path().join("state"), NODE);
         // The same root and token after a restart.
         config.root = RootSource::Directory(self.state.path().join("root"));
-        config.nodes = vec![NodeCredential { node: NODE.into(), token: Some("secret-of-node-1".into()) }];
+        config.nodes = vec![NodeCredential { node: NODE.into(), token: Some("secret-of-node-a".into()) }];
         config
     }
 
@@ -277,15 +278,18 @@ async fn certificates_come_for_the_identities_of_the_node_and_for_no_others() {
     let (commands, orders) = mpsc::channel(16);
     let task = tokio::spawn(ca::run(config, orders, move |event| drop(told.send(event))));
     let client = Identity::new("cluster.local", "hello", "client").unwrap();
-    let stranger = Identity::new("cluster.local", "hello", "stranger").unwrap();
+    // Runs, but on the other node.
+    let stranger = Identity::new("cluster.local", "hello", "hello-world-v2").unwrap();
     commands.send(Command::Want(client.clone(), Priority::WarmUp)).await.unwrap();
     commands.send(Command::Want(stranger.clone(), Priority::RealTime)).await.unwrap();
     let (mut issued, mut failed) = (None, None);
     while issued.is_none() || failed.is_none() {
-        eprintln!("waiting {:?} {:?}", issued, failed);
         match tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap() {
             ca::Event::Issued(bundle) => issued = Some(bundle),
-            ca::Event::Failed { identity, error } => failed = Some((identity, error)),
+            ca::Event::Failed { identity, error } => {
+                assert_eq!(identity, stranger, "{error}");
+                failed = Some((identity, error));
+            }
         }
     }
     let bundle = issued.unwrap();
