@@ -250,14 +250,14 @@ impl Bench<'_> {
             Ok::<(), Failure>(())
         };
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, small, duration, || {}));
+        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, small, duration));
         take(Work::Request64, 1e6, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, larger, duration, || {}));
+        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, larger, duration));
         take(Work::Request64Response1024, 1e6, done, before)?;
         let before = pair.cpu_time();
-        let done = local
-            .block_on(&tokio, client::new_connections(entry, NEW_CONNECTION_LOOPS, small, duration, || {}));
+        let done =
+            local.block_on(&tokio, client::new_connections(entry, NEW_CONNECTION_LOOPS, small, duration));
         take(Work::NewStream, 1e6, done, before)?;
         let before = pair.cpu_time();
         let done = local.block_on(&tokio, bulk(entry, 1, bytes, Direction::Down));
@@ -321,5 +321,5 @@ fn tunnel_arguments(role: &str, driver: &str) -> Vec<String> {
 /// Moves about eight times `bytes` in all, however many streams there are.
 async fn bulk(entry: SocketAddr, streams: usize, bytes: u32, direction: Direction) -> Result<Done, Failure> {
     let per_stream = if streams == 1 { bytes.saturating_mul(4) } else { bytes };
-    client::bulk(entry, streams, per_stream, direction, || {}).await
+    client::bulk(entry, streams, per_stream, direction).await
 }

@@ -88,9 +88,7 @@ impl Pool {
             .handshake(tls)
             .await?;
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                eprintln!("tokio-h2 client: connection: {error}");
-            }
+            let _ = connection.await;
         });
         let streams = Rc::new(());
         self.tunnels.borrow_mut().push(Tunnel { sender: sender.clone(), streams: streams.clone() });
@@ -184,9 +182,8 @@ pub(crate) async fn server(args: ServerArgs) -> Result<(), Failure> {
         let (stream, _) = listener.accept().await?;
         let (acceptor, congestion) = (acceptor.clone(), congestion.clone());
         tokio::task::spawn_local(async move {
-            if let Err(error) = serve(stream, acceptor, congestion).await {
-                eprintln!("tokio-h2 server: {error}");
-            }
+            // A client that goes away ends its connection; that is no news.
+            let _ = serve(stream, acceptor, congestion).await;
         });
     }
 }
@@ -211,9 +208,7 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, congestion: Option<Rc<s
                 let send = respond.send_response(Response::new(()), false)?;
                 relay(upstream, send, request.into_body()).await
             };
-            if let Err(error) = outcome.await {
-                eprintln!("tokio-h2 server: stream: {error}");
-            }
+            let _ = outcome.await;
         });
     }
     Ok(())

@@ -144,10 +144,10 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
 
     let mut echo = start(&name, cores, "echo", &["--listen", &echo_address.to_string()])?;
     echo.wait_listening(echo_address)?;
-    let (done, cpu) = watched(&echo, &tokio, |started| {
-        client::echo_loop(echo_address, CONNECTIONS, ECHO_BYTES, duration, started)
-    })?;
-    figures.echo_us.push(cpu.as_secs_f64() * 1e6 / done as f64);
+    let before = echo.cpu_time();
+    let work = client::echo_loop(echo_address, CONNECTIONS, ECHO_BYTES, duration);
+    let done = LocalSet::new().block_on(&tokio, work)?;
+    figures.echo_us.push((echo.cpu_time() - before).as_secs_f64() * 1e6 / done.count as f64);
     drop(echo);
 
     let local = LocalSet::new();
@@ -164,28 +164,18 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
         Ok::<_, Failure>((done.count as f64, (relay.cpu_time() - before).as_secs_f64()))
     };
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::closed_loop(relay_address, CONNECTIONS, shape, duration, || {}))
+        local.block_on(&tokio, client::closed_loop(relay_address, CONNECTIONS, shape, duration))
     })?;
     figures.relay_request_us.push(cpu * 1e6 / count);
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::new_connections(relay_address, 16, shape, duration, || {}))
+        local.block_on(&tokio, client::new_connections(relay_address, 16, shape, duration))
     })?;
     figures.connection_us.push(cpu * 1e6 / count);
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::bulk(relay_address, 1, BULK_BYTES, Direction::Down, || {}))
+        local.block_on(&tokio, client::bulk(relay_address, 1, BULK_BYTES, Direction::Down))
     })?;
     figures.relay_bulk_s_per_gb.push(cpu * 1e9 / count);
     Ok(())
-}
-
-fn watched<F: Future<Output = Result<client::Done, Failure>>>(
-    process: &Process,
-    tokio: &tokio::runtime::Runtime,
-    work: impl FnOnce(fn()) -> F,
-) -> Result<(u64, Duration), Failure> {
-    let before = process.cpu_time();
-    let done = LocalSet::new().block_on(tokio, work(|| {}))?;
-    Ok((done.count, process.cpu_time() - before))
 }
 
 fn start(runtime: &str, cores: Cores, role: &str, arguments: &[&str]) -> Result<Process, Failure> {

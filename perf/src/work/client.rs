@@ -112,40 +112,15 @@ pub(crate) struct Done {
     pub(crate) elapsed: Duration,
 }
 
-/// `connections` keep-alive connections, each a closed loop, for `duration`. Connections are opened before the clock
-/// starts; `started` is called then.
+/// `connections` keep-alive connections, each a closed loop, for `duration`. They are opened before the clock starts.
 pub(crate) async fn closed_loop(
     address: SocketAddr,
     connections: usize,
     shape: Shape,
     duration: Duration,
-    started: impl FnOnce(),
 ) -> Result<Done, Failure> {
-    let block = Rc::new(block());
-    let mut callers = Vec::with_capacity(connections);
-    for _ in 0..connections {
-        let mut caller = Caller::connect(address, block.clone()).await?;
-        caller.call(shape).await?;
-        callers.push(caller);
-    }
-    let count = Rc::new(Cell::new(0));
-    started();
-    let start = Instant::now();
-    let mut tasks = JoinSet::new();
-    for mut caller in callers {
-        let count = count.clone();
-        tasks.spawn_local(async move {
-            while start.elapsed() < duration {
-                caller.call(shape).await.map_err(|error| error.to_string())?;
-                count.set(count.get() + 1);
-            }
-            Ok::<(), String>(())
-        });
-    }
-    while let Some(result) = tasks.join_next().await {
-        result??;
-    }
-    Ok(Done { count: count.get(), elapsed: start.elapsed() })
+    let callers = open_idle(address, connections, shape).await?;
+    repeat(callers, duration, async move |caller| caller.call(shape).await).await
 }
 
 /// `concurrency` loops, each of which opens a connection, sends one request, reads the response and closes.
@@ -154,30 +129,13 @@ pub(crate) async fn new_connections(
     concurrency: usize,
     shape: Shape,
     duration: Duration,
-    started: impl FnOnce(),
 ) -> Result<Done, Failure> {
     let block = Rc::new(block());
     Caller::connect(address, block.clone()).await?.call(shape).await?;
-    let count = Rc::new(Cell::new(0));
-    started();
-    let start = Instant::now();
-    let mut tasks = JoinSet::new();
-    for _ in 0..concurrency {
-        let (block, count) = (block.clone(), count.clone());
-        tasks.spawn_local(async move {
-            while start.elapsed() < duration {
-                let mut caller =
-                    Caller::connect(address, block.clone()).await.map_err(|error| error.to_string())?;
-                caller.call(shape).await.map_err(|error| error.to_string())?;
-                count.set(count.get() + 1);
-            }
-            Ok::<(), String>(())
-        });
-    }
-    while let Some(result) = tasks.join_next().await {
-        result??;
-    }
-    Ok(Done { count: count.get(), elapsed: start.elapsed() })
+    repeat(vec![block; concurrency], duration, async move |block| {
+        Caller::connect(address, block.clone()).await?.call(shape).await
+    })
+    .await
 }
 
 /// As [`closed_loop`], against a server that sends back the very bytes it gets.
@@ -186,37 +144,18 @@ pub(crate) async fn echo_loop(
     connections: usize,
     bytes: usize,
     duration: Duration,
-    started: impl FnOnce(),
 ) -> Result<Done, Failure> {
     let block = Rc::new(block());
     let mut streams = Vec::with_capacity(connections);
     for _ in 0..connections {
         let mut stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        echo_once(&mut stream, &block[..bytes], &mut vec![0; bytes]).await?;
-        streams.push(stream);
+        let mut buffer = vec![0; bytes];
+        echo_once(&mut stream, &block[..bytes], &mut buffer).await?;
+        streams.push((stream, buffer));
     }
-    let count = Rc::new(Cell::new(0));
-    started();
-    let start = Instant::now();
-    let mut tasks = JoinSet::new();
-    for mut stream in streams {
-        let (count, block) = (count.clone(), block.clone());
-        tasks.spawn_local(async move {
-            let mut buffer = vec![0; bytes];
-            while start.elapsed() < duration {
-                echo_once(&mut stream, &block[..bytes], &mut buffer)
-                    .await
-                    .map_err(|error| error.to_string())?;
-                count.set(count.get() + 1);
-            }
-            Ok::<(), String>(())
-        });
-    }
-    while let Some(result) = tasks.join_next().await {
-        result??;
-    }
-    Ok(Done { count: count.get(), elapsed: start.elapsed() })
+    repeat(streams, duration, async move |(stream, buffer)| echo_once(stream, &block[..bytes], buffer).await)
+        .await
 }
 
 async fn echo_once(stream: &mut TcpStream, bytes: &[u8], buffer: &mut [u8]) -> Result<(), Failure> {
@@ -231,7 +170,6 @@ pub(crate) async fn bulk(
     streams: usize,
     bytes: u32,
     direction: Direction,
-    started: impl FnOnce(),
 ) -> Result<Done, Failure> {
     let block = Rc::new(block());
     let mut callers = Vec::with_capacity(streams);
@@ -240,18 +178,37 @@ pub(crate) async fn bulk(
         caller.bulk(1 << 20, direction).await?;
         callers.push(caller);
     }
-    started();
+    let done =
+        repeat(callers, Duration::ZERO, async move |caller| caller.bulk(bytes, direction).await).await?;
+    Ok(Done { count: done.count * u64::from(bytes), ..done })
+}
+
+/// Does `work` with each of `states` in a loop of its own, at least once, until `duration` is over. Any failure fails
+/// the whole.
+async fn repeat<S: 'static>(
+    states: Vec<S>,
+    duration: Duration,
+    work: impl AsyncFn(&mut S) -> Result<(), Failure> + 'static,
+) -> Result<Done, Failure> {
+    let (count, work) = (Rc::new(Cell::new(0)), Rc::new(work));
     let start = Instant::now();
     let mut tasks = JoinSet::new();
-    for mut caller in callers {
-        tasks.spawn_local(
-            async move { caller.bulk(bytes, direction).await.map_err(|error| error.to_string()) },
-        );
+    for mut state in states {
+        let (count, work) = (count.clone(), work.clone());
+        tasks.spawn_local(async move {
+            loop {
+                work(&mut state).await.map_err(|error| error.to_string())?;
+                count.set(count.get() + 1);
+                if start.elapsed() >= duration {
+                    return Ok::<(), String>(());
+                }
+            }
+        });
     }
     while let Some(result) = tasks.join_next().await {
         result??;
     }
-    Ok(Done { count: streams as u64 * u64::from(bytes), elapsed: start.elapsed() })
+    Ok(Done { count: count.get(), elapsed: start.elapsed() })
 }
 
 /// Opens `count` connections, each proven by one request, and hands them back still open.
