@@ -15,6 +15,7 @@ use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::descriptor::address;
 use super::{Descriptor, NetworkNamespace, Socket, SocketOptions, canonical};
+use crate::worker::requeue;
 
 /// Connections that may wait to be accepted.
 pub const LISTEN_BACKLOG: i32 = 1024;
@@ -28,7 +29,7 @@ const ACCEPTS_IN_A_ROW_MAX: u32 = 32;
 /// How to listen.
 #[derive(Debug, Clone, Default)]
 pub struct ListenOptions {
-    /// Set on the listener and on each accepted socket.
+    /// Set on the listener, from which each accepted socket inherits them.
     pub socket: SocketOptions,
     /// `IP_TRANSPARENT`, without which packets of a TPROXY rule do not reach the listener.
     pub transparent: Transparent,
@@ -54,7 +55,6 @@ pub enum Transparent {
 #[derive(Debug)]
 pub struct Listener {
     descriptor: Descriptor,
-    options: SocketOptions,
     taken_in_a_row: Cell<u32>,
     /// Nobody else holds this socket, so dropping it may end the listening itself.
     exclusive: bool,
@@ -69,19 +69,14 @@ impl Listener {
                 namespace.within(|| listening_socket(at, options)).map_err(io::Error::other)??
             }
         };
-        let mut listener = Self::from_descriptor(socket, options.socket.clone())?;
+        let mut listener = Self::from_descriptor(socket)?;
         listener.exclusive = true;
         Ok(listener)
     }
 
     /// Takes over a non-blocking listening socket that others may hold as well: dropping it only closes ours.
-    pub fn from_descriptor(socket: OwnedFd, options: SocketOptions) -> io::Result<Self> {
-        Ok(Self {
-            descriptor: Descriptor::new(socket)?,
-            options,
-            taken_in_a_row: Cell::new(0),
-            exclusive: false,
-        })
+    pub fn from_descriptor(socket: OwnedFd) -> io::Result<Self> {
+        Ok(Self { descriptor: Descriptor::new(socket)?, taken_in_a_row: Cell::new(0), exclusive: false })
     }
 
     pub fn local_address(&self) -> io::Result<SocketAddr> {
@@ -94,9 +89,11 @@ impl Listener {
     /// Running out of descriptors or memory is survived by resting; an error means that the listener is broken.
     pub async fn accept(&self) -> io::Result<(Socket, SocketAddr)> {
         loop {
-            // A wait through the runtime is due now and then even when connections keep coming.
+            // A wait through the runtime is due now and then even when connections keep coming: epoll answers it at
+            // once if more are there, so other tasks are let through first.
             if self.taken_in_a_row.get() >= ACCEPTS_IN_A_ROW_MAX {
                 self.taken_in_a_row.set(0);
+                requeue().await;
                 self.descriptor.readable().await?;
             }
             match rustix::net::acceptfrom_with(&self.descriptor, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
@@ -105,8 +102,9 @@ impl Listener {
                     self.taken_in_a_row.set(self.taken_in_a_row.get() + 1);
                     // The peer may have reset the connection already: then it is no error of the listener.
                     let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { continue };
-                    if let Some(socket) = self.adopt(socket) {
-                        return Ok((socket, canonical(peer)));
+                    match Socket::new(socket) {
+                        Ok(socket) => return Ok((socket, canonical(peer))),
+                        Err(error) => tracing::warn!(%error, "an accepted connection is given up"),
                     }
                 }
                 Err(Errno::AGAIN) => {
@@ -126,11 +124,6 @@ impl Listener {
                 Err(errno) => tracing::debug!(error = %errno, "a connection was gone before it was accepted"),
             }
         }
-    }
-
-    fn adopt(&self, socket: OwnedFd) -> Option<Socket> {
-        let adopted = self.options.apply(&SockRef::from(&socket)).and_then(|()| Socket::new(socket));
-        adopted.inspect_err(|error| tracing::debug!(%error, "an accepted connection is given up")).ok()
     }
 }
 
@@ -157,7 +150,9 @@ fn listening_socket(at: SocketAddr, options: &ListenOptions) -> io::Result<Owned
     if at.is_ipv6() {
         socket.set_only_v6(at.ip() != IpAddr::V6(Ipv6Addr::UNSPECIFIED))?;
     }
-    options.socket.apply_before_connect(&SockRef::from(&socket))?;
+    // Linux copies the listener's state into each connection: nodelay, keep-alive, mark and, as it was set explicitly,
+    // congestion control. So an accept costs one system call.
+    options.socket.apply(&SockRef::from(&socket))?;
     socket.bind(&at.into())?;
     socket.listen(if options.backlog > 0 { options.backlog } else { LISTEN_BACKLOG })?;
     Ok(socket.into())
@@ -185,6 +180,7 @@ pub fn wildcard(port: u16, ipv6: bool) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::KEEPALIVE;
     use crate::net::testing::on_each_driver;
     use std::io::Write;
 
@@ -206,6 +202,27 @@ mod tests {
                 let mut byte = [0];
                 assert_eq!(socket.read(&mut byte).await.unwrap(), 1);
             }
+        });
+    }
+
+    #[test]
+    fn accepted_sockets_inherit_the_options_of_their_listener() {
+        on_each_driver(|_worker| async {
+            let socket = SocketOptions {
+                congestion: Some("reno".parse().unwrap()),
+                keepalive: Some(KEEPALIVE),
+                ..SocketOptions::default()
+            };
+            let options = ListenOptions { socket, ..ListenOptions::default() };
+            let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &options).unwrap();
+            let _client = std::net::TcpStream::connect(listener.local_address().unwrap()).unwrap();
+            let (accepted, _) = listener.accept().await.unwrap();
+            let accepted = SockRef::from(&accepted);
+            assert!(accepted.tcp_nodelay().unwrap() && accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), Duration::from_mins(3));
+            assert_eq!(accepted.tcp_keepalive_retries().unwrap(), 9);
+            let congestion = accepted.tcp_congestion().unwrap();
+            assert_eq!(congestion.split(|byte| *byte == 0).next(), Some(&b"reno"[..]));
         });
     }
 

@@ -182,12 +182,7 @@ impl Worker {
         match self.context.driver {
             // The eventfd holds 1 and nobody reads it, so the wait cannot fail or last.
             Driver::IoUring => drop(self.context.always_ready.readable().await),
-            Driver::Epoll => {
-                let woken = Rc::new(Signal::default());
-                let waking = woken.clone();
-                self.spawn(async move { waking.raise() });
-                woken.wait().await;
-            }
+            Driver::Epoll => requeue().await,
         }
     }
 
@@ -215,4 +210,13 @@ impl Worker {
             }
         }
     }
+}
+
+/// Lets the tasks that are ready now run first. On io_uring this alone lets no I/O happen: see [`Worker::yield_now`].
+pub(crate) async fn requeue() {
+    let woken = Rc::new(Signal::default());
+    let waking = woken.clone();
+    // Through another task, because monoio puts a task that wakes itself at the front of its queue.
+    drop(monoio::spawn(async move { waking.raise() }));
+    woken.wait().await;
 }
