@@ -167,3 +167,28 @@ fn errors_at_the_start_name_what_to_mend() {
     assert_eq!(code, Some(2));
     assert!(said.contains("port"), "{said}");
 }
+
+#[test]
+fn running_out_of_descriptors_is_survived() {
+    let pki = Pki::new();
+    let server_at = address();
+    let _server = start(
+        "server",
+        &pki.issue("server", SERVER),
+        &["--listen", &server_at.to_string(), "--forward-to", &echo().to_string()],
+    );
+    let files = pki.issue("client", CLIENT);
+    let at = address();
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -n 48; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_corelane")]);
+    command.args(["tunnel", "client", "--workers", "1", "--listen", &at.to_string()]);
+    command.args(["--peer", &server_at.to_string(), "--authority", "127.0.0.1:9", "--peer-identity", SERVER]);
+    command.arg("--cert").arg(&files.cert).arg("--key").arg(&files.key).arg("--ca").arg(&files.ca);
+    let mut client = Process::start("client", command.env("NO_COLOR", "1"));
+    client.wait_for("listening");
+    assert_works(at);
+    let crowd: Vec<_> = (0..80).map(|_| dial(at)).collect();
+    client.wait_for("no connection can be accepted for now");
+    drop(crowd);
+    assert_works(at);
+}

@@ -1,7 +1,10 @@
 //! Handing received payload on: kept for a reader, or written to the application's socket within the read turn.
 
+use std::future::{Future, poll_fn};
 use std::io::{self, IoSlice};
+use std::pin::pin;
 use std::rc::Rc;
+use std::task::Poll;
 
 use bytes::Buf;
 use tunnel::h2::ErrorCode;
@@ -101,7 +104,7 @@ impl Stream {
 
     async fn drain_pending(&self, socket: &Socket) -> io::Result<()> {
         loop {
-            if self.pending.borrow().is_empty() || self.ended().is_some() {
+            if self.pending.borrow().is_empty() || self.is_cut() {
                 return Ok(());
             }
             let sent = {
@@ -118,19 +121,38 @@ impl Stream {
                     self.delivered.set(self.delivered.get() + sent as u64);
                     self.link().write(|session| session.release(self.id(), sent));
                 }
-                None => socket.writable().await?,
+                None => self.writable_or_cut(socket).await?,
             }
         }
+    }
+
+    /// Waits until the application reads again, or the stream is cut: the application may never read again.
+    async fn writable_or_cut(&self, socket: &Socket) -> io::Result<()> {
+        let mut writable = pin!(socket.writable());
+        poll_fn(|context| {
+            if self.cut.poll_wait(context).is_ready() {
+                return Poll::Ready(Ok(()));
+            }
+            writable.as_mut().poll(context)
+        })
+        .await
+    }
+
+    /// Whether it ended in a way that makes what is pending worthless.
+    pub(super) fn is_cut(&self) -> bool {
+        self.ended.borrow().as_ref().is_some_and(|end| !end.is_orderly())
     }
 
     /// The stream was cut: so is the application's connection, unless the peer meant an ordinary end.
     pub(super) fn abort_sink(&self) {
         let Sink::Socket(socket) = &*self.sink.borrow() else { return };
-        let orderly = self.ended().is_some_and(|end| end.is_orderly()) && self.pending.borrow().is_empty();
-        if orderly {
-            drop(socket.shutdown_write());
-        } else {
+        if self.is_cut() {
             socket.reset_on_close();
+            self.cut.raise();
+        } else {
+            // What came before is still the application's: its end follows it.
+            self.received_end.set(true);
+            self.pass_end_on();
         }
         // Wakes the task that waits for the application to say something.
         drop(socket.shutdown_read());

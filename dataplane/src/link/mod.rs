@@ -55,3 +55,6 @@ impl fmt::Display for LinkEnd {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

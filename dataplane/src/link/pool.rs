@@ -100,6 +100,7 @@ struct Inner {
     /// Links that nothing uses or will use.
     unused: RefCell<Vec<LinkId>>,
     next_id: Cell<u64>,
+    draining: Cell<bool>,
 }
 
 struct Pooled {
@@ -144,6 +145,7 @@ impl Pool {
             waiters: RefCell::default(),
             unused: RefCell::default(),
             next_id: Cell::new(0),
+            draining: Cell::new(false),
         });
         let sweeping = Rc::downgrade(&inner);
         worker.tick_list().add(sweeping);
@@ -197,6 +199,7 @@ impl Pool {
 
     /// Takes no new streams on any link, and ends each with its last stream.
     pub fn drain(&self) {
+        self.inner.draining.set(true);
         let links: Vec<_> = self.inner.links.borrow().values().map(|pooled| pooled.link.clone()).collect();
         for link in links {
             link.drain();
@@ -264,6 +267,10 @@ impl Inner {
                     return failed.into_iter().for_each(|waiter| self.answer(waiter, Err(error.clone())));
                 }
             };
+            if self.draining.get() {
+                // Dialled for somebody who was there before.
+                link.drain();
+            }
             let id = self.next_id();
             let streams_max = streams_max(&link);
             self.links.borrow_mut().insert(id, Pooled { link, streams_max });

@@ -88,7 +88,9 @@ impl TunnelStream {
             };
             let stream = &self.stream;
             let result = match stream.send_from(&socket, from_socket, to_socket).await {
-                Ok(()) => stream.wait_delivered().await,
+                Err(Failure::Stream(end)) if !end.is_orderly() => Err(Failure::Stream(end)),
+                // An ordinary end of the peer's leaves to the application what came before.
+                Ok(()) | Err(Failure::Stream(_)) => stream.wait_delivered().await,
                 failed => failed,
             };
             to_socket.set(stream.delivered.get());
@@ -189,7 +191,9 @@ impl Stream {
             if self.received_end.get() && self.pending.borrow().is_empty() && !self.draining.get() {
                 return Ok(());
             }
-            self.check()?;
+            if self.is_cut() {
+                self.check()?;
+            }
             self.inbound.wait().await;
         }
     }

@@ -65,7 +65,7 @@ pub(super) struct Stream {
     sent_end: Cell<bool>,
     /// A task is writing `pending` to the application's socket.
     pub(super) draining: Cell<bool>,
-    ended: RefCell<Option<StreamEnd>>,
+    pub(super) ended: RefCell<Option<StreamEnd>>,
     answer: RefCell<Option<Box<Headers>>>,
     /// Bytes handed to the application's socket.
     pub(super) delivered: Cell<u64>,
@@ -73,6 +73,8 @@ pub(super) struct Stream {
     pub(super) inbound: Signal,
     /// There may be room to send, or the stream has ended.
     pub(super) outbound: Signal,
+    /// What is pending will not be wanted any more.
+    pub(super) cut: Signal,
 }
 
 impl Stream {
@@ -90,6 +92,7 @@ impl Stream {
             delivered: Cell::new(0),
             inbound: Signal::default(),
             outbound: Signal::default(),
+            cut: Signal::default(),
         })
     }
 
@@ -181,6 +184,17 @@ impl Stream {
         self.link.write(|session| session.reset(self.id, code));
         self.link.streams.borrow_mut().remove(&self.id);
         self.abort(StreamEnd::Reset(code));
+    }
+
+    /// Ends the stream also where it has ended in order and the application has not yet taken all of it.
+    fn cut_off(&self, code: ErrorCode) {
+        self.reset(code);
+        if !self.is_cut() {
+            *self.ended.borrow_mut() = Some(StreamEnd::Reset(code));
+            self.abort_sink();
+            self.inbound.raise();
+            self.outbound.raise();
+        }
     }
 
     /// Gives back the credit of payload that nobody will take.
@@ -330,10 +344,10 @@ pub struct StreamCutter {
 }
 
 impl StreamCutter {
-    /// Resets the stream if it is still open.
+    /// Resets the stream, and the application's connection with what it has not taken yet.
     pub fn cut(&self, code: ErrorCode) {
         if let Some(stream) = self.stream.upgrade() {
-            stream.reset(code);
+            stream.cut_off(code);
         }
     }
 
