@@ -19,9 +19,15 @@ use crate::worker::BoxError;
 /// Exit code when a command fails after its arguments were understood.
 const FAILED: u8 = 1;
 
+const EXAMPLES: &str = "Examples:
+  corelane mesh examples/hello-world      a whole mesh on this machine, with a report
+  corelane check examples/hello-world     what is wrong with a folder of YAML
+  corelane tunnel client --help           HBONE alone, with certificates from files";
+
 /// The node proxy for ambient service meshes.
 #[derive(Debug, Parser)]
 #[command(name = "corelane", version, about, max_term_width = 110, arg_required_else_help = true)]
+#[command(after_help = EXAMPLES)]
 struct CommandLine {
     /// What to log, as in RUST_LOG: a level, or `target=level` pairs. Usually `info`; `warn` while a plan is carried
     /// out.
