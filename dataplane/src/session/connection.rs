@@ -175,6 +175,11 @@ impl Connection {
         self.close_books(cause);
     }
 
+    /// Takes it out of the books without a trace: it was only waited with.
+    pub(super) fn strike_out(self) {
+        self.ended.set(true);
+    }
+
     /// Writes the line of one request of this connection; `began` is when its head was complete.
     pub(super) fn log_request(
         &self,

@@ -1,9 +1,11 @@
 //! What other proxies send to a pod (port 15008): HBONE over mTLS, each CONNECT validated, authorized, handed on.
 
+use std::cell::Cell;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::sync::Arc;
 
-use l7::authz::ConnectionVerdict;
+use l7::authz::{ConnectionVerdict, PolicySet};
 use l7::ir::ConnectionAttributes;
 use model::{AppProtocol, ApplicationTunnel, ApplicationTunnelProtocol, Identity, Workload};
 use tunnel::hbone::{
@@ -17,16 +19,50 @@ use super::dial::{code_point, connect_cause};
 use super::http;
 use super::node::{Node, contexts_of, workload_of};
 use super::pod::Pod;
-use super::state::NodeState;
+use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, HttpFacts, Party};
 use crate::link::{Flow, Handler, IncomingRequest, Link, LinkEnd, ServerOptions, TunnelStream};
 use crate::metrics::Counter;
 use crate::net::{ConnectOptions, Socket, connect};
 
+/// The answer to a request for which there is no room.
+const STATUS_BUSY: u16 = 503;
+
 pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let state = node.state();
-    let contexts = workload_of(&state, &pod.local).and_then(|workload| contexts_of(&state, &workload));
+    match workload_of(&state, &pod.local) {
+        Some(workload) => accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload)),
+        None => {
+            let worker = node.worker.clone();
+            worker.spawn(accept_early(node, pod, socket, remote));
+        }
+    }
+}
+
+/// The pod is not known to the control plane yet, so nobody knows which certificate is its own.
+async fn accept_early(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
+    let source = Party { address: Some(remote), workload: None, identity: None };
+    let connection = Connection::begin(&node, &pod, Direction::Inbound, source);
+    let refused = match connection.until_cut(node.workload(&pod.local)).await {
+        Ok(Some((state, workload))) => {
+            connection.strike_out();
+            return accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload));
+        }
+        Ok(None) => CloseCause::UnknownWorkload,
+        Err(cause) => cause,
+    };
+    socket.reset_on_close();
+    connection.end(refused);
+}
+
+fn accept_tunnel(
+    node: Rc<Node>,
+    pod: Rc<Pod>,
+    socket: Socket,
+    remote: SocketAddr,
+    contexts: Option<Arc<TlsContexts>>,
+) {
     let Some(contexts) = contexts else {
         // Without a certificate there is nothing that could be said in TLS.
         let source = Party { address: Some(remote), workload: None, identity: None };
@@ -36,11 +72,11 @@ pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: Socket
     };
     let worker = node.worker.clone();
     node.metrics.count(Counter::LinksAccepted);
-    let handler = Rc::new(Gate { node, pod, remote });
-    if let Err(error) =
-        crate::link::serve(&worker, socket, remote, &contexts.server, &ServerOptions::default(), handler)
-    {
-        tracing::warn!(%error, %remote, "an accepted connection is given up");
+    let gate = Rc::new(Gate { node, pod: pod.clone(), remote, kept: Cell::new(None) });
+    let options = ServerOptions::default();
+    match crate::link::serve(&worker, socket, remote, &contexts.server, &options, gate.clone()) {
+        Ok(link) => gate.kept.set(Some(pod.keep(link))),
+        Err(error) => tracing::warn!(%error, %remote, "an accepted connection is given up"),
     }
 }
 
@@ -49,10 +85,15 @@ struct Gate {
     node: Rc<Node>,
     pod: Rc<Pod>,
     remote: SocketAddr,
+    /// Where the pod keeps the link.
+    kept: Cell<Option<usize>>,
 }
 
 impl Handler for Gate {
     fn request(&self, request: IncomingRequest) {
+        if self.node.is_full() {
+            return request.refuse(STATUS_BUSY);
+        }
         self.node.metrics.count(Counter::StreamsAccepted);
         let (node, pod, remote) = (self.node.clone(), self.pod.clone(), self.remote);
         self.node.worker.spawn(async move {
@@ -83,6 +124,9 @@ impl Handler for Gate {
     }
 
     fn ended(&self, link: &Rc<Link>, end: &LinkEnd) {
+        if let Some(key) = self.kept.take() {
+            self.pod.forget(key);
+        }
         // A peer that never proved itself made no request: this is the only line that tells of it.
         if link.peer().is_none() {
             let source = Party { address: Some(self.remote), workload: None, identity: None };
@@ -194,7 +238,7 @@ async fn prepare(
 fn describe_parties(
     connection: &Connection,
     state: &NodeState,
-    workload: &std::sync::Arc<Workload>,
+    workload: &Arc<Workload>,
     remote: SocketAddr,
     service: Option<&str>,
 ) {
@@ -218,22 +262,8 @@ pub(super) fn admit(
     arrival: &Arrival,
 ) -> Result<Admission, CloseCause> {
     let policies = state.snapshot.policies_for(workload);
-    let attributes = arrival.attributes();
-    let admission = match policies.evaluate_connection(&attributes) {
-        ConnectionVerdict::Allow(_) => Admission::Admitted,
-        ConnectionVerdict::Deny(denial) => {
-            tracing::debug!(?denial, "denied");
-            return Err(CloseCause::PolicyDenied);
-        }
-        // Declared not to be HTTP: what only requests have is absent.
-        ConnectionVerdict::NeedsRequest if is_opaque(state, workload, arrival.destination.port()) => {
-            if !policies.evaluate(&attributes, None).is_allowed() {
-                return Err(CloseCause::PolicyDenied);
-            }
-            Admission::Admitted
-        }
-        ConnectionVerdict::NeedsRequest => Admission::ByRequest,
-    };
+    let admission =
+        judge(state, workload, &policies, &arrival.attributes()).ok_or(CloseCause::PolicyDenied)?;
     connection.shared.authorized.replace(Some(Authorized {
         source: arrival.source.clone(),
         source_ip: arrival.source_address.ip(),
@@ -243,6 +273,27 @@ pub(super) fn admit(
         request: None,
     }));
     Ok(admission)
+}
+
+/// What policy says of a connection; `None` denies it.
+pub(super) fn judge(
+    state: &NodeState,
+    workload: &Workload,
+    policies: &PolicySet,
+    connection: &ConnectionAttributes<'_>,
+) -> Option<Admission> {
+    match policies.evaluate_connection(connection) {
+        ConnectionVerdict::Allow(_) => Some(Admission::Admitted),
+        ConnectionVerdict::Deny(denial) => {
+            tracing::debug!(?denial, "denied");
+            None
+        }
+        // Declared not to be HTTP: what only requests have is absent.
+        ConnectionVerdict::NeedsRequest if is_opaque(state, workload, connection.destination_port) => {
+            policies.evaluate(connection, None).is_allowed().then_some(Admission::Admitted)
+        }
+        ConnectionVerdict::NeedsRequest => Some(Admission::ByRequest),
+    }
 }
 
 /// Whether a service declares the port as something that is not HTTP.
@@ -308,7 +359,7 @@ pub(super) async fn dial_application(
 fn log_authority(authority: &tunnel::hbone::Authority) -> Authority {
     match &authority.host {
         Host::Ip(ip) => Authority::Address(SocketAddr::new(*ip, authority.port)),
-        Host::Name(name) => Authority::Hostname(std::sync::Arc::from(&**name), authority.port),
+        Host::Name(name) => Authority::Hostname(Arc::from(&**name), authority.port),
     }
 }
 

@@ -14,14 +14,17 @@ use super::pod::Pod;
 use super::registry::Registry;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
 use crate::access_log::queue::Recorder;
-use crate::metrics::WorkerMetrics;
+use crate::metrics::{Limit, WorkerMetrics};
 use crate::net::{
     Congestion, ConnectOptions, KEEPALIVE, ListenOptions, NetworkNamespace, SocketOptions, Transparent,
 };
-use crate::worker::{BoxError, Signal, Worker};
+use crate::worker::{BoxError, Latch, TICK, Worker};
 
 /// How long a captured connection waits for its own pod to be known to the control plane.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
+
+/// So long before the deadline of a drain what is left is cut, for the resets must still be sent.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 
 /// The ports inside each pod that traffic is redirected to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,8 @@ pub struct NodeOptions {
     pub congestion: Option<Congestion>,
     /// Connections of one worker at most; beyond it new ones are closed.
     pub connections_max: usize,
+    /// How long a connection waits for its own pod to be known to the control plane.
+    pub workload_wait: Duration,
 }
 
 impl Default for NodeOptions {
@@ -62,6 +67,7 @@ impl Default for NodeOptions {
             keeps_source_address: true,
             congestion: None,
             connections_max: 100_000,
+            workload_wait: WORKLOAD_WAIT,
         }
     }
 }
@@ -86,8 +92,8 @@ pub struct Node {
     pub(super) registry: Registry,
     events: Sender<PodEvent>,
     state: RefCell<Arc<NodeState>>,
-    /// Raised for every task that waits for a new state.
-    waiting: RefCell<Vec<Rc<Signal>>>,
+    /// Opens when the next state is in force.
+    superseded: RefCell<Rc<Latch>>,
     pods: RefCell<HashMap<Arc<str>, Rc<Pod>>>,
     random: Cell<u64>,
 }
@@ -104,21 +110,32 @@ impl Node {
             registry: Registry::default(),
             events: parts.events,
             state: RefCell::default(),
-            waiting: RefCell::default(),
+            superseded: RefCell::default(),
             pods: RefCell::default(),
             random: Cell::new(random_seed(seed, worker.index())),
         });
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
         Registry::keep_books(&node);
-        let draining = node.clone();
-        worker.spawn(async move {
-            draining.worker.drain().wait().await;
-            for pod in draining.pods.borrow().values() {
-                pod.stop_listening();
-            }
-        });
+        worker.spawn(node.clone().drain());
         Ok(node)
+    }
+
+    /// Waits for the worker's drain: takes no new connections, and cuts in time what does not end by itself.
+    async fn drain(self: Rc<Self>) {
+        self.worker.drain().wait().await;
+        for pod in self.pods.borrow().values() {
+            pod.stop_listening();
+        }
+        loop {
+            let Some(deadline) = self.worker.drain_deadline() else { return };
+            let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(LAST_WORDS);
+            if left.is_zero() {
+                return self.registry.cut_all();
+            }
+            // The deadline may be brought forward.
+            monoio::time::sleep(left.min(TICK)).await;
+        }
     }
 
     /// The state to decide from. Hold on to it for one decision, not for a connection's life.
@@ -149,16 +166,15 @@ impl Node {
 
     /// The workload of a local pod, waited for while the control plane has not told of it yet.
     pub(super) async fn workload(&self, pod: &LocalPod) -> Option<(Arc<NodeState>, Arc<Workload>)> {
-        let deadline = Instant::now() + WORKLOAD_WAIT;
+        let deadline = Instant::now() + self.options.workload_wait;
         loop {
+            let superseded = self.superseded.borrow().clone();
             let state = self.state();
             if let Some(workload) = workload_of(&state, pod) {
                 return Some((state.clone(), workload));
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            let changed = Rc::new(Signal::default());
-            self.waiting.borrow_mut().push(changed.clone());
-            monoio::time::timeout(left, changed.wait()).await.ok()?;
+            monoio::time::timeout(left, superseded.wait()).await.ok()?;
         }
     }
 
@@ -168,9 +184,7 @@ impl Node {
         self.sync_pods(&state);
         self.registry.enforce(&state);
         self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());
-        for signal in self.waiting.take() {
-            signal.raise();
-        }
+        self.superseded.take().open();
     }
 
     fn sync_pods(self: &Rc<Self>, state: &NodeState) {
@@ -180,8 +194,8 @@ impl Node {
             // The same uid with another namespace is another pod that took its name.
             let stays = state.pods.get(uid).is_some_and(|local| local.network.is_same(&pod.local.network));
             if !stays {
-                pod.stop();
                 self.registry.cut_pod(uid);
+                pod.stop();
                 self.tell(PodEvent::Stopped { uid: uid.clone(), worker });
             }
             stays
@@ -205,6 +219,15 @@ impl Node {
                 }
             }
         }
+    }
+
+    /// Whether there is no room for one more connection; counted where it is asked.
+    pub(super) fn is_full(&self) -> bool {
+        let full = self.registry.len() >= self.options.connections_max;
+        if full {
+            self.metrics.limit_hit(Limit::Connections);
+        }
+        full
     }
 
     pub(super) fn socket_options(&self) -> SocketOptions {

@@ -8,14 +8,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use model::Workload;
+use slab::Slab;
 use tunnel::hbone::Baggage;
 use tunnel::pool::PoolConfig;
 
 use super::node::Node;
 use super::state::LocalPod;
 use super::{inbound, outbound, passthrough};
-use crate::link::Pool;
-use crate::metrics::Limit;
+use crate::link::{Link, Pool};
 use crate::net::{Listener, Socket, wildcard};
 use crate::worker::Latch;
 
@@ -23,6 +23,8 @@ pub(super) struct Pod {
     pub(super) local: Arc<LocalPod>,
     /// Tunnels that this pod's connections share. Never shared between pods: each proves its own identity.
     pub(super) pool: Pool,
+    /// Tunnels that others have made to this pod.
+    accepted: RefCell<Slab<Rc<Link>>>,
     closing: Rc<Latch>,
     /// The workload's description as it is sent with each request, and the workload it was made from.
     baggage: RefCell<Option<(Arc<Workload>, Rc<str>)>>,
@@ -42,8 +44,13 @@ impl Pod {
             (bind(ports.inbound_hbone)?, inbound::serve),
         ];
         let pool = Pool::new(&node.worker, PoolConfig::default());
-        let pod =
-            Rc::new(Self { local: local.clone(), pool, closing: Rc::default(), baggage: RefCell::default() });
+        let pod = Rc::new(Self {
+            local: local.clone(),
+            pool,
+            accepted: RefCell::default(),
+            closing: Rc::default(),
+            baggage: RefCell::default(),
+        });
         for (listener, serve) in listeners {
             node.worker.spawn(accept(node.clone(), pod.clone(), listener, serve));
         }
@@ -68,10 +75,25 @@ impl Pod {
         self.closing.open();
     }
 
-    /// Takes no new connections and lets go of the tunnels; the registry cuts what is open.
+    /// Takes no new connections and lets go of all tunnels, those included that others have made to the pod. The
+    /// registry cuts what is open, before.
     pub(super) fn stop(&self) {
         self.closing.open();
         self.pool.drain();
+        // Out of the slab first: a link calls back when it ends.
+        let accepted = std::mem::take(&mut *self.accepted.borrow_mut());
+        for (_, link) in accepted {
+            link.close(crate::link::CloseCause::LocalClose, "the pod leaves");
+        }
+    }
+
+    /// Keeps an accepted tunnel until [`Pod::forget`].
+    pub(super) fn keep(&self, link: Rc<Link>) -> usize {
+        self.accepted.borrow_mut().insert(link)
+    }
+
+    pub(super) fn forget(&self, key: usize) {
+        self.accepted.borrow_mut().try_remove(key);
     }
 }
 
@@ -90,9 +112,7 @@ async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) 
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok(_) if node.registry.len() >= node.options.connections_max => {
-                node.metrics.limit_hit(Limit::Connections);
-            }
+            Ok((socket, _)) if node.is_full() => socket.reset_on_close(),
             Ok((socket, remote)) => serve(node.clone(), pod.clone(), socket, remote),
             Err(error) => {
                 tracing::error!(pod = %pod.local.uid, %error, "a listener is broken");

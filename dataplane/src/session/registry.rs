@@ -4,12 +4,12 @@ use std::cell::RefCell;
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
-use l7::authz::ConnectionVerdict;
 use l7::ir::ConnectionAttributes;
 use slab::Slab;
 
 use super::connection::{Authorized, Shared};
 use super::http::is_still_allowed;
+use super::inbound::{Admission, judge};
 use super::node::{Node, workload_of};
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
@@ -48,6 +48,11 @@ impl Registry {
         for (_, connection) in self.live.borrow().iter().filter(|(_, it)| &*it.pod.uid == uid) {
             connection.cut(CloseCause::Drained);
         }
+    }
+
+    /// Cuts everything: the time of a drain is up.
+    pub(super) fn cut_all(&self) {
+        self.for_each(|connection| connection.cut(CloseCause::Drained));
     }
 
     /// Asks every authorized connection's question again and cuts those whose answer is no.
@@ -102,12 +107,12 @@ fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -
     let Some(workload) = workload_of(state, &connection.pod) else { return false };
     let policies = state.snapshot.policies_for(&workload);
     let attributes = authorized.attributes();
-    match policies.evaluate_connection(&attributes) {
-        ConnectionVerdict::Allow(_) => true,
-        ConnectionVerdict::Deny(_) => false,
+    match judge(state, &workload, &policies, &attributes) {
+        Some(Admission::Admitted) => true,
+        None => false,
         // A connection whose bytes are not read can no longer be judged.
-        ConnectionVerdict::NeedsRequest if !authorized.reads_requests => false,
-        ConnectionVerdict::NeedsRequest => {
+        Some(Admission::ByRequest) if !authorized.reads_requests => false,
+        Some(Admission::ByRequest) => {
             authorized.request.as_ref().is_none_or(|head| is_still_allowed(&policies, &attributes, head))
         }
     }

@@ -11,7 +11,6 @@ use l7::ir::{ConnectionAttributes, RequestHead};
 use l7::path::normalize;
 
 use super::conversation::converse;
-use super::reader::Reader;
 use super::{Director, NORMALIZATION, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::HttpFacts;
@@ -41,7 +40,7 @@ pub(in crate::session) async fn authorize(
     application: Application,
 ) -> CloseCause {
     let Application { node, pod, target, socket } = application;
-    let idle = Some(Upstream { wire: Wire::Socket(socket), reader: Reader::default() });
+    let idle = Some(Upstream::new(Wire::Socket(socket)));
     let mut gate = Gate { connection, node, pod, arrival, target, idle };
     converse(connection, downstream, &mut gate).await
 }
@@ -88,13 +87,14 @@ impl Director for Gate<'_> {
             return Ok(idle);
         }
         match dial_application(&self.node, &self.pod, &self.arrival, self.target).await {
-            Ok(socket) => Ok(Upstream { wire: Wire::Socket(socket), reader: Reader::default() }),
+            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket))),
             Err(cause) => Err(Reply { status: 503, body: "upstream connect error", cause }),
         }
     }
 
     fn finished(&mut self, upstream: Option<Upstream>) {
-        self.idle = upstream;
+        // A request that was denied has not touched the upstream of the one before.
+        self.idle = upstream.or_else(|| self.idle.take());
         if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
             authorized.request = None;
         }

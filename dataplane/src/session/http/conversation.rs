@@ -3,6 +3,7 @@
 //! A pipelined request waits, unread, until the response before it is complete. After a request whose framing is not
 //! known, or whose body was not read to its end, the connection is closed: what follows could be anything.
 
+use std::cell::RefCell;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -12,10 +13,11 @@ use l7::path::normalize;
 
 use super::exchange::{Exchange, Outcome};
 use super::reader::{HeadError, Reader};
-use super::{Director, NORMALIZATION, Reply, Upstream, Wire};
+use super::{Director, NORMALIZATION, Reply, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Path, method};
 use crate::session::connection::Connection;
+use crate::worker::Worker;
 
 /// A request that has been read and decided, ready to be forwarded.
 pub(super) struct Plan {
@@ -41,33 +43,49 @@ pub(super) async fn converse<D: Director>(
     downstream: &Wire,
     director: &mut D,
 ) -> CloseCause {
-    match connection.until_cut(requests(connection, downstream, director)).await {
+    let current = RefCell::new(None);
+    match connection.until_cut(requests(connection, downstream, director, &current)).await {
         Ok(cause) => cause,
         Err(cause) => {
-            downstream.reset_on_drop();
+            downstream.reset();
+            if let Some(InFlight { facts, began, before }) = current.take() {
+                let bytes = since(before, counted(connection));
+                connection.log_request(facts, cause, began, bytes);
+            }
             cause
         }
     }
 }
 
-async fn requests<D: Director>(connection: &Connection, downstream: &Wire, director: &mut D) -> CloseCause {
+/// The request that is being served, for the books if it is cut.
+struct InFlight {
+    facts: Box<HttpFacts>,
+    began: Instant,
+    /// The connection's byte counts when it began.
+    before: (u64, u64),
+}
+
+/// Why there is no next request.
+enum NoRequest {
+    /// The downstream is done, or we are.
+    Closed(CloseCause),
+    Refused(Reply),
+}
+
+async fn requests<D: Director>(
+    connection: &Connection,
+    downstream: &Wire,
+    director: &mut D,
+    current: &RefCell<Option<InFlight>>,
+) -> CloseCause {
     let worker = &connection.node.worker;
     let mut reader = Reader::default();
     loop {
-        let head = match reader.head(worker, downstream).await {
-            Ok(Some(head)) => head,
-            Ok(None) => {
-                let _ = downstream.finish();
-                return CloseCause::Finished;
-            }
-            Err(HeadError::Io | HeadError::Truncated) => return CloseCause::ClientReset,
-            Err(HeadError::Timeout) => {
-                let reply =
-                    Reply { status: 408, body: "request head timed out", cause: CloseCause::RequestTimeout };
+        let head = match next_head(worker, &mut reader, downstream).await {
+            Ok(head) => head,
+            Err(NoRequest::Closed(cause)) => return cause,
+            Err(NoRequest::Refused(reply)) => {
                 return refuse(connection, downstream, reply, Box::default()).await;
-            }
-            Err(HeadError::Http(error)) => {
-                return refuse(connection, downstream, invalid(error), Box::default()).await;
             }
         };
         let began = Instant::now();
@@ -76,34 +94,89 @@ async fn requests<D: Director>(connection: &Connection, downstream: &Wire, direc
             Ok(seen) => seen,
             Err(reply) => return refuse(connection, downstream, reply, facts).await,
         };
-        let draining = worker.drain().is_open();
-        let opened = match decision {
-            Ok(choice) => director.upstream(choice).await,
-            Err(reply) => Err(reply),
-        };
-        let outcome = match opened {
-            Ok(mut upstream) => {
-                let exchange = Exchange { connection, downstream, plan: &plan, draining };
-                let outcome = exchange.run(&mut reader, &mut upstream).await;
-                let Upstream { wire, .. } = &upstream;
-                if !outcome.upstream_is_whole {
-                    wire.reset_on_drop();
-                }
-                director.finished(outcome.upstream_lives.then_some(upstream));
-                outcome
-            }
-            Err(reply) => {
-                director.finished(None);
-                answer(connection, downstream, &plan, reply, draining).await
-            }
-        };
-        facts.status = outcome.status;
-        connection.log_request(facts, outcome.cause, began, outcome.bytes);
+        current.replace(Some(InFlight { facts, began, before: counted(connection) }));
+        let outcome = serve(connection, downstream, director, &mut reader, &plan, decision).await;
+        if let Some(InFlight { mut facts, began, before }) = current.take() {
+            facts.status = outcome.status;
+            connection.log_request(facts, outcome.cause, began, since(before, counted(connection)));
+        }
         if !outcome.downstream_lives {
-            let _ = downstream.finish();
+            if outcome.downstream_is_whole {
+                downstream.close(worker).await;
+            }
             return outcome.cause;
         }
     }
+}
+
+/// The head of the next request, or why there is none.
+async fn next_head(worker: &Worker, reader: &mut Reader, downstream: &Wire) -> Result<Bytes, NoRequest> {
+    // A connection that only waits ends with the drain; what has been begun is finished.
+    match worker.unless_draining(reader.begun(worker, downstream)).await {
+        None => {
+            downstream.close(worker).await;
+            return Err(NoRequest::Closed(CloseCause::Drained));
+        }
+        Some(Ok(true)) => {}
+        Some(Ok(false)) => {
+            // The client has ended; whether it still listens does not matter, for all is said.
+            drop(downstream.finish());
+            return Err(NoRequest::Closed(CloseCause::Finished));
+        }
+        Some(Err(_)) => return Err(NoRequest::Closed(CloseCause::ClientReset)),
+    }
+    match reader.head(worker, downstream).await {
+        Ok(Some(head)) => Ok(head),
+        Ok(None) | Err(HeadError::Io | HeadError::Truncated) => {
+            Err(NoRequest::Closed(CloseCause::ClientReset))
+        }
+        Err(HeadError::Timeout) => Err(NoRequest::Refused(Reply {
+            status: 408,
+            body: "request head timed out",
+            cause: CloseCause::RequestTimeout,
+        })),
+        Err(HeadError::Http(error)) => Err(NoRequest::Refused(invalid(error))),
+    }
+}
+
+/// Forwards a decided request, or answers it.
+async fn serve<D: Director>(
+    connection: &Connection,
+    downstream: &Wire,
+    director: &mut D,
+    reader: &mut Reader,
+    plan: &Plan,
+    decision: Result<D::Choice, Reply>,
+) -> Outcome {
+    let opened = match decision {
+        Ok(choice) => director.upstream(choice).await,
+        Err(reply) => Err(reply),
+    };
+    let draining = connection.node.worker.drain().is_open();
+    match opened {
+        Ok(mut upstream) => {
+            upstream.busy = true;
+            let exchange = Exchange { connection, downstream, plan, draining };
+            let outcome = exchange.run(reader, &mut upstream).await;
+            upstream.busy = !outcome.upstream_is_whole;
+            director.finished(outcome.upstream_lives.then_some(upstream));
+            outcome
+        }
+        Err(reply) => {
+            director.finished(None);
+            answer(connection, downstream, plan, reply, draining).await
+        }
+    }
+}
+
+/// Bytes of the connection so far: client to server, server to client.
+fn counted(connection: &Connection) -> (u64, u64) {
+    let counters = &connection.shared.counters;
+    (counters.sent.get(), counters.received.get())
+}
+
+fn since(before: (u64, u64), now: (u64, u64)) -> (u64, u64) {
+    (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1))
 }
 
 /// Parses, normalises and decides. Synchronous, so that the room for header fields lies on the stack only for so long.
@@ -113,7 +186,9 @@ fn look<D: Director>(
     facts: &mut HttpFacts,
 ) -> Result<Seen<D::Choice>, Reply> {
     let mut storage = empty_headers();
-    let request = parse_request(head, &mut storage).map_err(invalid)?;
+    let mut request = parse_request(head, &mut storage).map_err(invalid)?;
+    // Without its Upgrade field a request asks for no switch, which a server is free to ignore as well.
+    request.upgrade = request.upgrade.filter(|protocols| !hides_requests(protocols));
     facts.method = method(request.method);
     let target = normalize(request.target, NORMALIZATION).map_err(|_| invalid(Http1Error::Target))?;
     facts.path = Path::new(&target.path);
@@ -143,6 +218,15 @@ fn look<D: Director>(
     Ok(Seen { plan, decision })
 }
 
+/// Whether a switch to one of these protocols would carry HTTP requests that nobody here could read, past every route
+/// and policy: HTTP itself in another version, or TLS with anything inside.
+fn hides_requests(protocols: &str) -> bool {
+    protocols.split(',').any(|protocol| {
+        let name = protocol.split('/').next().unwrap_or_default().trim();
+        ["h2c", "http", "tls"].iter().any(|hidden| name.eq_ignore_ascii_case(hidden))
+    })
+}
+
 fn invalid(error: Http1Error) -> Reply {
     tracing::debug!(%error, label = error.label(), "a request is refused");
     Reply { status: error.status(), body: "malformed request", cause: CloseCause::InvalidHttp }
@@ -166,8 +250,8 @@ async fn answer(
     Outcome {
         status: reply.status,
         cause: reply.cause,
-        bytes: (0, out.len() as u64),
         downstream_lives: lives && written.is_ok(),
+        downstream_is_whole: written.is_ok(),
         upstream_lives: false,
         upstream_is_whole: true,
     }
@@ -183,10 +267,12 @@ async fn refuse(
     let began = Instant::now();
     let mut out = Vec::new();
     local_reply(&mut out, reply.status, reply.body, false, false);
-    // The peer may be gone; the line in the log is written either way.
-    let _ = downstream.write_all(&out).await;
-    let _ = downstream.finish();
+    let written = downstream.write_all(&out).await;
     facts.status = reply.status;
     connection.log_request(facts, reply.cause, began, (0, out.len() as u64));
+    // The peer may be gone; the line in the log is written either way.
+    if written.is_ok() {
+        downstream.close(&connection.node.worker).await;
+    }
     reply.cause
 }

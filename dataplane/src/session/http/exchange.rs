@@ -30,10 +30,10 @@ const INTERIM_MAX: usize = 16;
 pub(super) struct Outcome {
     pub(super) status: u16,
     pub(super) cause: CloseCause,
-    /// Client to server, server to client.
-    pub(super) bytes: (u64, u64),
     /// The downstream may send another request.
     pub(super) downstream_lives: bool,
+    /// The downstream got a whole response; if not it sees a reset.
+    pub(super) downstream_is_whole: bool,
     /// The upstream may carry another request.
     pub(super) upstream_lives: bool,
     /// The upstream got the whole request; if not it must see a reset.
@@ -59,8 +59,10 @@ enum Broken {
 /// A response that was passed on.
 struct Responded {
     status: u16,
-    keep_alive: bool,
-    switched: bool,
+    /// The upstream may carry another request.
+    upstream_lives: bool,
+    /// The downstream was not told of an end.
+    downstream_lives: bool,
 }
 
 /// A response head, read and written anew.
@@ -68,29 +70,25 @@ struct ResponseHead {
     status: u16,
     interim: bool,
     framing: BodyFraming,
-    keep_alive: bool,
+    upstream_lives: bool,
+    downstream_lives: bool,
     written: Vec<u8>,
 }
 
 impl Exchange<'_> {
     pub(super) async fn run(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
-        let counters = &self.connection.shared.counters;
-        let before = (counters.sent.get(), counters.received.get());
-        let mut outcome = self.both_ways(reader, upstream).await;
-        outcome.bytes = (counters.sent.get() - before.0, counters.received.get() - before.1);
-        outcome
-    }
-
-    async fn both_ways(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
         let started = Cell::new(false);
-        let Upstream { wire, reader: upstream_reader } = upstream;
+        let Upstream { wire, reader: upstream_reader, .. } = &mut *upstream;
         let (sent, responded) = {
             let mut sending = pin!(self.send(reader, wire));
             let mut responding = pin!(self.respond(upstream_reader, wire, &started));
             match select(sending.as_mut(), responding.as_mut()).await {
                 // The upstream may answer before it has read, or after it has stopped reading.
                 Either::Left((sent @ (Ok(()) | Err(Broken::To)), responding)) => {
-                    (Some(sent), responding.await)
+                    match select(responding, pin!(self.downstream.broken_off())).await {
+                        Either::Left((responded, _)) => (Some(sent), responded),
+                        Either::Right(((), _)) => return self.client_gone(),
+                    }
                 }
                 Either::Left((Err(Broken::From(cause, error)), _)) => {
                     return self.client_failed(cause, error, started.get()).await;
@@ -100,18 +98,19 @@ impl Exchange<'_> {
         };
         let is_sent = matches!(sent, Some(Ok(())));
         match responded {
-            Ok(Responded { switched: true, status, .. }) => self.switched(reader, upstream, status).await,
-            Ok(responded) => {
-                let keeps = self.plan.keep_alive && !self.draining;
-                Outcome {
-                    status: responded.status,
-                    cause: CloseCause::Finished,
-                    bytes: (0, 0),
-                    downstream_lives: keeps && is_sent && responded.keep_alive_for(self.plan.version),
-                    upstream_lives: is_sent && responded.keep_alive && upstream.reader.is_empty(),
-                    upstream_is_whole: is_sent,
-                }
+            Ok(Responded { status: 101, .. }) if is_sent => self.switched(reader, upstream).await,
+            // What is left of the request could not be told from the other protocol.
+            Ok(Responded { status: 101, .. }) => {
+                self.upstream_failed(Broken::From(CloseCause::InvalidHttp, None), true).await
             }
+            Ok(responded) => Outcome {
+                status: responded.status,
+                cause: CloseCause::Finished,
+                downstream_lives: is_sent && responded.downstream_lives,
+                downstream_is_whole: true,
+                upstream_lives: is_sent && responded.upstream_lives && upstream.reader.is_empty(),
+                upstream_is_whole: is_sent,
+            },
             Err(failed) => self.upstream_failed(failed, started.get()).await,
         }
     }
@@ -158,8 +157,8 @@ impl Exchange<'_> {
             let bare = head.framing == BodyFraming::Chunked && self.plan.version == Version::Http10;
             let body = Pump { worker, from: upstream, to: self.downstream, bare };
             body.run(reader, head.framing, received, CloseCause::ServerReset).await?;
-            let keep_alive = head.keep_alive && head.framing != BodyFraming::UntilClose;
-            return Ok(Responded { status: head.status, keep_alive, switched: head.status == 101 });
+            let ResponseHead { status, upstream_lives, downstream_lives, .. } = head;
+            return Ok(Responded { status, upstream_lives, downstream_lives });
         }
         Err(Broken::From(CloseCause::InvalidHttp, None))
     }
@@ -171,25 +170,26 @@ impl Exchange<'_> {
         if response.status == 101 && !self.plan.upgrades {
             return Err(Http1Error::Malformed);
         }
-        let ends = response.body == BodyFraming::UntilClose
-            || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
-        let keep_alive = self.plan.keep_alive && !self.draining && !ends;
+        let lasts = response.body == BodyFraming::UntilClose;
+        let ends = lasts || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
+        let downstream_lives = self.plan.keep_alive && !self.draining && !ends;
         let mut written = Vec::with_capacity(raw.len() + 32);
-        write_response(&mut written, &response, self.plan.version, keep_alive, &[]);
+        write_response(&mut written, &response, self.plan.version, downstream_lives, &[]);
         Ok(ResponseHead {
             status: response.status,
             interim: response.is_interim(),
             framing: response.body,
-            keep_alive: response.keep_alive,
+            upstream_lives: response.keep_alive && !lasts,
+            downstream_lives,
             written,
         })
     }
 
     /// Both sides have agreed on another protocol: from here on bytes are only bytes.
-    async fn switched(&self, reader: &mut Reader, upstream: &mut Upstream, status: u16) -> Outcome {
+    async fn switched(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
         let worker = &self.connection.node.worker;
         let counters = &self.connection.shared.counters;
-        let Upstream { wire, reader: upstream_reader } = upstream;
+        let Upstream { wire, reader: upstream_reader, .. } = upstream;
         let there = Pump { worker, from: self.downstream, to: wire, bare: false };
         let back = Pump { worker, from: wire, to: self.downstream, bare: false };
         let (there, back) = futures::future::join(
@@ -203,16 +203,26 @@ impl Exchange<'_> {
             (Err(Broken::To), _) => CloseCause::ServerReset,
             (_, Err(Broken::To)) => CloseCause::ClientReset,
         };
-        Outcome { upstream_is_whole: cause == CloseCause::Finished, ..ended(status, cause) }
+        let whole = cause == CloseCause::Finished;
+        if !whole {
+            self.downstream.reset();
+        }
+        Outcome { upstream_is_whole: whole, downstream_is_whole: whole, ..ended(101, cause) }
     }
 
     /// The request body broke off or was malformed.
     async fn client_failed(&self, cause: CloseCause, error: Option<Http1Error>, started: bool) -> Outcome {
         let Some(error) = error.filter(|_| !started) else {
-            self.downstream.reset_on_drop();
+            self.downstream.reset();
             return ended(0, cause);
         };
         self.reply(error.status(), "malformed request", cause).await
+    }
+
+    /// The client has broken off while it waited.
+    fn client_gone(&self) -> Outcome {
+        self.downstream.reset();
+        ended(0, CloseCause::ClientReset)
     }
 
     async fn upstream_failed(&self, broken: Broken, started: bool) -> Outcome {
@@ -221,7 +231,7 @@ impl Exchange<'_> {
             Broken::To => CloseCause::ClientReset,
         };
         if started || cause == CloseCause::ClientReset {
-            self.downstream.reset_on_drop();
+            self.downstream.reset();
             return ended(0, cause);
         }
         self.reply(502, "upstream failed", cause).await
@@ -230,18 +240,11 @@ impl Exchange<'_> {
     async fn reply(&self, status: u16, body: &str, cause: CloseCause) -> Outcome {
         let mut out = Vec::new();
         local_reply(&mut out, status, body, false, self.plan.is_head_method);
-        // The client may be gone; nothing depends on it any more.
-        let _ = self.downstream.write_all(&out).await;
+        let written = self.downstream.write_all(&out).await;
         let received = &self.connection.shared.counters.received;
         received.set(received.get() + out.len() as u64);
-        ended(status, cause)
-    }
-}
-
-impl Responded {
-    /// Whether the client was told that the connection lives on, or was told nothing else.
-    fn keep_alive_for(&self, version: Version) -> bool {
-        self.keep_alive || version == Version::Http11
+        // The client may be gone; nothing depends on it any more.
+        Outcome { downstream_is_whole: written.is_ok(), ..ended(status, cause) }
     }
 }
 
@@ -250,8 +253,8 @@ fn ended(status: u16, cause: CloseCause) -> Outcome {
     Outcome {
         status,
         cause,
-        bytes: (0, 0),
         downstream_lives: false,
+        downstream_is_whole: false,
         upstream_lives: false,
         upstream_is_whole: false,
     }

@@ -39,6 +39,22 @@ struct Reply {
 struct Upstream {
     wire: Wire,
     reader: Reader,
+    /// A request is on its way. Dropped meanwhile, the upstream must see a reset and not an end.
+    busy: bool,
+}
+
+impl Upstream {
+    fn new(wire: Wire) -> Self {
+        Self { wire, reader: Reader::default(), busy: false }
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        if self.busy {
+            self.wire.reset();
+        }
+    }
 }
 
 /// Decides what becomes of requests.

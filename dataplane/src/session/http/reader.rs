@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use l7::http1::{HeadScanner, Http1Error};
+use tunnel::h2::ErrorCode;
 
 use super::Wire;
 use crate::link::StreamError;
@@ -12,6 +13,10 @@ use crate::worker::Worker;
 
 /// From the first byte of a head to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection is read over before it is closed, and how many bytes at most.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// Bytes taken in one read: bodies pass through in pieces of this size.
 const READ_BYTES_MAX: usize = 64 * 1024;
@@ -66,9 +71,14 @@ impl Reader {
         }
     }
 
+    /// Waits until there is something to read; `false` if the stream has ended.
+    pub(super) async fn begun(&mut self, worker: &Worker, wire: &Wire) -> io::Result<bool> {
+        Ok(!self.buffer.is_empty() || self.fill(worker, wire).await? > 0)
+    }
+
     /// The next head, with its final empty line; `None` if the peer closed before its first byte.
     pub(super) async fn head(&mut self, worker: &Worker, wire: &Wire) -> Result<Option<Bytes>, HeadError> {
-        if self.buffer.is_empty() && self.fill(worker, wire).await.map_err(|_| HeadError::Io)? == 0 {
+        if !self.begun(worker, wire).await.map_err(|_| HeadError::Io)? {
             return Ok(None);
         }
         let mut scanner = HeadScanner::default();
@@ -124,11 +134,44 @@ impl Wire {
         }
     }
 
-    /// Makes the coming drop a reset, so that the peer does not take what it got for the whole. A stream that is
-    /// dropped before its end is reset anyhow.
-    pub(super) fn reset_on_drop(&self) {
-        if let Self::Socket(socket) = self {
-            socket.reset_on_close();
+    /// Makes the end a reset, so that the peer does not take what it got for the whole. Nothing may be sent
+    /// afterwards.
+    pub(super) fn reset(&self) {
+        match self {
+            // Not left to the drop, whose code stands for an ordinary end.
+            Self::Tunnel(stream) => stream.cutter().cut(ErrorCode::CONNECT_ERROR),
+            Self::Socket(socket) => socket.reset_on_close(),
+        }
+    }
+
+    /// Ends our direction and reads over what still comes, for a while: a socket that is closed with unread input
+    /// sends a reset, which may overtake what we said last (RFC 9112 section 9.6).
+    pub(super) async fn close(&self, worker: &Worker) {
+        let read_over = async {
+            self.finish()?;
+            let mut left = LINGER_BYTES_MAX;
+            while left > 0 {
+                match worker.lend(|lent| self.try_read(lent))? {
+                    Some(0) => break,
+                    Some(count) => left = left.saturating_sub(count),
+                    None => self.readable().await?,
+                }
+            }
+            Ok::<(), io::Error>(())
+        };
+        // The peer may be gone, or keep its direction open: then there is nobody to be polite to.
+        drop(monoio::time::timeout(LINGER, read_over).await);
+    }
+
+    /// Resolves when the peer has broken off. Never, as long as it is quiet, has ended in order, or has sent more.
+    pub(super) async fn broken_off(&self) {
+        let is_broken = self.readable().await.is_err()
+            || match self {
+                Self::Tunnel(stream) => stream.try_read(&mut []).is_err(),
+                Self::Socket(socket) => socket.try_peek(&mut [0]).is_err(),
+            };
+        if !is_broken {
+            std::future::pending::<()>().await;
         }
     }
 

@@ -11,7 +11,6 @@ use model::{NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Client, Refusal, Route};
 
 use super::conversation::converse;
-use super::reader::Reader;
 use super::{Director, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, HttpFacts};
@@ -111,7 +110,7 @@ impl Director for Steering<'_> {
                 let Caller { node, pod, remote, .. } = &self.caller;
                 let dialler = Dialler { node, pod, workload: &workload, client: *remote };
                 let wire = dialler.dial(&state, &route, &mut facts).await.map_err(unreachable)?;
-                Upstream { wire, reader: Reader::default() }
+                Upstream::new(wire)
             }
         };
         facts.describe(&mut self.connection.record.borrow_mut());
