@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::LocalSet;
 
@@ -21,6 +20,7 @@ use crate::mesh::plan::Plan;
 use crate::mesh::report::{Row, Verdict, table, verdict_line};
 use crate::mesh::runner::Runner;
 use crate::mesh::sandbox;
+use crate::mesh::state_folder::StateFolder;
 use crate::mesh::world::{World, WorldConfig};
 use crate::worker::{BoxError, DriverChoice};
 
@@ -102,9 +102,9 @@ impl MeshArguments {
     async fn serve(&self, plan: Option<&Plan>) -> Result<ExitCode, BoxError> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
-        let state = tempfile::Builder::new().prefix("corelane-mesh-").tempdir()?;
+        let state = StateFolder::new()?;
         let folder = match plan {
-            Some(_) => copy_of(&self.folder, &state)?,
+            Some(_) => copy_of(&self.folder, state.path())?,
             None => self.folder.clone(),
         };
         let (recorder, records) = queue();
@@ -267,8 +267,8 @@ async fn wait_until_ready(world: &World) -> Result<(), BoxError> {
 }
 
 /// A copy of the folder, for the plan to change.
-fn copy_of(folder: &Path, state: &TempDir) -> io::Result<PathBuf> {
-    let copy = state.path().join("configuration");
+fn copy_of(folder: &Path, state: &Path) -> io::Result<PathBuf> {
+    let copy = state.join("configuration");
     copy_folder(folder, &copy, 0)?;
     Ok(copy)
 }
@@ -319,7 +319,7 @@ mod tests {
         let file = original.path().join("sub/a.yaml");
         fs::write(&file, "a").unwrap();
         fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
-        let copy = copy_of(original.path(), &state).unwrap();
+        let copy = copy_of(original.path(), state.path()).unwrap();
         fs::write(copy.join("sub/a.yaml"), "b").unwrap();
         assert_eq!(fs::read_to_string(file).unwrap(), "a");
     }

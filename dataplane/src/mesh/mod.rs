@@ -18,5 +18,6 @@ pub mod report;
 pub mod runner;
 pub mod sandbox;
 pub mod service_proxy;
+pub mod state_folder;
 pub mod workload;
 pub mod world;
