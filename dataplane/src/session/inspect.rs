@@ -10,6 +10,11 @@ use crate::access_log::record::{Authority, Direction};
 const LISTED_MAX: usize = 10_000;
 
 impl Node {
+    /// Of the snapshot that this worker decides from.
+    pub fn generation(&self) -> u64 {
+        self.state().snapshot.generation()
+    }
+
     pub fn live_connections(&self) -> usize {
         self.registry.len()
     }

@@ -3,17 +3,22 @@
 //! A pipelined request waits, unread, until the response before it is complete. After a request whose framing is not
 //! known, or whose body was not read to its end, the connection is closed: what follows could be anything.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::time::Instant;
 
 use bytes::Bytes;
-use l7::http1::{BodyFraming, Http1Error, Version, empty_headers, local_reply, parse_request, write_request};
-use l7::ir::RequestHead;
-use l7::path::normalize;
+use l7::filter::Chain;
+use l7::http1::{
+    BodyFraming, Http1Error, Request, Rewritten, Version, empty_headers, local_reply, parse_request,
+    redirect_reply, write_request, write_rewritten_request,
+};
+use l7::ir::{Header, RequestHead};
+use l7::path::{Target, normalize};
 
 use super::exchange::{Exchange, Outcome};
 use super::reader::{HeadError, Reader};
-use super::{Director, NORMALIZATION, Reply, Wire};
+use super::{Director, Filtered, NORMALIZATION, Reply, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Path, method};
 use crate::session::connection::Connection;
@@ -29,6 +34,7 @@ pub(super) struct Plan {
     pub(super) keep_alive: bool,
     /// It asks to switch protocols.
     pub(super) upgrades: bool,
+    pub(super) filtered: Filtered,
 }
 
 /// What the first look at a request says.
@@ -200,12 +206,10 @@ fn look<D: Director>(
         headers: request.headers,
     };
     let decision = director.decide(&view, head, facts);
+    let filtered = director.filtered();
     let mut forwarded = Vec::with_capacity(head.len() + 64);
     if decision.is_ok() {
-        match target.query {
-            Some(query) => write_request(&mut forwarded, &request, &format!("{}?{query}", target.path), &[]),
-            None => write_request(&mut forwarded, &request, &target.path, &[]),
-        }
+        write_head(&mut forwarded, &request, &target, &filtered.chain);
     }
     let plan = Plan {
         head: forwarded,
@@ -214,8 +218,24 @@ fn look<D: Director>(
         version: request.version,
         keep_alive: request.keep_alive,
         upgrades: request.upgrade.is_some(),
+        filtered,
     };
     Ok(Seen { plan, decision })
+}
+
+/// The head for the upstream: the path that was matched, unless filters put another in its place.
+fn write_head(out: &mut Vec<u8>, request: &Request<'_, '_>, target: &Target<'_>, filters: &Chain) {
+    let path = filters.path(&target.path);
+    let target = match target.query {
+        Some(query) => Cow::Owned(format!("{path}?{query}")),
+        None => path,
+    };
+    if filters.is_empty() {
+        return write_request(out, request, &target, &[]);
+    }
+    let fields = filters.request_fields(request.headers);
+    let authority = filters.authority(request.authority);
+    write_rewritten_request(out, request, Rewritten { authority, target: &target, fields: fields.iter() });
 }
 
 /// Whether a switch to one of these protocols would carry HTTP requests that nobody here could read, past every route
@@ -243,7 +263,14 @@ async fn answer(
     // An unread body would be taken for the next request.
     let lives = plan.keep_alive && plan.body == BodyFraming::None && !plan.upgrades && !draining;
     let mut out = Vec::new();
-    local_reply(&mut out, reply.status, reply.body, lives, plan.is_head_method);
+    match &plan.filtered.location {
+        Some(location) => {
+            let location = [Header { name: "location", value: location.as_bytes() }];
+            let fields = plan.filtered.chain.response_fields(&location);
+            redirect_reply(&mut out, reply.status, fields.iter(), lives);
+        }
+        None => local_reply(&mut out, reply.status, reply.body, lives, plan.is_head_method),
+    }
     let written = downstream.write_all(&out).await;
     let counters = &connection.shared.counters;
     counters.received.set(counters.received.get() + out.len() as u64);

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::future::{Either, select};
 use l7::http1::{
     Body, BodyFraming, Http1Error, Version, empty_headers, local_reply, parse_response, write_response,
+    write_rewritten_response,
 };
 
 use super::conversation::Plan;
@@ -174,7 +175,14 @@ impl Exchange<'_> {
         let ends = lasts || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
         let downstream_lives = self.plan.keep_alive && !self.draining && !ends;
         let mut written = Vec::with_capacity(raw.len() + 32);
-        write_response(&mut written, &response, self.plan.version, downstream_lives, &[]);
+        let filters = &self.plan.filtered.chain;
+        if filters.edits_response() && !response.is_interim() {
+            let fields = filters.response_fields(response.headers);
+            let version = self.plan.version;
+            write_rewritten_response(&mut written, &response, version, downstream_lives, fields.iter());
+        } else {
+            write_response(&mut written, &response, self.plan.version, downstream_lives, &[]);
+        }
         Ok(ResponseHead {
             status: response.status,
             interim: response.is_interim(),

@@ -13,6 +13,7 @@ mod reader;
 mod route;
 
 use bytes::Bytes;
+use l7::filter::Chain;
 use l7::ir::RequestHead;
 
 pub(super) use super::dial::Wire;
@@ -32,6 +33,14 @@ struct Reply {
     status: u16,
     body: &'static str,
     cause: CloseCause,
+}
+
+/// What the filters of a route make of a request and of its response.
+#[derive(Debug, Default)]
+struct Filtered {
+    chain: Chain,
+    /// Of the redirect that answers the request.
+    location: Option<String>,
 }
 
 /// An upstream that carries one request at a time.
@@ -69,6 +78,11 @@ trait Director {
         raw: &Bytes,
         facts: &mut HttpFacts,
     ) -> Result<Self::Choice, Reply>;
+
+    /// The filters for the request that was just decided.
+    fn filtered(&mut self) -> Filtered {
+        Filtered::default()
+    }
 
     /// Opens, or takes from those that are open, the upstream of a choice, and describes it in the books.
     async fn upstream(&mut self, choice: Self::Choice) -> Result<Upstream, Reply>;

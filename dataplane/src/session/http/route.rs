@@ -5,13 +5,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use l7::ir::{BackendTarget, RequestHead};
-use l7::router::{MatchedRoute, Picked, RouteMatch, pick_backend};
+use l7::filter::{Chain, Dialled};
+use l7::ir::{RequestHead, Scheme};
+use l7::router::{MatchedRoute, RouteMatch, Taken};
 use model::{NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Client, Refusal, Route};
 
 use super::conversation::converse;
-use super::{Director, Reply, Upstream, Wire};
+use super::{Director, Filtered, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, HttpFacts};
 use crate::session::connection::Connection;
@@ -40,7 +41,7 @@ pub(in crate::session) async fn route(
     caller: Caller,
     downstream: &Wire,
 ) -> CloseCause {
-    let mut steering = Steering { connection, caller, idle: Vec::new(), current: None, counted: false };
+    let mut steering = Steering { connection, caller, idle: Vec::new(), current: None, counted: false, filtered: Filtered::default() };
     converse(connection, downstream, &mut steering).await
 }
 
@@ -53,6 +54,8 @@ struct Steering<'a> {
     current: Option<UpstreamFacts>,
     /// The connection counts in the metrics.
     counted: bool,
+    /// For the request that was decided last.
+    filtered: Filtered,
 }
 
 /// A chosen endpoint, and the state in which it was chosen.
@@ -75,6 +78,7 @@ impl Director for Steering<'_> {
         let state = caller.node.state();
         let workload = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
         let routes = state.snapshot.routes_for(&caller.service, caller.port, workload.identity.namespace());
+        self.filtered = Filtered::default();
         let (service, port) = match &routes {
             // The routes are gone since the connection began: the service serves itself.
             None => (caller.service.clone(), caller.port),
@@ -82,7 +86,21 @@ impl Director for Steering<'_> {
                 RouteMatch::NotFound => {
                     return Err(Reply { status: 404, body: "no route matches", cause: CloseCause::NoRoute });
                 }
-                RouteMatch::Matched(matched) => backend(&matched, caller.node.random(), facts)?,
+                RouteMatch::Matched(matched) => {
+                    note(&matched, facts);
+                    match matched.take(caller.node.random()) {
+                        Taken::Forwarded { service, port, filters } => {
+                            self.filtered.chain = filters;
+                            (service.clone(), port)
+                        }
+                        Taken::Redirected(filters) => {
+                            let (filtered, reply) = redirected(filters, caller.port, request);
+                            self.filtered = filtered;
+                            return Err(reply);
+                        }
+                        Taken::Failed(reason) => return Err(without_backend(&matched, reason)),
+                    }
+                }
             },
         };
         let client = Client { workload: &workload, ip: caller.remote.ip() };
@@ -91,6 +109,10 @@ impl Director for Steering<'_> {
             Ok(route) => Ok(Box::new(Way { state, workload, route })),
             Err(refusal) => Err(refused(&refusal)),
         }
+    }
+
+    fn filtered(&mut self) -> Filtered {
+        std::mem::take(&mut self.filtered)
     }
 
     async fn upstream(&mut self, way: Box<Way>) -> Result<Upstream, Reply> {
@@ -150,27 +172,28 @@ fn place(facts: &UpstreamFacts) -> (Option<SocketAddr>, Option<&Authority>) {
     (facts.destination.address, facts.authority.as_ref())
 }
 
-/// Picks a backend of the matched rule, and notes the route.
-fn backend(
-    matched: &MatchedRoute<'_>,
-    random: u64,
-    facts: &mut HttpFacts,
-) -> Result<(NamespacedHostname, u16), Reply> {
-    let name = format!("{}/{}", matched.route.namespace, matched.route.name);
-    facts.route = Some((Arc::from(name), u16::try_from(matched.rule_index).unwrap_or(u16::MAX)));
-    // Gateway API: a backend that is not valid, and a rule without backends, answer 500.
-    let invalid =
-        Reply { status: 500, body: "the backend is not valid", cause: CloseCause::NoHealthyEndpoint };
-    match pick_backend(matched.rule, random) {
-        Picked::Backend(backend) => match &backend.target {
-            BackendTarget::Service { service, port } => Ok((service.clone(), *port)),
-            BackendTarget::Invalid(reason) => {
-                tracing::debug!(%reason, route = %matched.route.name, "a request met an invalid backend");
-                Err(invalid)
-            }
-        },
-        Picked::None => Err(invalid),
+/// Notes the route of a request.
+fn note(matched: &MatchedRoute<'_>, facts: &mut HttpFacts) {
+    facts.route = Some((Arc::clone(matched.name), u16::try_from(matched.rule_index).unwrap_or(u16::MAX)));
+}
+
+/// Gateway API: a backend that is not valid, and a rule without backends, answer 500.
+fn without_backend(matched: &MatchedRoute<'_>, reason: Option<&Arc<str>>) -> Reply {
+    if let Some(reason) = reason {
+        tracing::debug!(%reason, route = %matched.name, "a request met an invalid backend");
     }
+    Reply { status: 500, body: "the backend is not valid", cause: CloseCause::NoHealthyEndpoint }
+}
+
+/// The answer that sends a client to another place. It came in the clear, to this port of the service.
+fn redirected(chain: Chain, port: u16, request: &RequestHead<'_>) -> (Filtered, Reply) {
+    let dialled = Dialled { scheme: Scheme::Http, port };
+    let redirect = chain.redirect();
+    let status = redirect.map_or(500, |redirect| redirect.status);
+    let location = redirect.map(|redirect| {
+        chain.location(redirect, dialled, request.authority, request.path, request.query)
+    });
+    (Filtered { chain, location }, Reply { status, body: "", cause: CloseCause::Finished })
 }
 
 fn refused(refusal: &Refusal) -> Reply {

@@ -1,0 +1,507 @@
+//! A node proxy in network namespaces: real pods, real captures, real workers; configuration from YAML through the
+//! control plane's index and the client's store, certificates from an authority of the test.
+//!
+//! Each test runs in a process and a network namespace of its own, so tests neither meet nor need root.
+
+#![allow(dead_code, unreachable_pub)] // each test program uses a part
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the support of tests only
+
+pub mod http;
+pub mod pki;
+pub mod raw;
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+use dataplane::access_log::{Records, queue};
+use dataplane::access_log::{CloseCause, Direction, Record};
+use dataplane::capture::{self, Redirection};
+use dataplane::mesh::{fabric::Fabric, sandbox};
+use dataplane::metrics::{Metrics, metrics};
+use dataplane::net::{NetworkNamespace, canonical};
+use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, TlsContexts};
+use dataplane::worker::{DriverChoice, Supervisor, WorkerOptions};
+use model::Identity;
+use socket2::{Domain, Protocol, Socket, Type};
+use tunnel::tls::CryptoPolicy;
+use xds::control::desired::ResourceKind;
+use xds::control::index::{Indexed, Indexer};
+use xds::control::{ClusterView, ControlConfig};
+use xds::delta::Sink;
+use xds::publish::Publisher;
+use xds::store::Store;
+
+pub use pki::Pki;
+
+/// How long anything may take. Only a failure waits this long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Runs `body` in a process and a network namespace of its own; `test` is the name of the calling test.
+pub fn inside(test: &str, body: impl FnOnce()) {
+    if sandbox::is_inside() {
+        return body();
+    }
+    let mut command = sandbox::command();
+    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env("RUST_BACKTRACE", "1");
+    let output = command.output().map_err(sandbox::explain).unwrap_or_else(|error| panic!("{error}"));
+    let text = String::from_utf8_lossy(&output.stdout);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{}\n{text}\n{complaint}", output.status);
+}
+
+thread_local! {
+    static NODE: RefCell<Option<Rc<Node>>> = const { RefCell::new(None) };
+}
+
+/// The node, its pods and its configuration.
+pub struct Bed {
+    pub fabric: Fabric,
+    pub pki: Pki,
+    pub view: ClusterView,
+    pub publisher: Publisher<NodeState>,
+    pub state: NodeState,
+    supervisor: Option<Supervisor>,
+    store: Store,
+    indexer: Indexer,
+    names: BTreeSet<(ResourceKind, Arc<str>)>,
+    events: Receiver<PodEvent>,
+    log: Records,
+    pub records: Vec<Record>,
+    metrics: Metrics,
+    workers: usize,
+}
+
+/// What differs between beds.
+#[derive(Clone)]
+pub struct Setup {
+    pub driver: DriverChoice,
+    pub workers: usize,
+    pub options: NodeOptions,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { driver: DriverChoice::Auto, workers: 2, options: NodeOptions::default() }
+    }
+}
+
+impl Bed {
+    pub fn new(yaml: &str) -> Self {
+        Self::with(yaml, &Setup::default())
+    }
+
+    /// A running node with the pods of `yaml`: those that are enrolled are captured.
+    pub fn with(yaml: &str, setup: &Setup) -> Self {
+        let (parts, metrics) = metrics(setup.workers);
+        let (recorder, log) = queue();
+        let (tell, events) = crossbeam_channel::bounded(4096);
+        let mut publisher = Publisher::new();
+        let parts = parts.into_iter().map(|metrics| {
+            let mailbox = publisher.subscribe().unwrap();
+            Some(NodeParts { mailbox, metrics, recorder: recorder.clone(), events: tell.clone() })
+        });
+        let parts = Mutex::new(parts.collect::<Vec<_>>());
+        let options = setup.options.clone();
+        let start = move |worker: &dataplane::worker::Worker| {
+            let parts = parts.lock().unwrap()[worker.index()].take().unwrap();
+            let node = Node::start(worker, parts, options.clone())?;
+            NODE.with(|place| place.replace(Some(node)));
+            Ok(())
+        };
+        let workers = WorkerOptions { workers: Some(setup.workers), driver: setup.driver };
+        let mut bed = Self {
+            fabric: Fabric::new().unwrap(),
+            pki: Pki::new("cluster.local"),
+            view: ClusterView::default(),
+            publisher,
+            state: NodeState::default(),
+            supervisor: Some(Supervisor::start(&workers, start).unwrap()),
+            store: Store::new(),
+            indexer: Indexer::new(&ControlConfig::new("/nowhere", "/nowhere", "node")),
+            names: BTreeSet::new(),
+            events,
+            log,
+            records: Vec::new(),
+            metrics,
+            workers: setup.workers,
+        };
+        bed.index(yaml);
+        bed.place();
+        bed.publish();
+        bed
+    }
+
+    /// Puts another configuration into force on all workers. The pods stay what they are.
+    pub fn apply(&mut self, yaml: &str) {
+        self.index(yaml);
+        self.publish();
+        self.settle();
+    }
+
+    /// Publishes the state as the test has changed it.
+    pub fn publish(&mut self) {
+        self.publisher.publish(Arc::new(self.state.clone()));
+    }
+
+    fn index(&mut self, yaml: &str) {
+        let loaded = xds::kube::load_documents(vec![("bed.yaml", yaml)]);
+        assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+        let Indexed { desired, view, problems } = self.indexer.build(&loaded.catalog, 1);
+        assert!(problems.is_empty(), "{problems:?}");
+        let mut names = BTreeSet::new();
+        for kind in ResourceKind::ALL {
+            for (name, resource) in desired.resources(kind) {
+                self.store.upsert(kind.type_url(), name, &resource.to_any(kind)).unwrap();
+                names.insert((kind, name.clone()));
+            }
+        }
+        for (kind, gone) in self.names.difference(&names) {
+            self.store.remove(kind.type_url(), gone);
+        }
+        self.names = names;
+        self.view = view;
+        if let Some(snapshot) = self.store.snapshot() {
+            self.state.snapshot = snapshot;
+        }
+    }
+
+    /// Makes the network of each pod, has the node listen for those that are enrolled, and captures them.
+    fn place(&mut self) {
+        let pods: Vec<_> = self.view.pods.values().cloned().collect();
+        for pod in &pods {
+            self.fabric.add_pod(&pod.uid, &pod.ips).unwrap();
+            if pod.enrolled {
+                self.issue(&pod.identity);
+            }
+        }
+        for pod in pods.iter().filter(|pod| pod.enrolled) {
+            self.add(&pod.name);
+        }
+    }
+
+    /// Gives the node a certificate of the identity.
+    pub fn issue(&mut self, identity: &Identity) {
+        let contexts = TlsContexts::new(&self.pki.issue(identity.uri()), CryptoPolicy::default()).unwrap();
+        Arc::make_mut(&mut self.state.credentials).insert(identity.clone(), Arc::new(contexts));
+    }
+
+    /// Takes a pod in, and captures it when every worker listens.
+    pub fn add(&mut self, name: &str) {
+        let local = self.local(name);
+        let uid = local.uid.clone();
+        Arc::make_mut(&mut self.state.pods).insert(uid.clone(), Arc::new(local));
+        self.publish();
+        for _ in 0..self.workers {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                PodEvent::Listening { uid: listening, .. } => assert_eq!(listening, uid),
+                other => panic!("{other:?}"),
+            }
+        }
+        capture::enroll(self.network(name), &Redirection::default()).unwrap();
+    }
+
+    /// Takes a resource from the node, as if its update were late.
+    pub fn lose(&mut self, kind: ResourceKind, name: &str) {
+        assert!(self.names.remove(&(kind, Arc::from(name))), "{name} is not among {:?}", self.names);
+        self.store.remove(kind.type_url(), name);
+        self.state.snapshot = self.store.snapshot().unwrap();
+        self.publish();
+        self.settle();
+    }
+
+    /// A local pod as a node agent describes it.
+    pub fn local(&self, name: &str) -> LocalPod {
+        let pod = self.pod(name);
+        LocalPod {
+            uid: pod.uid.clone(),
+            name: pod.name.clone(),
+            namespace: pod.namespace.clone(),
+            service_account: pod.service_account.clone(),
+            network: self.network(name).clone(),
+        }
+    }
+
+    /// Ends the capture of a pod and has the node let go of it.
+    pub fn remove(&mut self, name: &str) {
+        let uid = self.pod(name).uid.clone();
+        capture::leave(self.network(name)).unwrap();
+        Arc::make_mut(&mut self.state.pods).remove(&uid).unwrap();
+        self.publish();
+        for _ in 0..self.workers {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                PodEvent::Stopped { uid: stopped, .. } => assert_eq!(stopped, uid),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn pod(&self, name: &str) -> &xds::control::PodView {
+        self.view.pods.values().find(|pod| &*pod.name == name).unwrap_or_else(|| panic!("no pod {name}"))
+    }
+
+    pub fn network(&self, name: &str) -> &NetworkNamespace {
+        &self.fabric.pod(&self.pod(name).uid).unwrap().namespace
+    }
+
+    pub fn identity(&self, name: &str) -> Identity {
+        self.pod(name).identity.clone()
+    }
+
+    /// The first address of the pod.
+    pub fn ip(&self, name: &str) -> IpAddr {
+        self.pod(name).ips[0]
+    }
+
+    /// Runs `ask` on each worker until `holds` is true of all answers.
+    pub fn until<R: Send + 'static>(
+        &self,
+        what: &str,
+        ask: impl Fn(&Node) -> R + Clone + Send + 'static,
+        holds: impl Fn(&[R]) -> bool,
+    ) {
+        let deadline = Instant::now() + PATIENCE;
+        while !holds(&self.ask(ask.clone())) {
+            assert!(Instant::now() < deadline, "waited in vain until {what}");
+            thread::yield_now();
+        }
+    }
+
+    pub fn ask<R: Send + 'static>(&self, ask: impl Fn(&Node) -> R + Clone + Send + 'static) -> Vec<R> {
+        let handles = self.supervisor.as_ref().unwrap().handles();
+        let answers = handles.iter().map(|handle| {
+            let (tell, answer) = mpsc::channel();
+            let ask = ask.clone();
+            let job = move |_: &dataplane::worker::Worker| {
+                NODE.with(|node| tell.send(ask(node.borrow().as_ref().unwrap())).unwrap());
+            };
+            handle.post(job).unwrap();
+            answer.recv_timeout(PATIENCE).unwrap()
+        });
+        answers.collect()
+    }
+
+    /// Waits until every worker decides from the newest snapshot.
+    pub fn settle(&self) {
+        let wanted = self.state.snapshot.generation();
+        self.until("the snapshot is in force", Node::generation, move |seen| {
+            seen.iter().all(|generation| *generation == wanted)
+        });
+    }
+
+    /// Waits until no connection is open.
+    pub fn until_idle(&self) {
+        self.until("no connection is open", Node::live_connections, |live| live.iter().all(|it| *it == 0));
+    }
+
+    /// Waits for a log record and takes it out.
+    pub fn record(&mut self, what: &str, is: impl Fn(&Record) -> bool) -> Record {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let records = &mut self.records;
+            self.log.drain(|record| records.push(record));
+            if let Some(at) = records.iter().position(&is) {
+                return records.remove(at);
+            }
+            assert!(Instant::now() < deadline, "no record of {what}: {records:#?}");
+            thread::yield_now();
+        }
+    }
+
+    pub fn ended(&mut self, direction: Direction, cause: CloseCause) -> Record {
+        self.record(&format!("{direction:?} {cause:?}"), |it| it.direction == direction && it.cause == cause)
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> String {
+        self.metrics.text().unwrap()
+    }
+
+    /// The sum of the samples of a metric whose labels contain all of `labels`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.metrics();
+        let lines = text.lines().filter(|line| {
+            line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
+        });
+        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+    }
+
+    /// Begins the drain; what is left is cut after `patience`.
+    pub fn drain(&self, patience: Duration) {
+        self.supervisor.as_ref().unwrap().drain(Instant::now() + patience);
+    }
+
+    /// Waits until the workers have ended.
+    pub fn join(&mut self) {
+        self.supervisor.take().unwrap().join();
+    }
+
+    /// Connects from inside a pod.
+    pub fn connect(&self, pod: &str, to: SocketAddr) -> io::Result<TcpStream> {
+        connect(self.network(pod), to)
+    }
+
+    /// Listens in a pod; each connection is served by `serve` on a thread of its own.
+    pub fn serve(
+        &self,
+        pod: &str,
+        port: u16,
+        serve: impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
+    ) -> SocketAddr {
+        let listener = self.network(pod).within(|| TcpListener::bind(("::", port))).unwrap().unwrap();
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let (socket, serve) = (socket.unwrap(), serve.clone());
+                thread::spawn(move || {
+                    // A peer that has gone already is nobody's.
+                    if let Ok(peer) = socket.peer_addr() {
+                        serve(socket, canonical(peer));
+                    }
+                });
+            }
+        });
+        SocketAddr::new(self.ip(pod), port)
+    }
+
+    /// Listens in a pod with a server that gives back each piece as it comes.
+    pub fn serve_pieces(&self, pod: &str, port: u16) -> SocketAddr {
+        self.serve(pod, port, |mut socket, _| {
+            let mut piece = [0; 64];
+            while let Ok(count @ 1..) = socket.read(&mut piece) {
+                if socket.write_all(&piece[..count]).is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    /// Listens in a pod with a server that answers, once it has read the end, with its client's address and what it
+    /// read.
+    pub fn serve_echo(&self, pod: &str, port: u16) -> SocketAddr {
+        self.serve(pod, port, |mut socket, peer| {
+            let mut all = Vec::new();
+            if socket.read_to_end(&mut all).is_ok() {
+                // The client may have broken off.
+                let _ = socket.write_all(format!("{} ", peer.ip()).as_bytes());
+                let _ = socket.write_all(&all);
+            }
+        })
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if let Some(supervisor) = self.supervisor.take() {
+            supervisor.drain(Instant::now());
+            supervisor.join();
+        }
+    }
+}
+
+/// Connects from inside a namespace, with bounded waits.
+pub fn connect(from: &NetworkNamespace, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket: TcpStream = from
+        .within(|| {
+            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            Ok::<_, io::Error>(socket.into())
+        })
+        .unwrap()?;
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.set_write_timeout(Some(PATIENCE)).unwrap();
+    Ok(socket)
+}
+
+/// Sends all, ends its direction, and reads to the end.
+pub fn exchange(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
+    socket.write_all(bytes)?;
+    socket.shutdown(std::net::Shutdown::Write)?;
+    let mut answer = Vec::new();
+    socket.read_to_end(&mut answer)?;
+    Ok(answer)
+}
+
+/// One piece there and back.
+pub fn ping(mut socket: &TcpStream) -> io::Result<()> {
+    socket.write_all(b"ping")?;
+    let mut answer = [0; 4];
+    socket.read_exact(&mut answer)?;
+    assert_eq!(&answer, b"ping");
+    Ok(())
+}
+
+/// Waits for the end of a connection; true if it was a reset.
+pub fn is_reset(mut socket: &TcpStream) -> bool {
+    let mut rest = Vec::new();
+    match socket.read_to_end(&mut rest) {
+        Ok(_) => false,
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Connects and asks; true if the connection was cut without an answer.
+pub fn is_refused(from: &NetworkNamespace, to: SocketAddr) -> bool {
+    match connect(from, to).and_then(|socket| exchange(&socket, b"?")) {
+        Ok(answer) => answer.is_empty(),
+        Err(error) => match error.kind() {
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => true,
+            io::ErrorKind::NotConnected => true,
+            _ => panic!("{error}"),
+        },
+    }
+}
+
+/// A body whose every byte depends on its place.
+pub fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| u8::try_from((at * 31 + at / 251) % 251).unwrap()).collect()
+}
+
+/// FNV-1a: enough to tell a wrong byte.
+pub fn checksum(bytes: &[u8]) -> String {
+    let hash = bytes.iter().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}/{}", bytes.len())
+}
+
+/// A mesh of two clients, a server with two addresses of its families, and a pod that is not in the mesh.
+pub fn pods() -> String {
+    let mut yaml = String::from(
+        "apiVersion: v1\nkind: Namespace\nmetadata: { name: app, labels: { istio.io/dataplane-mode: ambient } }\n",
+    );
+    for (name, number) in [("client", 1), ("server", 2), ("other", 3), ("plain", 9)] {
+        let mode = if name == "plain" { "none" } else { "ambient" };
+        yaml += &format!(
+            "---
+apiVersion: v1
+kind: Pod
+metadata: {{ name: {name}, namespace: app, labels: {{ app: {name}, istio.io/dataplane-mode: {mode} }} }}
+spec: {{ nodeName: node, serviceAccountName: {name}, containers: [{{ name: c, image: c, ports: [{{ containerPort: 8080 }}] }}] }}
+status: {{ podIPs: [{{ ip: 10.244.1.{number} }}, {{ ip: \"fd00::1:{number}\" }}] }}
+"
+        );
+    }
+    yaml
+}
+
+/// An AuthorizationPolicy of the server.
+pub fn policy(name: &str, action: &str, rules: &str) -> String {
+    format!(
+        "---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {{ name: {name}, namespace: app }}
+spec:
+  selector: {{ matchLabels: {{ app: server }} }}
+  action: {action}
+  rules: {rules}
+"
+    )
+}
