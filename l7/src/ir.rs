@@ -31,10 +31,14 @@ pub struct HttpRoute {
 }
 
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct HttpRule {
     pub name: Option<Arc<str>>,
     /// ORed, each ranked alone. A rule written without matches carries one match of prefix `/`.
     pub matches: Vec<HttpMatch>,
+    /// Applied before those of the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Arc<Filters>>,
     pub backends: Vec<Backend>,
 }
 
@@ -72,9 +76,12 @@ pub enum ValueTest {
 
 /// A weighted backend. An invalid one keeps its share of the traffic and answers 500 to it.
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Backend {
     pub target: BackendTarget,
     pub weight: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filters: Option<Arc<Filters>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -85,6 +92,88 @@ pub enum BackendTarget {
     },
     /// Does not exist, may not be referred to, or is of an unknown kind: the text says which.
     Invalid(Arc<str>),
+}
+
+// === Filters ===
+
+/// What is done to the requests that a rule or a backend takes, and to their responses. Executed by
+/// [`crate::filter`]; each kind occurs at most once, so the order in which they were written does not matter.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Filters {
+    #[serde(default, skip_serializing_if = "HeaderEdits::is_empty")]
+    pub request_headers: HeaderEdits,
+    #[serde(default, skip_serializing_if = "HeaderEdits::is_empty")]
+    pub response_headers: HeaderEdits,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<UrlAction>,
+}
+
+/// Removed first, then set, then added.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderEdits {
+    pub remove: Vec<Arc<str>>,
+    /// In place of every value that the header had.
+    pub set: Vec<HeaderValue>,
+    /// After the values that the header had.
+    pub add: Vec<HeaderValue>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeaderValue {
+    pub name: Arc<str>,
+    pub value: Arc<str>,
+}
+
+/// A request is either forwarded to another place or sent there by its client.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum UrlAction {
+    Rewrite(UrlRewrite),
+    Redirect(Redirect),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UrlRewrite {
+    /// Becomes the authority, without a port.
+    pub hostname: Option<Arc<str>>,
+    pub path: Option<PathRewrite>,
+}
+
+/// The query is kept.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum PathRewrite {
+    Full(Arc<str>),
+    /// In place of the prefix that matched; only for rules whose matches all are prefixes. Empty or starts with a
+    /// slash.
+    Prefix(Arc<str>),
+}
+
+/// What is `None` stays as it is in the request.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Redirect {
+    pub scheme: Option<Scheme>,
+    pub hostname: Option<Arc<str>>,
+    /// `None`: the well-known port of `scheme`, or without one the port that the client dialled.
+    pub port: Option<u16>,
+    pub path: Option<PathRewrite>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl HeaderEdits {
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty() && self.add.is_empty()
+    }
 }
 
 // === Policies ===

@@ -7,6 +7,7 @@
 )]
 
 pub mod authz;
+pub mod filter;
 pub mod http1;
 pub mod ir;
 pub mod path;

@@ -56,7 +56,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
         consumer_namespace: None,
         created: 0,
         hostnames: vec!["*.example".into()],
-        rules: vec![HttpRule { name: None, matches, backends: vec![] }],
+        rules: vec![HttpRule { name: None, matches, filters: None, backends: vec![] }],
         source: None,
     })
 }

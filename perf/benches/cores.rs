@@ -57,7 +57,7 @@ fn route(index: usize) -> Arc<HttpRoute> {
                 headers: vec![header],
                 query: Vec::new(),
             }],
-            backends: vec![Backend { target: BackendTarget::Service { service, port: 80 }, weight: 1 }],
+            backends: vec![Backend { target: BackendTarget::Service { service, port: 80 }, weight: 1, filters: None }],
         }],
         source: None,
     })

@@ -165,7 +165,7 @@ fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase)
         headers: request.headers.as_ref(),
     };
     let received =
-        sent.receive(environment.path_normalization.into(), |head| Judged::of(set, &connection, head));
+        sent.receive(environment.path_normalization.into(), |_, head| Judged::of(set, &connection, head));
     let expect = &case.expect;
     let status = expect.status.map(|status| status.to_string());
     let mut got = vec![match &received {

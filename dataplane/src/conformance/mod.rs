@@ -6,6 +6,7 @@
 
 mod attachment;
 mod authorization;
+mod effect;
 mod framing;
 mod objects;
 mod report;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use l7::http1::{Http1Error, empty_headers, parse_request};
+use l7::http1::{Http1Error, Request, empty_headers, parse_request};
 use l7::ir::RequestHead;
 use l7::path::{Normalization, normalize};
 
@@ -42,7 +42,7 @@ impl std::fmt::Display for Text {
 }
 
 impl Headers {
-    fn lines(&self) -> Vec<(&str, String)> {
+    pub(super) fn lines(&self) -> Vec<(&str, String)> {
         match self {
             Self::Map(map) => map.iter().map(|(name, value)| (name.as_str(), value.to_string())).collect(),
             Self::Pairs(pairs) => {
@@ -53,11 +53,11 @@ impl Headers {
 }
 
 impl Sent<'_> {
-    /// Hands the head, as parsed and normalised, to `judge`; or gives the status that refuses it.
+    /// Hands the request, as parsed, and its head, as normalised, to `judge`; or gives the status that refuses it.
     pub(super) fn receive<T>(
         &self,
         mode: Normalization,
-        judge: impl FnOnce(&RequestHead<'_>) -> T,
+        judge: impl FnOnce(&Request<'_, '_>, &RequestHead<'_>) -> T,
     ) -> Result<T, u16> {
         let mut wire =
             vec![format!("{} {} HTTP/1.1", self.method, self.target), format!("Host: {}", self.authority)];
@@ -67,12 +67,13 @@ impl Sent<'_> {
         let mut storage = empty_headers();
         let request = parse_request(wire.as_bytes(), &mut storage).map_err(Http1Error::status)?;
         let target = normalize(request.target, mode).map_err(|_| 400_u16)?;
-        Ok(judge(&RequestHead {
+        let head = RequestHead {
             method: request.method,
             authority: request.authority,
             path: &target.path,
             query: target.query,
             headers: request.headers,
-        }))
+        };
+        Ok(judge(&request, &head))
     }
 }

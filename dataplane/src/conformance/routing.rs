@@ -1,14 +1,16 @@
-//! Cases of the Gateway API: which backend a request goes to.
+//! Cases of the Gateway API: which backend a request goes to, and what filters make of it and of its response.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use l7::ir::{BackendTarget, HttpRoute, RequestHead};
+use l7::filter::Chain;
+use l7::ir::{HttpRoute, RequestHead};
 use l7::path::Normalization;
-use l7::router::{Picked, RouteMatch, Router, governs, pick_backend};
+use l7::router::{RouteMatch, Router, Taken, governs};
 use serde_json::Value;
 use xds::kube::{MeshSettings, convert};
 
+use super::effect::{self, Expectations, Seen};
 use super::request::{Headers, Sent};
 use super::stand_in::{kind, replace_gateways};
 use super::{Outcome, objects};
@@ -66,6 +68,7 @@ struct Request {
     #[serde(default)]
     query: BTreeMap<String, String>,
     headers: Option<Headers>,
+    backend_sets_response_headers: Option<Headers>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -76,9 +79,8 @@ struct Expected {
     #[serde(default)]
     backend_any_of: Vec<String>,
     backend_namespace: Option<String>,
-    backend_request: Option<Value>,
-    response_headers: Option<Value>,
-    redirect: Option<Value>,
+    #[serde(flatten)]
+    effects: Expectations,
     mirrored_to: Option<Value>,
     distribution: Option<Distribution>,
 }
@@ -99,15 +101,20 @@ struct Mesh<'a> {
 }
 
 /// Where a request went.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 enum Went {
-    /// Pods of this Service: namespace and name.
-    To(String, String),
+    /// Pods of this Service: namespace and name; and what filters made of the messages.
+    To(String, String, Seen),
+    /// The client is sent elsewhere.
+    Redirected(Seen),
     Refused(u16),
 }
 
 const MESH_NAMESPACE: &str = "gateway-conformance-mesh";
 const HTTP_PORT: u16 = 80;
+/// Those that are served.
+const FILTERS: [&str; 4] =
+    ["RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite", "RequestRedirect"];
 /// Cases before which the suite deletes the ReferenceGrants, which its case format has no word for.
 const AFTER_REVOCATION: [&str; 1] = ["HTTPRouteReferenceGrant/01"];
 
@@ -166,7 +173,9 @@ fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
 fn unsupported(route: &Value) -> Option<String> {
     let rules = route.pointer("/spec/rules").and_then(Value::as_array)?;
     let filter = |holder: &Value| {
-        let filter = holder.get("filters")?.as_array()?.first()?.get("type")?.as_str()?;
+        let filters = holder.get("filters")?.as_array()?;
+        let mut types = filters.iter().filter_map(|filter| filter.get("type")?.as_str());
+        let filter = types.find(|filter| !FILTERS.contains(filter))?;
         Some(format!("filter {filter} is not supported"))
     };
     rules.iter().find_map(|rule| {
@@ -187,10 +196,8 @@ impl Mesh<'_> {
         if request.protocol != "http" {
             return Err(format!("protocol {} needs sockets", request.protocol));
         }
-        let effects =
-            [&expect.backend_request, &expect.response_headers, &expect.redirect, &expect.mirrored_to];
-        if effects.into_iter().any(Option::is_some) {
-            return Err(String::from("changes of requests and responses are not supported"));
+        if expect.mirrored_to.is_some() {
+            return Err(String::from("mirrors are not supported"));
         }
         let (namespace, service, port) = self.destination(request)?;
         let hostname = self.settings.service_hostname(&namespace, &service);
@@ -206,12 +213,12 @@ impl Mesh<'_> {
             .iter()
             .filter(|route| route.parent.hostname == hostname && governs(route, port, client_namespace));
         let router = Router::compile(governing.cloned()).map_err(|error| error.to_string())?;
-        let plain = Went::To(namespace, service);
+        let way = Way { router, plain: (namespace, service), port };
         if let Some(distribution) = &expect.distribution {
-            return distribute(request, &router, &plain, distribution);
+            return distribute(request, &way, distribution);
         }
-        let went = send(request, &router, &plain, 0)?;
-        self.compare(expect, &went)
+        let went = send(request, &way, 0)?;
+        self.compare(case, &went)
     }
 
     /// Namespace and name of the Service that the client dials, and the port.
@@ -248,7 +255,8 @@ impl Mesh<'_> {
         self.routes.iter().any(|route| *route.parent.hostname == *parent && !route.hostnames.is_empty())
     }
 
-    fn compare(&self, expect: &Expected, went: &Went) -> Result<Outcome, String> {
+    fn compare(&self, case: &Case, went: &Went) -> Result<Outcome, String> {
+        let expect = &case.expect;
         let statuses = expect.status.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ");
         let backends: Vec<&String> = expect.backend.iter().chain(&expect.backend_any_of).collect();
         let want = match (&expect.backend_namespace, backends.as_slice()) {
@@ -257,7 +265,8 @@ impl Mesh<'_> {
         };
         let holds = match went {
             Went::Refused(status) => expect.status.contains(status),
-            Went::To(namespace, service) => {
+            Went::Redirected(seen) => expect.status.contains(&seen.status),
+            Went::To(namespace, service, _) => {
                 let pods = self.pods(namespace, service)?;
                 let serves = backends.is_empty()
                     || backends.iter().any(|wanted| pods.iter().any(|pod| pod.starts_with(wanted.as_str())));
@@ -268,9 +277,16 @@ impl Mesh<'_> {
         let got = match went {
             _ if holds => want.clone(),
             Went::Refused(status) => status.to_string(),
-            Went::To(namespace, service) => format!("200 from {service} in {namespace}"),
+            Went::Redirected(seen) => format!("{} to {:?}", seen.status, seen.location()),
+            Went::To(namespace, service, _) => format!("200 from {service} in {namespace}"),
         };
-        Ok(Outcome::Compared { got, want })
+        let differences = match went {
+            Went::To(_, _, seen) | Went::Redirected(seen) => {
+                effect::differences(&expect.effects, seen, &case.request.path)
+            }
+            Went::Refused(_) => Vec::new(),
+        };
+        Ok(Outcome::Compared { got: [vec![got], differences].concat().join("; "), want })
     }
 
     /// Names of what the pods behind a Service belong to: its deployments, or where the case shows none the `app`
@@ -300,19 +316,23 @@ impl Mesh<'_> {
     }
 }
 
+/// What the client's proxy knows of a connection.
+struct Way {
+    router: Router,
+    /// Namespace and name of the Service, where a request goes if no route governs it.
+    plain: (String, String),
+    port: u16,
+}
+
 /// Routes many requests, evenly spread, and compares the shares of the backends.
-fn distribute(
-    request: &Request,
-    router: &Router,
-    plain: &Went,
-    wanted: &Distribution,
-) -> Result<Outcome, String> {
+fn distribute(request: &Request, way: &Way, wanted: &Distribution) -> Result<Outcome, String> {
     let mut counts: BTreeMap<String, u32> = BTreeMap::new();
     for number in 0..wanted.requests {
         // Evenly spread in place of random: what is tested is the shares, not luck.
         let point = u64::MAX / u64::from(wanted.requests) * u64::from(number) + 1;
-        let name = match send(request, router, plain, point)? {
-            Went::To(_, name) => name,
+        let name = match send(request, way, point)? {
+            Went::To(_, name, _) => name,
+            Went::Redirected(seen) => seen.status.to_string(),
             Went::Refused(status) => status.to_string(),
         };
         *counts.entry(name).or_default() += 1;
@@ -327,8 +347,8 @@ fn distribute(
     Ok(Outcome::Compared { got: if near && known { want.clone() } else { format!("{counts:?}") }, want })
 }
 
-/// Routes one request; `plain` is where it goes if no route governs it.
-fn send(request: &Request, router: &Router, plain: &Went, random: u64) -> Result<Went, String> {
+/// Routes one request.
+fn send(request: &Request, way: &Way, random: u64) -> Result<Went, String> {
     let query: Vec<_> = request.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
     let target = match query.as_slice() {
         [] => request.path.clone(),
@@ -341,25 +361,33 @@ fn send(request: &Request, router: &Router, plain: &Went, random: u64) -> Result
         authority: &authority,
         headers: request.headers.as_ref(),
     };
-    sent.receive(Normalization::Base, |head| route(head, router, plain, random))
-        .or_else(|status| Ok(Went::Refused(status)))
+    let answer = request.backend_sets_response_headers.as_ref();
+    sent.receive(Normalization::Base, |received, head| route(received, head, way, random, answer))
+        .unwrap_or_else(|status| Ok(Went::Refused(status)))
 }
 
-fn route(head: &RequestHead<'_>, router: &Router, plain: &Went, random: u64) -> Went {
-    if router.is_empty() {
-        return plain.clone();
+fn route(
+    received: &l7::http1::Request<'_, '_>,
+    head: &RequestHead<'_>,
+    way: &Way,
+    random: u64,
+    answer: Option<&Headers>,
+) -> Result<Went, String> {
+    if way.router.is_empty() {
+        let (namespace, name) = way.plain.clone();
+        let seen = effect::forwarded(received, head, &Chain::default(), answer)?;
+        return Ok(Went::To(namespace, name, seen));
     }
-    let RouteMatch::Matched(found) = router.route(head) else {
-        return Went::Refused(404);
+    let RouteMatch::Matched(found) = way.router.route(head) else {
+        return Ok(Went::Refused(404));
     };
-    match pick_backend(found.rule, random) {
-        Picked::None => Went::Refused(500),
-        Picked::Backend(backend) => match &backend.target {
-            BackendTarget::Invalid(_) => Went::Refused(500),
-            BackendTarget::Service { service, .. } => {
-                let name = service.hostname.split('.').next().unwrap_or_default();
-                Went::To(service.namespace.to_string(), name.to_owned())
-            }
-        },
-    }
+    Ok(match found.take(random) {
+        Taken::Failed(_) => Went::Refused(500),
+        Taken::Redirected(filters) => Went::Redirected(effect::redirected(head, &filters, way.port)?),
+        Taken::Forwarded { service, filters, .. } => {
+            let name = service.hostname.split('.').next().unwrap_or_default().to_owned();
+            let seen = effect::forwarded(received, head, &filters, answer)?;
+            Went::To(service.namespace.to_string(), name, seen)
+        }
+    })
 }

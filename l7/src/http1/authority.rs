@@ -2,7 +2,7 @@
 
 /// True if `text` is a registered name, an IPv4 address or a bracketed IPv6 address, with or without a port. User
 /// information is refused: nothing legitimate sends it, and it hides the host from a reader.
-pub(super) fn is_authority(text: &str) -> bool {
+pub(crate) fn is_authority(text: &str) -> bool {
     let (host, port) = match text.strip_prefix('[') {
         Some(rest) => {
             let Some((inside, after)) = rest.split_once(']') else { return false };

@@ -8,8 +8,37 @@ use super::head::{Request, Response, Version};
 /// Appends the request head for the upstream. `target` is the normalised path with its query; `added` are fields of
 /// the proxy's own, which replace any of the same name that the client sent.
 pub fn write_request(out: &mut Vec<u8>, request: &Request<'_, '_>, target: &str, added: &[Header<'_>]) {
-    put(out, &[request.method, " ", target, " HTTP/1.1\r\nhost: ", request.authority, "\r\n"]);
+    write_request_line(out, request, target, request.authority);
     write_fields(out, request.headers, added);
+    write_request_end(out, request);
+}
+
+/// What filters made of a request.
+#[derive(Debug)]
+pub struct Rewritten<'a, I> {
+    pub authority: &'a str,
+    /// Path with its query.
+    pub target: &'a str,
+    /// All end-to-end fields. Those that this module writes itself are left out.
+    pub fields: I,
+}
+
+/// As [`write_request`], with what filters made of the request; the framing is still that of `request`.
+pub fn write_rewritten_request<'a>(
+    out: &mut Vec<u8>,
+    request: &Request<'_, '_>,
+    rewritten: Rewritten<'_, impl Iterator<Item = Header<'a>>>,
+) {
+    write_request_line(out, request, rewritten.target, rewritten.authority);
+    write_rewritten_fields(out, rewritten.fields);
+    write_request_end(out, request);
+}
+
+fn write_request_line(out: &mut Vec<u8>, request: &Request<'_, '_>, target: &str, authority: &str) {
+    put(out, &[request.method, " ", target, " HTTP/1.1\r\nhost: ", authority, "\r\n"]);
+}
+
+fn write_request_end(out: &mut Vec<u8>, request: &Request<'_, '_>) {
     write_framing(out, request.body);
     if accepts_trailers(request.headers) {
         put(out, &["te: trailers\r\n"]);
@@ -31,9 +60,30 @@ pub fn write_response(
     keep_alive: bool,
     added: &[Header<'_>],
 ) {
-    let mut digits = [0; 3];
-    put(out, &["HTTP/1.1 ", decimal(response.status, &mut digits), " ", response.reason, "\r\n"]);
+    write_status_line(out, response.status, response.reason);
     write_fields(out, response.headers, added);
+    write_response_end(out, response, version, keep_alive);
+}
+
+/// As [`write_response`], with the fields that filters made; the framing is still that of `response`.
+pub fn write_rewritten_response<'a>(
+    out: &mut Vec<u8>,
+    response: &Response<'_, '_>,
+    version: Version,
+    keep_alive: bool,
+    fields: impl Iterator<Item = Header<'a>>,
+) {
+    write_status_line(out, response.status, response.reason);
+    write_rewritten_fields(out, fields);
+    write_response_end(out, response, version, keep_alive);
+}
+
+fn write_status_line(out: &mut Vec<u8>, status: u16, reason: &str) {
+    let mut digits = [0; 3];
+    put(out, &["HTTP/1.1 ", decimal(status, &mut digits), " ", reason, "\r\n"]);
+}
+
+fn write_response_end(out: &mut Vec<u8>, response: &Response<'_, '_>, version: Version, keep_alive: bool) {
     if response.is_interim() {
         return put(out, &["\r\n"]);
     }
@@ -83,15 +133,42 @@ pub fn local_reply(out: &mut Vec<u8>, status: u16, body: &str, keep_alive: bool,
     }
 }
 
+/// Appends a whole response of the proxy's own without a body that sends the client elsewhere: `fields` hold its
+/// Location.
+pub fn redirect_reply<'a>(
+    out: &mut Vec<u8>,
+    status: u16,
+    fields: impl Iterator<Item = Header<'a>>,
+    keep_alive: bool,
+) {
+    write_status_line(out, status, reason(status));
+    write_rewritten_fields(out, fields);
+    put(out, &["content-length: 0\r\n"]);
+    put(out, &[if keep_alive { "\r\n" } else { "connection: close\r\n\r\n" }]);
+}
+
+/// The fields of a received head that may go to the next hop.
+pub fn end_to_end<'h, 'b>(headers: &'h [Header<'b>]) -> impl Iterator<Item = &'h Header<'b>> {
+    let goes_on =
+        |header: &&Header<'b>| !is_hop_by_hop(header.name) && !is_named_by_connection(headers, header.name);
+    headers.iter().filter(goes_on)
+}
+
 fn write_fields(out: &mut Vec<u8>, headers: &[Header<'_>], added: &[Header<'_>]) {
-    for header in headers {
-        let replaced = added.iter().any(|a| a.name.eq_ignore_ascii_case(header.name));
-        if !replaced && !is_hop_by_hop(header.name) && !is_named_by_connection(headers, header.name) {
+    for header in end_to_end(headers) {
+        if !added.iter().any(|a| a.name.eq_ignore_ascii_case(header.name)) {
             write_field(out, header);
         }
     }
     for header in added {
         write_field(out, header);
+    }
+}
+
+/// Whatever a filter holds, the fields that frame the message are written once and by this module.
+fn write_rewritten_fields<'a>(out: &mut Vec<u8>, fields: impl Iterator<Item = Header<'a>>) {
+    for header in fields.filter(|header| !is_hop_by_hop(header.name)) {
+        write_field(out, &header);
     }
 }
 
@@ -157,6 +234,11 @@ fn decimal(status: u16, digits: &mut [u8; 3]) -> &str {
 
 fn reason(status: u16) -> &'static str {
     match status {
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",

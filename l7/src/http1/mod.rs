@@ -15,9 +15,14 @@ mod error;
 mod forward;
 mod head;
 
+pub(crate) use authority::is_authority;
 pub use body::{Body, BodyFraming, Piece};
+pub(crate) use chunked::is_token;
 pub use error::Http1Error;
-pub use forward::{local_reply, write_request, write_response};
+pub use forward::{
+    Rewritten, end_to_end, local_reply, redirect_reply, write_request, write_response,
+    write_rewritten_request, write_rewritten_response,
+};
 pub use head::{
     HeadScanner, HeaderStorage, Request, Response, Version, empty_headers, parse_request, parse_response,
 };

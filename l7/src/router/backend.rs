@@ -1,6 +1,12 @@
-//! Choice of a backend by weight.
+//! Choice of a backend by weight, and with it of the filters that apply.
 
-use crate::ir::{Backend, HttpRule};
+use std::sync::Arc;
+
+use model::NamespacedHostname;
+
+use super::MatchedRoute;
+use crate::filter::Chain;
+use crate::ir::{Backend, BackendTarget, HttpRule};
 
 /// What a rule gives a request to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -9,6 +15,40 @@ pub enum Picked<'a> {
     Backend(&'a Backend),
     /// The rule has no backend with a weight: 500.
     None,
+}
+
+/// What becomes of a request that a rule takes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Taken<'a> {
+    /// It goes to a port of a Service, changed by the filters.
+    Forwarded { service: &'a NamespacedHostname, port: u16, filters: Chain },
+    /// The client is sent elsewhere; [`Chain::redirect`] is never `None` here.
+    Redirected(Chain),
+    /// 500: the backend is not valid for this reason, or there is none.
+    Failed(Option<&'a Arc<str>>),
+}
+
+impl<'a> MatchedRoute<'a> {
+    /// Picks a backend of the rule as [`pick_backend`] does, unless the rule redirects.
+    pub fn take(&self, random: u64) -> Taken<'a> {
+        let mut filters = Chain::of_rule(self.rule.filters.as_ref(), self.matched());
+        if filters.redirect().is_some() {
+            return Taken::Redirected(filters);
+        }
+        let Picked::Backend(backend) = pick_backend(self.rule, random) else {
+            return Taken::Failed(None);
+        };
+        match &backend.target {
+            BackendTarget::Invalid(reason) => Taken::Failed(Some(reason)),
+            BackendTarget::Service { service, port } => {
+                filters.push_backend(backend, self.matched());
+                if filters.redirect().is_some() {
+                    return Taken::Redirected(filters);
+                }
+                Taken::Forwarded { service, port: *port, filters }
+            }
+        }
+    }
 }
 
 /// Picks a backend of `rule`; with `random` evenly distributed, each in proportion to its weight.
@@ -29,14 +69,14 @@ pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::BackendTarget;
 
     fn rule(weights: &[u32]) -> HttpRule {
         let backends = weights.iter().enumerate().map(|(index, weight)| Backend {
             target: BackendTarget::Invalid(index.to_string().into()),
             weight: *weight,
+            filters: None,
         });
-        HttpRule { name: None, matches: vec![], backends: backends.collect() }
+        HttpRule { name: None, matches: vec![], filters: None, backends: backends.collect() }
     }
 
     fn shares(weights: &[u32]) -> Vec<u32> {

@@ -22,10 +22,11 @@ mod table;
 
 use std::sync::Arc;
 
+use crate::filter::{self, FilterFault};
 use crate::ir::{HttpMatch, HttpRoute, HttpRule, RequestHead};
 use hosts::Hosts;
 
-pub use backend::{Picked, pick_backend};
+pub use backend::{Picked, Taken, pick_backend};
 pub use pattern::PatternError;
 
 /// The compiled routes of one Service port, as a client sees them.
@@ -91,6 +92,8 @@ pub enum RouteFault {
     Path(Arc<str>),
     #[error(transparent)]
     Pattern(#[from] PatternError),
+    #[error(transparent)]
+    Filter(#[from] FilterFault),
 }
 
 /// True if the route has a say in what a client of `client_namespace` sends to `port` of its parent.
@@ -120,15 +123,17 @@ impl Router {
             for (rule_index, rule) in route.rules.iter().enumerate() {
                 let slot = index(rules.len());
                 rules.push(rule.clone());
+                let refused = |cause| RouteError {
+                    namespace: route.namespace.clone(),
+                    name: route.name.clone(),
+                    rule: rule_index,
+                    cause,
+                };
+                filter::check(rule).map_err(|fault| refused(fault.into()))?;
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
                     let id = MatchId { route: route_at, rule: rule_at, entry: entry_at, slot };
-                    tier.add(&route.hostnames, id, entry).map_err(|cause| RouteError {
-                        namespace: route.namespace.clone(),
-                        name: route.name.clone(),
-                        rule: rule_index,
-                        cause,
-                    })?;
+                    tier.add(&route.hostnames, id, entry).map_err(refused)?;
                 }
             }
         }

@@ -175,6 +175,7 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
         rules: dice.list(3, |dice| HttpRule {
             name: None,
             matches: dice.list(8, |dice| entry(dice, one_path)),
+            filters: None,
             backends: vec![],
         }),
         source: None,
@@ -231,7 +232,7 @@ fn ten_thousand_routes_find_their_own() {
             consumer_namespace: None,
             created: 0,
             hostnames: vec![],
-            rules: vec![HttpRule { name: None, matches, backends: vec![] }],
+            rules: vec![HttpRule { name: None, matches, filters: None, backends: vec![] }],
             source: None,
         })
     });
@@ -261,6 +262,7 @@ fn a_bad_route_is_refused_by_name() {
     let with = |path: PathMatch| HttpRule {
         name: None,
         matches: vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }],
+        filters: None,
         backends: vec![],
     };
     own.rules = vec![with(PathMatch::Exact("/".into())), with(PathMatch::Regex("(".into()))];

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use l7::ir::HttpMatch;
+use l7::ir::{Filters, HttpMatch};
 
 use super::catalog::{Meta, Position};
 
@@ -83,6 +83,7 @@ pub struct HttpRouteRule {
     pub name: Option<Arc<str>>,
     /// Never empty: a rule written without matches carries prefix `/`.
     pub matches: Vec<HttpMatch>,
+    pub filters: Option<Arc<Filters>>,
     pub backends: Vec<BackendRef>,
 }
 
@@ -95,6 +96,7 @@ pub struct BackendRef {
     pub name: Arc<str>,
     pub port: Option<u16>,
     pub weight: u32,
+    pub filters: Option<Arc<Filters>>,
     /// Path of the reference within its object.
     pub field: Arc<str>,
     pub at: Position,

@@ -41,7 +41,14 @@ pub(in crate::session) async fn route(
     caller: Caller,
     downstream: &Wire,
 ) -> CloseCause {
-    let mut steering = Steering { connection, caller, idle: Vec::new(), current: None, counted: false, filtered: Filtered::default() };
+    let mut steering = Steering {
+        connection,
+        caller,
+        idle: Vec::new(),
+        current: None,
+        counted: false,
+        filtered: Filtered::default(),
+    };
     converse(connection, downstream, &mut steering).await
 }
 
@@ -190,9 +197,8 @@ fn redirected(chain: Chain, port: u16, request: &RequestHead<'_>) -> (Filtered, 
     let dialled = Dialled { scheme: Scheme::Http, port };
     let redirect = chain.redirect();
     let status = redirect.map_or(500, |redirect| redirect.status);
-    let location = redirect.map(|redirect| {
-        chain.location(redirect, dialled, request.authority, request.path, request.query)
-    });
+    let location = redirect
+        .map(|redirect| chain.location(redirect, dialled, request.authority, request.path, request.query));
     (Filtered { chain, location }, Reply { status, body: "", cause: CloseCause::Finished })
 }
 

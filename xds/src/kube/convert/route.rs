@@ -123,8 +123,14 @@ fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh
     let backends = rule.backends.iter().map(|backend| ir::Backend {
         target: resolve_backend(backend, route, catalog, mesh),
         weight: backend.weight,
+        filters: backend.filters.clone(),
     });
-    HttpRule { name: rule.name.clone(), matches: rule.matches.clone(), backends: backends.collect() }
+    HttpRule {
+        name: rule.name.clone(),
+        matches: rule.matches.clone(),
+        filters: rule.filters.clone(),
+        backends: backends.collect(),
+    }
 }
 
 /// The Service port that a backend names, or why there is none.

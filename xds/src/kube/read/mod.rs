@@ -4,6 +4,7 @@
 //! objects is checked in [`super::references`].
 
 mod cluster;
+mod filter;
 mod gateway;
 mod names;
 mod peer_authentication;

@@ -1,17 +1,17 @@
 //! HTTPRoute, with the rules that its schema states beyond types.
 //!
-//! What the intermediate form cannot express (filters, timeouts, retries, session persistence) refuses the route:
+//! What the intermediate form cannot express (timeouts, retries, session persistence) refuses the route:
 //! a route with a part left out would send traffic where its author did not want it.
 
 use std::sync::Arc;
 
-use l7::ir::{HttpMatch, PathMatch, ValueMatch, ValueTest};
+use l7::ir::{HttpMatch, PathMatch, UrlAction, ValueMatch, ValueTest};
 
 use super::super::catalog::Meta;
 use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, ParentRef};
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
-use super::names;
+use super::{filter, names};
 
 // Bounds of the HTTPRoute schema.
 const PARENTS_MAX: usize = 32;
@@ -58,7 +58,12 @@ pub(super) fn http_route(fields: &mut Fields<'_>, meta: Meta, findings: &mut Fin
     }
     let rules = match fields.optional("rules") {
         Some(list) => rules(&list, &meta, findings),
-        None => vec![HttpRouteRule { name: None, matches: vec![match_all()], backends: Vec::new() }],
+        None => vec![HttpRouteRule {
+            name: None,
+            matches: vec![match_all()],
+            filters: None,
+            backends: Vec::new(),
+        }],
     };
     fields.ignore(&["useDefaultGateways"]);
     fields.finish(findings);
@@ -168,16 +173,28 @@ fn rule(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<HttpRou
     let mut backends = Vec::new();
     if let Some(list) = fields.optional("backendRefs") {
         let items = bounded(&list, BACKENDS_MAX, findings);
-        backends.extend(items.iter().filter_map(|item| backend(item, meta, findings)));
+        backends.extend(items.iter().filter_map(|item| backend(item, meta, &matches, findings)));
     }
-    for unsupported in ["filters", "timeouts", "retry", "sessionPersistence"] {
+    let filters = filter::filters(&mut fields, &matches, findings);
+    let redirects =
+        filters.as_ref().is_some_and(|filters| matches!(filters.url, Some(UrlAction::Redirect(_))));
+    if redirects && !backends.is_empty() {
+        let fix = "remove backendRefs: a request that is redirected is not forwarded";
+        item.error(findings, "a rule with RequestRedirect cannot have backendRefs", fix);
+    }
+    for unsupported in ["timeouts", "retry", "sessionPersistence"] {
         fields.refuse(findings, unsupported);
     }
     fields.finish(findings);
-    Some(HttpRouteRule { name, matches, backends })
+    Some(HttpRouteRule { name, matches, filters, backends })
 }
 
-fn backend(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<BackendRef> {
+fn backend(
+    item: &Item<'_>,
+    meta: &Meta,
+    matches: &[HttpMatch],
+    findings: &mut Findings,
+) -> Option<BackendRef> {
     let mut fields = item.fields(findings)?;
     let group = text(&mut fields, findings, "group").unwrap_or_default();
     let kind = text(&mut fields, findings, "kind").unwrap_or("Service");
@@ -185,7 +202,7 @@ fn backend(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<Back
     let namespace = fields.optional("namespace").map(|item| names::namespace(&item, findings));
     let port = fields.optional("port").map(|item| item.port(findings));
     let weight = fields.optional("weight").and_then(|item| item.integer(findings, 0, WEIGHT_MAX));
-    fields.refuse(findings, "filters");
+    let filters = filter::filters(&mut fields, matches, findings);
     fields.finish(findings);
     if port.is_none() && group.is_empty() && kind == "Service" {
         item.error(findings, "a Service backend needs a port", "add port");
@@ -197,6 +214,7 @@ fn backend(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<Back
         name: Arc::from(name?),
         port: port.flatten(),
         weight: weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1),
+        filters,
         field: Arc::from(item.path.as_str()),
         at: item.node.at,
     })

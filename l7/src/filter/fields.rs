@@ -1,0 +1,62 @@
+//! The field lines of a head while filters edit them.
+
+use std::borrow::Cow;
+
+use crate::http1::end_to_end;
+use crate::ir::{Header, HeaderEdits};
+
+/// Field lines that go to the next hop, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fields<'a> {
+    lines: Vec<Line<'a>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Line<'a> {
+    name: &'a str,
+    value: Cow<'a, [u8]>,
+}
+
+impl<'a> Fields<'a> {
+    /// Those of a head that was received, less what concerns only its connection.
+    pub fn received(headers: &'a [Header<'a>]) -> Self {
+        let line = |header: &Header<'a>| Line { name: header.name, value: Cow::Borrowed(header.value) };
+        Self { lines: end_to_end(headers).map(line).collect() }
+    }
+
+    pub fn edit(&mut self, edits: &'a HeaderEdits) {
+        let goes = |name: &str| {
+            let names = edits.remove.iter().chain(edits.set.iter().map(|header| &header.name));
+            names.into_iter().any(|own| own.eq_ignore_ascii_case(name))
+        };
+        if !(edits.remove.is_empty() && edits.set.is_empty()) {
+            self.lines.retain(|line| !goes(line.name));
+        }
+        for header in &edits.set {
+            self.lines.push(Line { name: &header.name, value: Cow::Borrowed(header.value.as_bytes()) });
+        }
+        for header in &edits.add {
+            self.add(&header.name, header.value.as_bytes());
+        }
+    }
+
+    /// Appends to the last line of the name, so that a reader of one line sees all values; a new line where commas
+    /// do not separate values (RFC 9110 section 5.3).
+    fn add(&mut self, name: &'a str, value: &'a [u8]) {
+        let is_list = !["cookie", "set-cookie"].iter().any(|own| own.eq_ignore_ascii_case(name));
+        let last = self.lines.iter_mut().rev().find(|line| line.name.eq_ignore_ascii_case(name));
+        match last.filter(|_| is_list) {
+            Some(line) if line.value.is_empty() => line.value = Cow::Borrowed(value),
+            Some(line) => {
+                let joined = line.value.to_mut();
+                joined.push(b',');
+                joined.extend_from_slice(value);
+            }
+            None => self.lines.push(Line { name, value: Cow::Borrowed(value) }),
+        }
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = Header<'_>> {
+        self.lines.iter().map(|line| Header { name: line.name, value: &line.value })
+    }
+}

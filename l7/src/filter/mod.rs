@@ -1,0 +1,134 @@
+//! Filters of HTTPRoute rules and backends, as pure functions: header edits, URL rewrites, redirects.
+//!
+//! Invariants:
+//! - What passed [`check`] can neither break the framing of a message nor add a line to its head: names are tokens,
+//!   values hold no control characters, and the fields that frame a message or concern one connection are refused.
+//! - Fields that a client names in Connection are left behind before the edits, so no client can strip what a
+//!   filter adds.
+//! - A request without filters costs nothing: a [`Chain`] of none is two empty options.
+
+mod check;
+mod fields;
+mod path;
+mod redirect;
+#[cfg(test)]
+mod tests;
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use crate::ir::{Backend, Filters, Header, HttpMatch, PathMatch, Redirect, UrlAction, UrlRewrite};
+
+pub use check::{FilterFault, check, header_name, header_value, replacement};
+pub use fields::Fields;
+pub use redirect::Dialled;
+
+/// What applies to one request: the filters of the rule, then those of the backend.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chain {
+    rule: Option<Arc<Filters>>,
+    backend: Option<Arc<Filters>>,
+    /// The prefix that matched; only kept if there are filters.
+    prefix: Option<Arc<str>>,
+}
+
+impl Chain {
+    /// The filters of a rule, for a request that `matched`. Counts references and copies nothing.
+    pub fn of_rule(filters: Option<&Arc<Filters>>, matched: Option<&HttpMatch>) -> Self {
+        let mut chain = Self { rule: filters.cloned(), ..Self::default() };
+        if filters.is_some() {
+            chain.note_prefix(matched);
+        }
+        chain
+    }
+
+    /// Adds the filters of the backend that was chosen.
+    pub fn push_backend(&mut self, backend: &Backend, matched: Option<&HttpMatch>) {
+        if backend.filters.is_some() {
+            self.backend.clone_from(&backend.filters);
+            self.note_prefix(matched);
+        }
+    }
+
+    fn note_prefix(&mut self, matched: Option<&HttpMatch>) {
+        if let Some(HttpMatch { path: PathMatch::Prefix(prefix), .. }) = matched {
+            self.prefix = Some(Arc::clone(prefix));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.rule.is_none() && self.backend.is_none()
+    }
+
+    fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
+        self.rule.iter().chain(&self.backend).map(AsRef::as_ref)
+    }
+
+    /// The redirect that answers the request, if one does.
+    pub fn redirect(&self) -> Option<&Redirect> {
+        self.filters().find_map(|filters| match &filters.url {
+            Some(UrlAction::Redirect(redirect)) => Some(redirect),
+            _ => None,
+        })
+    }
+
+    /// `Location` of the redirect, an absolute URI (RFC 9110 section 10.2.2).
+    pub fn location(
+        &self,
+        redirect: &Redirect,
+        dialled: Dialled,
+        authority: &str,
+        path: &str,
+        query: Option<&str>,
+    ) -> String {
+        let path = match &redirect.path {
+            Some(rewrite) => path::rewritten(rewrite, self.prefix.as_deref(), path),
+            None => Cow::Borrowed(path),
+        };
+        redirect::location(redirect, dialled, authority, &path, query)
+    }
+
+    /// Rewrites, the backend's first: they replace those of the rule.
+    fn rewrites(&self) -> impl Iterator<Item = &UrlRewrite> {
+        self.filters().rev().filter_map(|filters| match &filters.url {
+            Some(UrlAction::Rewrite(rewrite)) => Some(rewrite),
+            _ => None,
+        })
+    }
+
+    /// The authority for the backend.
+    pub fn authority<'a>(&'a self, authority: &'a str) -> &'a str {
+        self.rewrites().find_map(|rewrite| rewrite.hostname.as_deref()).unwrap_or(authority)
+    }
+
+    /// The path for the backend; `path` is the normalised one that was matched.
+    pub fn path<'a>(&'a self, path: &'a str) -> Cow<'a, str> {
+        match self.rewrites().find_map(|rewrite| rewrite.path.as_ref()) {
+            Some(rewrite) => path::rewritten(rewrite, self.prefix.as_deref(), path),
+            None => Cow::Borrowed(path),
+        }
+    }
+
+    /// The fields for the backend.
+    pub fn request_fields<'a>(&'a self, headers: &'a [Header<'a>]) -> Fields<'a> {
+        let mut fields = Fields::received(headers);
+        for filters in self.filters() {
+            fields.edit(&filters.request_headers);
+        }
+        fields
+    }
+
+    /// Whether the response must be written with [`Self::response_fields`].
+    pub fn edits_response(&self) -> bool {
+        self.filters().any(|filters| !filters.response_headers.is_empty())
+    }
+
+    /// The fields for the client.
+    pub fn response_fields<'a>(&'a self, headers: &'a [Header<'a>]) -> Fields<'a> {
+        let mut fields = Fields::received(headers);
+        for filters in self.filters() {
+            fields.edit(&filters.response_headers);
+        }
+        fields
+    }
+}
