@@ -52,7 +52,8 @@ fn pods_reach_each_other_through_hbone_with_source_address_and_half_close() {
             }
             bed.until_idle();
             for reporter in ["reporter=\"source\"", "reporter=\"destination\""] {
-                let labels = [reporter, "connection_security_policy=\"mutual_tls\"", "request_protocol=\"tcp\""];
+                let labels =
+                    [reporter, "connection_security_policy=\"mutual_tls\"", "request_protocol=\"tcp\""];
                 for name in ["opened", "closed"] {
                     let series = format!("istio_tcp_connections_{name}_total");
                     assert_eq!(bed.metric(&series, &labels), 2.0, "{series} {reporter}\n{}", bed.metrics());
@@ -144,7 +145,9 @@ fn a_changed_policy_cuts_live_connections_on_all_workers_and_no_others() {
         let live = bed.ask(dataplane::session::Node::live_connections);
         assert!(live.iter().all(|live| *live > 0), "every worker has some of them: {live:?}");
 
-        let rules = format!("[{{ from: [{{ source: {{ principals: [{CLIENT}] }} }}] }}, {{ from: [{{ source: {{ ipBlocks: [10.244.1.9] }} }}] }}]");
+        let rules = format!(
+            "[{{ from: [{{ source: {{ principals: [{CLIENT}] }} }}] }}, {{ from: [{{ source: {{ ipBlocks: [10.244.1.9] }} }}] }}]"
+        );
         bed.apply(&(pods() + &policy("deny", "DENY", &rules)));
         for socket in &doomed {
             assert!(is_reset(socket), "what was cut must not look whole");
@@ -182,8 +185,14 @@ fn tunnel_requests_are_validated() {
             expected: bed.identity("server"),
         };
         let mut requests: Vec<_> = [
-            "10.244.1.3:8080", "10.244.1.2:15008", "10.244.1.2:15001", "10.244.1.2:15006", "10.244.1.2:1", "nonsense",
-            "nowhere.app.svc.cluster.local:80", "10.244.1.2:8080",
+            "10.244.1.3:8080",
+            "10.244.1.2:15008",
+            "10.244.1.2:15001",
+            "10.244.1.2:15006",
+            "10.244.1.2:1",
+            "nonsense",
+            "nowhere.app.svc.cluster.local:80",
+            "10.244.1.2:8080",
         ]
         .map(|authority| Headers::connect(authority).unwrap())
         .into();
@@ -227,7 +236,9 @@ fn wrong_certificates_are_refused_and_neighbours_go_on() {
 fn the_proxys_own_ports_are_not_to_be_reached() {
     inside("the_proxys_own_ports_are_not_to_be_reached", || {
         let mut bed = Bed::new(&pods());
-        for own in ["10.244.1.1:15001", "127.0.0.1:15001", "127.0.0.1:15006", "[::1]:15001", "10.244.1.1:15006"] {
+        for own in
+            ["10.244.1.1:15001", "127.0.0.1:15001", "127.0.0.1:15006", "[::1]:15001", "10.244.1.1:15006"]
+        {
             assert!(is_refused(bed.network("client"), own.parse().unwrap()), "{own}");
         }
         for inside in ["10.244.1.2:15001", "10.244.1.2:15006"] {
