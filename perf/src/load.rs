@@ -11,7 +11,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::wire::block;
-use crate::work::client::{Caller, Shape};
+use crate::work::client::{Caller, Shape, Target};
 use crate::{Failure, machine};
 
 /// Latencies beyond this are recorded as this.
@@ -65,7 +65,8 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let shape = Shape { request: args.request, response: args.response };
     let duration = Duration::from_secs(args.duration);
-    let work = generate(args.target, args.connections, args.rate, shape, duration);
+    let target = Target { address: args.target, congestion: None };
+    let work = generate(target, args.connections, args.rate, shape, duration);
     let report = tokio::task::LocalSet::new().block_on(&runtime, work)?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -84,7 +85,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 
 /// Runs the load on the current [`tokio::task::LocalSet`].
 pub(crate) async fn generate(
-    target: SocketAddr,
+    target: Target,
     connections: usize,
     rate: Option<u32>,
     shape: Shape,
@@ -93,7 +94,7 @@ pub(crate) async fn generate(
     let block = Rc::new(block());
     let mut callers = Vec::with_capacity(connections);
     for _ in 0..connections {
-        callers.push(Caller::connect(target, block.clone()).await?);
+        callers.push(Caller::connect(&target, block.clone()).await?);
     }
     let latencies = Rc::new(RefCell::new(Histogram::<u64>::new_with_bounds(1, LATENCY_MAX_NS, 3)?));
     let start = Instant::now();

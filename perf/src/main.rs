@@ -6,6 +6,7 @@ mod machine;
 mod peers;
 mod process;
 mod runtimes;
+mod sockets;
 mod statistics;
 mod tunnel;
 mod wire;

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use comfy_table::Table;
@@ -15,9 +16,10 @@ use crate::certificates::{Certificates, identity};
 use crate::machine::{Cores, Machine, pin};
 use crate::process::{Process, Program};
 use crate::runtimes::free_address;
+use crate::sockets;
 use crate::statistics::{Spread, paired_ratio};
 use crate::work::backend;
-use crate::work::client::{self, Direction, Done, Shape};
+use crate::work::client::{self, Direction, Done, Shape, Target};
 
 const CONNECTIONS: usize = 64;
 const NEW_CONNECTION_LOOPS: usize = 16;
@@ -226,11 +228,12 @@ impl Bench<'_> {
     fn measure(&self, peer: Peer, with_idle: bool) -> Result<Vec<(Work, f64)>, Failure> {
         let tokio = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let local = LocalSet::new();
-        let listener = tokio.block_on(tokio::net::TcpListener::bind("127.0.0.1:0"))?;
-        let backend = listener.local_addr()?;
+        let congestion = Some(Rc::from(self.args.congestion.as_str()));
+        let backend = free_address()?;
+        let listener = tokio.block_on(async { sockets::listen(backend, congestion.as_deref()) })?;
         local.spawn_local(async move { backend::serve(listener).await.map_err(|error| error.to_string()) });
         let pair = self.start(peer, backend)?;
-        let entry = pair.entry;
+        let entry = Target { address: pair.entry, congestion };
         let duration = Duration::from_secs(self.args.duration);
         let bytes = self.args.bulk.saturating_mul(1_000_000) / 8;
         let small = Shape { request: 64, response: 64 };
@@ -250,32 +253,33 @@ impl Bench<'_> {
             Ok::<(), Failure>(())
         };
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, small, duration));
+        let done = local.block_on(&tokio, client::closed_loop(entry.clone(), CONNECTIONS, small, duration));
         take(Work::Request64, 1e6, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, client::closed_loop(entry, CONNECTIONS, larger, duration));
+        let done = local.block_on(&tokio, client::closed_loop(entry.clone(), CONNECTIONS, larger, duration));
         take(Work::Request64Response1024, 1e6, done, before)?;
         let before = pair.cpu_time();
-        let done =
-            local.block_on(&tokio, client::new_connections(entry, NEW_CONNECTION_LOOPS, small, duration));
+        let done = local
+            .block_on(&tokio, client::new_connections(entry.clone(), NEW_CONNECTION_LOOPS, small, duration));
         take(Work::NewStream, 1e6, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, bulk(entry, 1, bytes, Direction::Down));
+        let done = local.block_on(&tokio, bulk(entry.clone(), 1, bytes, Direction::Down));
         take(Work::BulkDown1, 1e9, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, bulk(entry, 8, bytes, Direction::Down));
+        let done = local.block_on(&tokio, bulk(entry.clone(), 8, bytes, Direction::Down));
         take(Work::BulkDown8, 1e9, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, bulk(entry, 1, bytes, Direction::Up));
+        let done = local.block_on(&tokio, bulk(entry.clone(), 1, bytes, Direction::Up));
         take(Work::BulkUp1, 1e9, done, before)?;
 
         if with_idle && self.args.idle > 0 {
             // A fresh pair: what the work above left in allocators is not the price of an idle connection.
             drop(pair);
             let pair = self.start(peer, backend)?;
-            let warm = local.block_on(&tokio, client::open_idle(pair.entry, 1, small))?;
+            let idle = Target { address: pair.entry, ..entry };
+            let warm = local.block_on(&tokio, client::open_idle(idle.clone(), 1, small))?;
             let before = pair.private_bytes();
-            let held = local.block_on(&tokio, client::open_idle(pair.entry, self.args.idle, small))?;
+            let held = local.block_on(&tokio, client::open_idle(idle, self.args.idle, small))?;
             let per_side = (pair.private_bytes() - before) as f64 / self.args.idle as f64 / 2.0;
             eprintln!("  {} idle connections: {per_side:.0} bytes per connection and side", held.len());
             figures.push((Work::IdleBytesPerConnectionAndSide, per_side));
@@ -319,7 +323,7 @@ fn tunnel_arguments(role: &str, driver: &str) -> Vec<String> {
 }
 
 /// Moves about eight times `bytes` in all, however many streams there are.
-async fn bulk(entry: SocketAddr, streams: usize, bytes: u32, direction: Direction) -> Result<Done, Failure> {
+async fn bulk(entry: Target, streams: usize, bytes: u32, direction: Direction) -> Result<Done, Failure> {
     let per_stream = if streams == 1 { bytes.saturating_mul(4) } else { bytes };
     client::bulk(entry, streams, per_stream, direction).await
 }

@@ -1,6 +1,5 @@
 //! The rivals: each a program of its own that takes the arguments of `corelane tunnel`.
 
-mod sockets;
 mod tokio_h2;
 
 use std::net::SocketAddr;

@@ -18,7 +18,7 @@ use crate::machine::{Cores, Machine, pin};
 use crate::process::{Process, Program};
 use crate::statistics::Spread;
 use crate::work::backend;
-use crate::work::client::{self, Direction, Shape};
+use crate::work::client::{self, Direction, Shape, Target};
 
 /// Read buffer of a connection.
 const BUFFER_BYTES: usize = 16 * 1024;
@@ -145,7 +145,7 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
     let mut echo = start(&name, cores, "echo", &["--listen", &echo_address.to_string()])?;
     echo.wait_listening(echo_address)?;
     let before = echo.cpu_time();
-    let work = client::echo_loop(echo_address, CONNECTIONS, ECHO_BYTES, duration);
+    let work = client::echo_loop(host_default(echo_address), CONNECTIONS, ECHO_BYTES, duration);
     let done = LocalSet::new().block_on(&tokio, work)?;
     figures.echo_us.push((echo.cpu_time() - before).as_secs_f64() * 1e6 / done.count as f64);
     drop(echo);
@@ -164,18 +164,23 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
         Ok::<_, Failure>((done.count as f64, (relay.cpu_time() - before).as_secs_f64()))
     };
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::closed_loop(relay_address, CONNECTIONS, shape, duration))
+        local.block_on(&tokio, client::closed_loop(host_default(relay_address), CONNECTIONS, shape, duration))
     })?;
     figures.relay_request_us.push(cpu * 1e6 / count);
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::new_connections(relay_address, 16, shape, duration))
+        local.block_on(&tokio, client::new_connections(host_default(relay_address), 16, shape, duration))
     })?;
     figures.connection_us.push(cpu * 1e6 / count);
     let (count, cpu) = watched(&mut |local| {
-        local.block_on(&tokio, client::bulk(relay_address, 1, BULK_BYTES, Direction::Down))
+        local.block_on(&tokio, client::bulk(host_default(relay_address), 1, BULK_BYTES, Direction::Down))
     })?;
     figures.relay_bulk_s_per_gb.push(cpu * 1e9 / count);
     Ok(())
+}
+
+/// These programs are written as a newcomer would: they leave the congestion control alone, and so does their load.
+fn host_default(address: SocketAddr) -> Target {
+    Target { address, congestion: None }
 }
 
 fn start(runtime: &str, cores: Cores, role: &str, arguments: &[&str]) -> Result<Process, Failure> {

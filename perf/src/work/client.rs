@@ -9,8 +9,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::Failure;
 use crate::wire::{HEAD_BYTES, RESPONSE_HEAD_BYTES, RequestHead, block, is_pattern};
+use crate::{Failure, sockets};
+
+/// Where the work goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) address: SocketAddr,
+    /// Congestion control of the load's own sockets; `None` leaves the host's.
+    pub(crate) congestion: Option<Rc<str>>,
+}
 
 /// Body lengths of one kind of request.
 #[derive(Debug, Clone, Copy)]
@@ -41,9 +49,8 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    pub(crate) async fn connect(address: SocketAddr, block: Rc<Vec<u8>>) -> Result<Self, Failure> {
-        let stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+    pub(crate) async fn connect(target: &Target, block: Rc<Vec<u8>>) -> Result<Self, Failure> {
+        let stream = sockets::connect(target.address, target.congestion.as_deref()).await?;
         Ok(Self { stream, block, sequence: 0, buffer: Vec::new() })
     }
 
@@ -114,33 +121,33 @@ pub(crate) struct Done {
 
 /// `connections` keep-alive connections, each a closed loop, for `duration`. They are opened before the clock starts.
 pub(crate) async fn closed_loop(
-    address: SocketAddr,
+    target: Target,
     connections: usize,
     shape: Shape,
     duration: Duration,
 ) -> Result<Done, Failure> {
-    let callers = open_idle(address, connections, shape).await?;
+    let callers = open_idle(target, connections, shape).await?;
     repeat(callers, duration, async move |caller| caller.call(shape).await).await
 }
 
 /// `concurrency` loops, each of which opens a connection, sends one request, reads the response and closes.
 pub(crate) async fn new_connections(
-    address: SocketAddr,
+    target: Target,
     concurrency: usize,
     shape: Shape,
     duration: Duration,
 ) -> Result<Done, Failure> {
     let block = Rc::new(block());
-    Caller::connect(address, block.clone()).await?.call(shape).await?;
+    Caller::connect(&target, block.clone()).await?.call(shape).await?;
     repeat(vec![block; concurrency], duration, async move |block| {
-        Caller::connect(address, block.clone()).await?.call(shape).await
+        Caller::connect(&target, block.clone()).await?.call(shape).await
     })
     .await
 }
 
 /// As [`closed_loop`], against a server that sends back the very bytes it gets.
 pub(crate) async fn echo_loop(
-    address: SocketAddr,
+    target: Target,
     connections: usize,
     bytes: usize,
     duration: Duration,
@@ -148,8 +155,7 @@ pub(crate) async fn echo_loop(
     let block = Rc::new(block());
     let mut streams = Vec::with_capacity(connections);
     for _ in 0..connections {
-        let mut stream = TcpStream::connect(address).await?;
-        stream.set_nodelay(true)?;
+        let mut stream = sockets::connect(target.address, target.congestion.as_deref()).await?;
         let mut buffer = vec![0; bytes];
         echo_once(&mut stream, &block[..bytes], &mut buffer).await?;
         streams.push((stream, buffer));
@@ -166,7 +172,7 @@ async fn echo_once(stream: &mut TcpStream, bytes: &[u8], buffer: &mut [u8]) -> R
 
 /// Moves `bytes` over each of `streams` connections at once.
 pub(crate) async fn bulk(
-    address: SocketAddr,
+    target: Target,
     streams: usize,
     bytes: u32,
     direction: Direction,
@@ -174,7 +180,7 @@ pub(crate) async fn bulk(
     let block = Rc::new(block());
     let mut callers = Vec::with_capacity(streams);
     for _ in 0..streams {
-        let mut caller = Caller::connect(address, block.clone()).await?;
+        let mut caller = Caller::connect(&target, block.clone()).await?;
         caller.bulk(1 << 20, direction).await?;
         callers.push(caller);
     }
@@ -212,15 +218,11 @@ async fn repeat<S: 'static>(
 }
 
 /// Opens `count` connections, each proven by one request, and hands them back still open.
-pub(crate) async fn open_idle(
-    address: SocketAddr,
-    count: usize,
-    shape: Shape,
-) -> Result<Vec<Caller>, Failure> {
+pub(crate) async fn open_idle(target: Target, count: usize, shape: Shape) -> Result<Vec<Caller>, Failure> {
     let block = Rc::new(block());
     let mut callers = Vec::with_capacity(count);
     for _ in 0..count {
-        let mut caller = Caller::connect(address, block.clone()).await?;
+        let mut caller = Caller::connect(&target, block.clone()).await?;
         caller.call(shape).await?;
         caller.buffer = Vec::new();
         callers.push(caller);

@@ -1,4 +1,4 @@
-//! Socket options that all peers set alike.
+//! Sockets whose congestion control is named: all ends of a measurement set the same.
 
 use std::net::SocketAddr;
 
