@@ -24,7 +24,14 @@ pub fn enroll(pod: &NetworkNamespace, redirection: &Redirection) -> Result<(), T
     Ok(())
 }
 
-/// Takes the rules away: the pod's connections go their own way again.
+/// Leaves new connections of a pod alone. Those that were redirected before still pass, until [`leave`]: without the
+/// table their packets would no longer find the proxy, and not even a reset would reach the other side.
+pub fn stop(pod: &NetworkNamespace) -> Result<(), ToolError> {
+    tool::run(Tool::Nft, &["-f", "-"], &redirection::stop_script(), Some(pod)).map(drop)
+}
+
+/// Takes the rules away: the pod's connections go their own way again. [`stop`] comes first, and the end of those that
+/// are redirected.
 pub fn leave(pod: &NetworkNamespace) -> Result<(), ToolError> {
     tool::run(Tool::Nft, &["-f", "-"], &redirection::removal_script(), Some(pod))?;
     for family in redirection::FAMILIES {

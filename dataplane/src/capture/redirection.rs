@@ -133,6 +133,16 @@ pub(super) fn removal_script() -> String {
     format!("add table {NFT_TABLE}\ndelete table {NFT_TABLE}\n")
 }
 
+/// Empties the chains that redirect and leaves them in place. `add` makes it succeed whether or not they are there.
+pub(super) fn stop_script() -> String {
+    let mut script = format!("add table {NFT_TABLE}\n");
+    for chain in ["redirect_outbound", "redirect_inbound"] {
+        // Writing into a String cannot fail.
+        let _ = writeln!(script, "add chain {NFT_TABLE} {chain}\nflush chain {NFT_TABLE} {chain}");
+    }
+    script
+}
+
 /// Packets of marked connections are looked up in the table that delivers locally.
 pub(super) fn mark_rule(verb: &str) -> String {
     format!("rule {verb} pref {RULE_PREFERENCE} fwmark {RETURN_MARK:#x}/{MARK_MASK:#x} lookup {TABLE}\n")

@@ -412,19 +412,26 @@ impl Keeper {
         }
     }
 
-    /// Ends the redirection, then has the node proxy let go of the pod.
+    /// Ends the redirection of new connections, has the node proxy let go of the pod, and ends it for good.
     async fn release(&self, uid: &Arc<str>) {
         let Some(placed) = self.placed.get(uid) else { return };
         let Some((node, identity)) = &placed.captured else { return };
-        if let Some(pod) = self.fabric.pod(uid)
-            && let Err(error) = capture::leave(&pod.namespace)
-        {
-            tracing::error!(pod = %uid, %error, "the pod's traffic is still redirected");
+        let redirected = |result: Result<(), capture::ToolError>| {
+            if let Err(error) = result {
+                tracing::error!(pod = %uid, %error, "the pod's traffic is still redirected");
+            }
+        };
+        let network = self.fabric.pod(uid).map(|pod| pod.namespace.clone());
+        if let Some(network) = &network {
+            redirected(capture::stop(network));
         }
         if let Some(proxy) = self.nodes.get(node)
             && let Err(error) = proxy.remove_pod(uid, identity).await
         {
             tracing::error!(pod = %uid, %error, "the node proxy holds on to the pod");
+        }
+        if let Some(network) = &network {
+            redirected(capture::leave(network));
         }
         tracing::info!(pod = %uid, %node, "out of the mesh");
     }

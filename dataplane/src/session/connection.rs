@@ -31,7 +31,8 @@ pub(super) struct Connection {
     started: Instant,
     key: usize,
     ended: Cell<bool>,
-    _live: CensusGuard,
+    /// Of the worker and of the pod.
+    _live: [CensusGuard; 2],
 }
 
 /// The part of a connection that the registry sees.
@@ -125,7 +126,7 @@ impl Connection {
             started: Instant::now(),
             key,
             ended: Cell::new(false),
-            _live: node.worker.hold(),
+            _live: [node.worker.hold(), pod.live.enter()],
         }
     }
 

@@ -23,6 +23,9 @@ use crate::worker::{BoxError, Latch, TICK, Worker};
 /// How long a captured connection waits for its own pod to be known to the control plane.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the connections of a pod that leaves may take to close after they were cut.
+const STOPPING_MAX: Duration = Duration::from_secs(5);
+
 /// So long before the deadline of a drain what is left is cut, for the resets must still be sent.
 const LAST_WORDS: Duration = Duration::from_millis(100);
 
@@ -154,6 +157,16 @@ impl Node {
         mixed ^ (mixed >> 31)
     }
 
+    /// Tells of the end of a pod when its last connection has been closed: until then its redirection is needed.
+    fn tell_stopped(self: Rc<Self>, pod: Rc<Pod>) {
+        self.worker.clone().spawn(async move {
+            // Everything has been cut, so the wait is short; the bound is for what cannot be foreseen.
+            drop(monoio::time::timeout(STOPPING_MAX, pod.stopped(&self.worker)).await);
+            let (uid, worker) = (pod.local.uid.clone(), self.worker.index());
+            self.tell(PodEvent::Stopped { uid, worker });
+        });
+    }
+
     pub(super) fn tell(&self, event: PodEvent) {
         // The control thread asks again with its next state; a worker never waits for it.
         if self.events.try_send(event).is_err() {
@@ -196,7 +209,7 @@ impl Node {
             if !stays {
                 self.registry.cut_pod(uid);
                 pod.stop();
-                self.tell(PodEvent::Stopped { uid: uid.clone(), worker });
+                self.clone().tell_stopped(pod.clone());
             }
             stays
         });

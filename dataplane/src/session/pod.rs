@@ -17,7 +17,10 @@ use super::state::LocalPod;
 use super::{inbound, outbound, passthrough};
 use crate::link::{Link, Pool};
 use crate::net::{Listener, Socket, wildcard};
-use crate::worker::Latch;
+use crate::worker::{Census, Latch, Worker};
+
+/// Turns of the runtime after the last connection is gone: to drop what its task held, to close it, one spare.
+const CLOSING_TURNS: usize = 3;
 
 pub(super) struct Pod {
     pub(super) local: Arc<LocalPod>,
@@ -26,6 +29,8 @@ pub(super) struct Pod {
     /// Tunnels that others have made to this pod.
     accepted: RefCell<Slab<Rc<Link>>>,
     closing: Rc<Latch>,
+    /// Its connections.
+    pub(super) live: Rc<Census>,
     /// The workload's description as it is sent with each request, and the workload it was made from.
     baggage: RefCell<Option<(Arc<Workload>, Rc<str>)>>,
 }
@@ -49,6 +54,7 @@ impl Pod {
             pool,
             accepted: RefCell::default(),
             closing: Rc::default(),
+            live: Rc::default(),
             baggage: RefCell::default(),
         });
         for (listener, serve) in listeners {
@@ -84,6 +90,14 @@ impl Pod {
         let accepted = std::mem::take(&mut *self.accepted.borrow_mut());
         for (_, link) in accepted {
             link.close(crate::link::CloseCause::LocalClose, "the pod leaves");
+        }
+    }
+
+    /// Waits until no connection is left, and what they held is closed.
+    pub(super) async fn stopped(&self, worker: &Worker) {
+        self.live.wait_empty().await;
+        for _ in 0..CLOSING_TURNS {
+            worker.yield_now().await;
         }
     }
 

@@ -20,8 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
-use dataplane::access_log::{Records, queue};
 use dataplane::access_log::{CloseCause, Direction, Record};
+use dataplane::access_log::{Records, queue};
 use dataplane::capture::{self, Redirection};
 use dataplane::mesh::{fabric::Fabric, sandbox};
 use dataplane::metrics::{Metrics, metrics};
@@ -231,7 +231,7 @@ impl Bed {
     /// Ends the capture of a pod and has the node let go of it.
     pub fn remove(&mut self, name: &str) {
         let uid = self.pod(name).uid.clone();
-        capture::leave(self.network(name)).unwrap();
+        capture::stop(self.network(name)).unwrap();
         Arc::make_mut(&mut self.state.pods).remove(&uid).unwrap();
         self.publish();
         for _ in 0..self.workers {
@@ -240,6 +240,7 @@ impl Bed {
                 other => panic!("{other:?}"),
             }
         }
+        capture::leave(self.network(name)).unwrap();
     }
 
     fn pod(&self, name: &str) -> &xds::control::PodView {
@@ -451,7 +452,9 @@ pub fn is_refused(from: &NetworkNamespace, to: SocketAddr) -> bool {
     match connect(from, to).and_then(|socket| exchange(&socket, b"?")) {
         Ok(answer) => answer.is_empty(),
         Err(error) => match error.kind() {
-            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => true,
+            io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::BrokenPipe => {
+                true
+            }
             io::ErrorKind::NotConnected => true,
             _ => panic!("{error}"),
         },

@@ -158,11 +158,10 @@ async fn serve<D: Director>(
         Ok(choice) => director.upstream(choice).await,
         Err(reply) => Err(reply),
     };
-    let draining = connection.node.worker.drain().is_open();
     match opened {
         Ok(mut upstream) => {
             upstream.busy = true;
-            let exchange = Exchange { connection, downstream, plan, draining };
+            let exchange = Exchange { connection, downstream, plan };
             let outcome = exchange.run(reader, &mut upstream).await;
             upstream.busy = !outcome.upstream_is_whole;
             director.finished(outcome.upstream_lives.then_some(upstream));
@@ -170,7 +169,7 @@ async fn serve<D: Director>(
         }
         Err(reply) => {
             director.finished(None);
-            answer(connection, downstream, plan, reply, draining).await
+            answer(connection, downstream, plan, reply).await
         }
     }
 }
@@ -253,13 +252,8 @@ fn invalid(error: Http1Error) -> Reply {
 }
 
 /// Answers in the upstream's place.
-async fn answer(
-    connection: &Connection,
-    downstream: &Wire,
-    plan: &Plan,
-    reply: Reply,
-    draining: bool,
-) -> Outcome {
+async fn answer(connection: &Connection, downstream: &Wire, plan: &Plan, reply: Reply) -> Outcome {
+    let draining = connection.node.worker.drain().is_open();
     // An unread body would be taken for the next request.
     let lives = plan.keep_alive && plan.body == BodyFraming::None && !plan.upgrades && !draining;
     let mut out = Vec::new();

@@ -45,8 +45,6 @@ pub(super) struct Exchange<'a> {
     pub(super) connection: &'a Connection,
     pub(super) downstream: &'a Wire,
     pub(super) plan: &'a Plan,
-    /// No further request is wanted on the downstream.
-    pub(super) draining: bool,
 }
 
 /// Why a body could not be passed on.
@@ -173,7 +171,9 @@ impl Exchange<'_> {
         }
         let lasts = response.body == BodyFraming::UntilClose;
         let ends = lasts || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
-        let downstream_lives = self.plan.keep_alive && !self.draining && !ends;
+        // Asked now, for a drain may have begun since the request.
+        let draining = self.connection.node.worker.drain().is_open();
+        let downstream_lives = self.plan.keep_alive && !draining && !ends;
         let mut written = Vec::with_capacity(raw.len() + 32);
         let filters = &self.plan.filtered.chain;
         if filters.edits_response() && !response.is_interim() {
