@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, channel};
 
 use dataplane::access_log::{CloseCause, Direction};
 use dataplane::worker::DriverChoice;
-use session_support::{Bed, PATIENCE, Setup, checksum, inside, pattern, pods, policy};
+use session_support::{Bed, PATIENCE, Setup, checksum, inside, is_refused, pattern, ping, pods, policy};
 
 /// Allows some paths of the server, and none that end in `/admin`.
 const PATHS: &str = "[{ to: [{ operation: { paths: ['/v1/*', '/{**}/users'], notPaths: ['*/admin'] } }] }]";
@@ -24,14 +24,7 @@ fn routes() -> String {
         ("v2", 3, 8080, "other"),
         ("empty", 4, 8080, "none"),
     ] {
-        yaml += &format!(
-            "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: app }}
-spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: {port}, targetPort: 8080 }}] }}
-"
-        );
+        yaml += &service(name, ip, selected, &format!("port: {port}, targetPort: 8080"));
     }
     yaml += "---
 apiVersion: gateway.networking.k8s.io/v1
@@ -42,14 +35,23 @@ spec:
   rules:
 ";
     for (path, backend) in [("/v1", "v1"), ("/v2", "v2"), ("/empty", "empty")] {
-        yaml += &format!(
-            "  - matches: [{{ path: {{ type: PathPrefix, value: {path} }} }}]
-    backendRefs: [{{ name: {backend}, port: 8080 }}]
-"
-        );
+        let rule = ["  - matches: [{ path: { type: PathPrefix, value: ", path, " } }]\n"];
+        let backend = ["    backendRefs: [{ name: ", backend, ", port: 8080 }]\n"];
+        yaml.extend(rule.into_iter().chain(backend));
     }
     yaml += "  - matches: [{ path: { type: PathPrefix, value: /invalid } }]\n";
     yaml
+}
+
+fn service(name: &str, ip: u8, selected: &str, port: &str) -> String {
+    format!(
+        "---
+apiVersion: v1
+kind: Service
+metadata: {{ name: {name}, namespace: app }}
+spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ {port} }}] }}
+"
+    )
 }
 
 /// A node with both HTTP servers, and what they tell.
@@ -116,10 +118,17 @@ fn requests_of_one_connection_are_routed_each_on_its_own() {
             assert_eq!((&*facts.method, facts.path.as_str()), ("GET", "/v1/a"));
             assert_eq!(routed.destination.identity, Some(web.bed.identity("server")));
             assert_eq!(&*routed.service.unwrap().key.hostname, "v1.app.svc.cluster.local");
-            assert_eq!(web.bed.record("no route", is(404)).cause, CloseCause::NoRoute);
+            let lost = web.bed.record("no route", is(404));
+            assert_eq!(lost.cause, CloseCause::NoRoute);
+            assert_eq!(lost.destination.address, Some(web.web));
+            assert!(
+                lost.destination.identity.is_none() && lost.tls.is_none(),
+                "not those of the request before"
+            );
+            assert_eq!(&*lost.service.unwrap().key.hostname, "web.app.svc.cluster.local");
             web.bed.until_idle();
             let routed = ["reporter=\"source\"", "response_code=\"200\"", "destination_service_name=\"v1\""];
-            assert_eq!(web.bed.metric("istio_requests_total", &routed), 6.0, "{}", web.bed.metrics());
+            assert_eq!(web.bed.metric("istio_requests_total", &routed), 6, "{}", web.bed.metrics());
         }
     });
 }
@@ -157,7 +166,7 @@ fn paths_are_allowed_and_denied_request_by_request() {
         assert_eq!(allowed.http.unwrap().policy.as_deref(), Some("app/paths"));
         web.bed.until_idle();
         let labels = ["reporter=\"destination\"", "response_code=\"403\""];
-        assert_eq!(web.bed.metric("istio_requests_total", &labels), 10.0, "{}", web.bed.metrics());
+        assert_eq!(web.bed.metric("istio_requests_total", &labels), 10, "{}", web.bed.metrics());
     });
 }
 
@@ -437,5 +446,54 @@ fn a_service_without_routes_is_carried_as_bytes() {
         let mut odd = web.bed.client("client", direct);
         odd.reader.get_mut().write_all(b"GET\t/odd\r\n\r\n").unwrap();
         web.wait_for("GET\t/odd");
+    });
+}
+
+#[test]
+fn denied_requests_leave_the_applications_connection_open() {
+    inside("denied_requests_leave_the_applications_connection_open", || {
+        let web = Web::new(&(pods() + &policy("paths", "ALLOW", PATHS)));
+        let mut client = web.bed.client("client", web.server);
+        for (path, status) in
+            [("/v1/a", 200), ("/v1/admin", 403), ("/v1/b", 200), ("/no", 403), ("/v1/c", 200)]
+        {
+            assert_eq!(client.get(path).status, status);
+        }
+        drop(client);
+        let told: Vec<_> = std::iter::from_fn(|| web.told.recv_timeout(PATIENCE).ok()).take(4).collect();
+        let request = |path| format!("GET {path} HTTP/1.1");
+        assert_eq!(told, [request("/v1/a"), request("/v1/b"), request("/v1/c"), "end".into()]);
+    });
+}
+
+#[test]
+fn requests_over_ipv6_are_authorized_alike() {
+    inside("requests_over_ipv6_are_authorized_alike", || {
+        let web = Web::new(&(pods() + &policy("paths", "ALLOW", PATHS)));
+        for pod in ["client", "plain"] {
+            let mut client = web.bed.client(pod, "[fd00::1:2]:8080".parse().unwrap());
+            let allowed = client.get("/v1/a");
+            assert!(allowed.text().starts_with("server GET /v1/a fd00::1:"), "{allowed:?}");
+            assert_eq!(client.get("/v1/admin").status, 403);
+        }
+    });
+}
+
+#[test]
+fn request_policies_are_not_asked_of_bytes_of_a_declared_tcp_port() {
+    inside("request_policies_are_not_asked_of_bytes_of_a_declared_tcp_port", || {
+        let tcp = service("bytes", 7, "server", "port: 9000, targetPort: 9000, appProtocol: tcp");
+        let rules = "[{ from: [{ source: { principals: [cluster.local/ns/app/sa/client] } }], \
+                     to: [{ operation: { ports: ['9000'] } }] }, { to: [{ operation: { paths: ['/v1'] } }] }]";
+        let yaml = |more: &str| pods() + &tcp + &policy("mixed", "ALLOW", rules) + more;
+        let mut bed = Bed::new(&yaml(""));
+        let bytes = bed.serve_pieces("server", 9000);
+        let socket = bed.connect("client", bytes).unwrap();
+        ping(&socket).unwrap();
+        // Without a request its paths match nothing.
+        assert!(is_refused(bed.network("other"), bytes));
+        // Each new state asks the same question again.
+        bed.apply(&yaml(&service("more", 8, "server", "port: 1")));
+        ping(&socket).unwrap();
     });
 }

@@ -10,10 +10,12 @@ use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use dataplane::access_log::{CloseCause, Direction};
-use dataplane::session::Node;
+use dataplane::session::{Node, NodeOptions};
 use dataplane::worker::DriverChoice;
 use session_support::http::Client;
-use session_support::{Bed, PATIENCE, Setup, connect, inside, is_reset, pattern, ping, pods, policy};
+use session_support::{
+    Bed, PATIENCE, Setup, connect, inside, is_refused, is_reset, pattern, ping, pods, policy,
+};
 
 /// Comings and goings of one pod.
 const ROUNDS: usize = 50;
@@ -217,5 +219,23 @@ fn a_drain_ends_http_connections_after_the_request_in_flight() {
         assert_eq!(busy.rest().unwrap(), b"");
         drop(busy);
         bed.join();
+    });
+}
+
+#[test]
+fn connections_beyond_the_limit_are_refused_and_counted() {
+    inside("connections_beyond_the_limit_are_refused_and_counted", || {
+        let options = NodeOptions { connections_max: 4, ..NodeOptions::default() };
+        let bed = Bed::with(&pods(), &Setup { workers: 1, options, ..Setup::default() });
+        let server = bed.serve_pieces("server", 8080);
+        // Each is two connections here: out of one pod and into the other.
+        let held = [open(&bed, "client", server), open(&bed, "other", server)];
+        assert!(is_refused(bed.network("client"), server));
+        assert!(is_refused(bed.network("plain"), server));
+        assert!(bed.metric("corelane_limit_hits_total", &["connections"]) >= 2, "{}", bed.metrics());
+        held.iter().for_each(|socket| ping(socket).unwrap());
+        drop(held);
+        bed.until_idle();
+        ping(&open(&bed, "client", server)).unwrap();
     });
 }

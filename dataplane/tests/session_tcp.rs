@@ -56,9 +56,9 @@ fn pods_reach_each_other_through_hbone_with_source_address_and_half_close() {
                     [reporter, "connection_security_policy=\"mutual_tls\"", "request_protocol=\"tcp\""];
                 for name in ["opened", "closed"] {
                     let series = format!("istio_tcp_connections_{name}_total");
-                    assert_eq!(bed.metric(&series, &labels), 2.0, "{series} {reporter}\n{}", bed.metrics());
+                    assert_eq!(bed.metric(&series, &labels), 2, "{series} {reporter}\n{}", bed.metrics());
                 }
-                assert_eq!(bed.metric("istio_tcp_received_bytes_total", &labels), 10.0);
+                assert_eq!(bed.metric("istio_tcp_received_bytes_total", &labels), 10);
             }
         });
     });
@@ -119,7 +119,7 @@ fn principals_are_allowed_and_denied() {
         assert_eq!(told.source.identity, Some(bed.identity("other")));
         bed.until_idle();
         let denied = ["reporter=\"destination\"", "response_flags=\"DENY\""];
-        assert_eq!(bed.metric("istio_tcp_connections_failed_total", &denied), 2.0, "{}", bed.metrics());
+        assert_eq!(bed.metric("istio_tcp_connections_failed_total", &denied), 2, "{}", bed.metrics());
 
         bed.apply(&(pods() + &policy("only", "DENY", &rules)));
         assert!(is_refused(bed.network("client"), server));
@@ -217,7 +217,7 @@ fn wrong_certificates_are_refused_and_neighbours_go_on() {
         let other_root = Pki::new("stranger");
         let show = |pki: &Pki, uris: &[&str], until| {
             let socket = connect(bed.network("plain"), to).unwrap();
-            is_taken(&bed.pki, pki.leaf(uris, until), socket)
+            is_taken(pki.leaf(uris, until), socket)
         };
         assert!(show(&bed.pki, &[good], 2090));
         assert!(!show(&bed.pki, &[good], 2021), "expired");

@@ -220,14 +220,13 @@ impl Connection {
             return;
         }
         self.shared.account();
-        match self.shared.series.take() {
-            Some(counted) => counted.series.closed(),
-            None => {
-                let series = self.series(cause);
-                series.opened();
-                series.failed();
-                series.closed();
-            }
+        if let Some(counted) = self.shared.series.take() {
+            counted.series.closed();
+        } else {
+            let series = self.series(cause);
+            series.opened();
+            series.failed();
+            series.closed();
         }
     }
 

@@ -31,12 +31,11 @@ const STATUS_BUSY: u16 = 503;
 
 pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let state = node.state();
-    match workload_of(&state, &pod.local) {
-        Some(workload) => accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload)),
-        None => {
-            let worker = node.worker.clone();
-            worker.spawn(accept_early(node, pod, socket, remote));
-        }
+    if let Some(workload) = workload_of(&state, &pod.local) {
+        accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload));
+    } else {
+        let worker = node.worker.clone();
+        worker.spawn(accept_early(node, pod, socket, remote));
     }
 }
 

@@ -81,14 +81,7 @@ async fn prepare(
     if let Some(entry) = governed(&state.snapshot, &destination, &workload, to.port()) {
         connection.record.borrow_mut().service = Some(entry.service.clone());
         let (node, pod, service) = (node.clone(), pod.clone(), entry.key().clone());
-        return Ok(Ready::Http(Box::new(http::Caller {
-            node,
-            pod,
-            workload,
-            remote,
-            service,
-            port: to.port(),
-        })));
+        return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, service, to })));
     }
     let route = state.snapshot.resolve(client, to, node.random()).map_err(|refusal| refused(&refusal))?;
     if route.kind == RouteKind::Passthrough

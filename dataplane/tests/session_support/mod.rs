@@ -12,6 +12,7 @@ pub mod raw;
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::rc::Rc;
@@ -324,13 +325,13 @@ impl Bed {
         self.metrics.text().unwrap()
     }
 
-    /// The sum of the samples of a metric whose labels contain all of `labels`.
-    pub fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+    /// The sum of the samples of a counter whose labels contain all of `labels`.
+    pub fn metric(&self, name: &str, labels: &[&str]) -> u64 {
         let text = self.metrics();
         let lines = text.lines().filter(|line| {
             line.split(['{', ' ']).next() == Some(name) && labels.iter().all(|label| line.contains(label))
         });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
     }
 
     /// Begins the drain; what is left is cut after `patience`.
@@ -481,15 +482,16 @@ pub fn pods() -> String {
     );
     for (name, number) in [("client", 1), ("server", 2), ("other", 3), ("plain", 9)] {
         let mode = if name == "plain" { "none" } else { "ambient" };
-        yaml += &format!(
+        writeln!(
+            yaml,
             "---
 apiVersion: v1
 kind: Pod
 metadata: {{ name: {name}, namespace: app, labels: {{ app: {name}, istio.io/dataplane-mode: {mode} }} }}
 spec: {{ nodeName: node, serviceAccountName: {name}, containers: [{{ name: c, image: c, ports: [{{ containerPort: 8080 }}] }}] }}
-status: {{ podIPs: [{{ ip: 10.244.1.{number} }}, {{ ip: \"fd00::1:{number}\" }}] }}
-"
-        );
+status: {{ podIPs: [{{ ip: 10.244.1.{number} }}, {{ ip: \"fd00::1:{number}\" }}] }}"
+        )
+        .unwrap();
     }
     yaml
 }

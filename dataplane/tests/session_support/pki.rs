@@ -30,7 +30,7 @@ impl Pki {
 
     pub fn issue(&self, uri: &str) -> Credentials {
         let (chain, key) = self.leaf(&[uri], 2090);
-        Credentials::from_der(chain, key, &[self.root.clone()]).unwrap()
+        Credentials::from_der(chain, key, std::slice::from_ref(&self.root)).unwrap()
     }
 
     /// A certificate with these URI names that is valid until the begin of a year.
@@ -49,7 +49,7 @@ impl Pki {
     }
 
     /// A client of another make that shows `leaf` and takes any server of ours for good.
-    pub fn client(&self, leaf: Leaf) -> rustls::ClientConfig {
+    pub fn client(leaf: Leaf) -> rustls::ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])

@@ -64,8 +64,8 @@ impl RawClient {
 }
 
 /// Shows a certificate to a server and says whether it was taken: it sends its settings only to a client that it knows.
-pub fn is_taken(pki: &Pki, leaf: Leaf, socket: std::net::TcpStream) -> bool {
-    let config = Arc::new(pki.client(leaf));
+pub fn is_taken(leaf: Leaf, socket: std::net::TcpStream) -> bool {
+    let config = Arc::new(Pki::client(leaf));
     let name = "server.invalid".try_into().unwrap();
     let session = rustls::ClientConnection::new(config, name).unwrap();
     let mut stream = rustls::StreamOwned::new(session, socket);

@@ -32,7 +32,8 @@ pub(in crate::session) struct Caller {
     pub(in crate::session) workload: Arc<Workload>,
     pub(in crate::session) remote: SocketAddr,
     pub(in crate::session) service: NamespacedHostname,
-    pub(in crate::session) port: u16,
+    /// Where the client dialled.
+    pub(in crate::session) to: SocketAddr,
 }
 
 /// Serves the requests of a captured connection.
@@ -84,11 +85,13 @@ impl Director for Steering<'_> {
         let caller = &self.caller;
         let state = caller.node.state();
         let workload = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
-        let routes = state.snapshot.routes_for(&caller.service, caller.port, workload.identity.namespace());
+        let port = caller.to.port();
+        let routes = state.snapshot.routes_for(&caller.service, port, workload.identity.namespace());
+        self.forget_upstream(&state);
         self.filtered = Filtered::default();
         let (service, port) = match &routes {
             // The routes are gone since the connection began: the service serves itself.
-            None => (caller.service.clone(), caller.port),
+            None => (caller.service.clone(), port),
             Some(router) => match router.route(request) {
                 RouteMatch::NotFound => {
                     return Err(Reply { status: 404, body: "no route matches", cause: CloseCause::NoRoute });
@@ -101,7 +104,7 @@ impl Director for Steering<'_> {
                             (service.clone(), port)
                         }
                         Taken::Redirected(filters) => {
-                            let (filtered, reply) = redirected(filters, caller.port, request);
+                            let (filtered, reply) = redirected(filters, port, request);
                             self.filtered = filtered;
                             return Err(reply);
                         }
@@ -130,17 +133,14 @@ impl Director for Steering<'_> {
             record.service = route.service.as_ref().map(|entry| entry.service.clone());
             facts.describe(&mut record);
         }
-        let upstream = match self.take_idle(&facts) {
-            Some((kept, upstream)) => {
-                facts = kept;
-                upstream
-            }
-            None => {
-                let Caller { node, pod, remote, .. } = &self.caller;
-                let dialler = Dialler { node, pod, workload: &workload, client: *remote };
-                let wire = dialler.dial(&state, &route, &mut facts).await.map_err(unreachable)?;
-                Upstream::new(wire)
-            }
+        let upstream = if let Some((kept, upstream)) = self.take_idle(&facts) {
+            facts = kept;
+            upstream
+        } else {
+            let Caller { node, pod, remote, .. } = &self.caller;
+            let dialler = Dialler { node, pod, workload: &workload, client: *remote };
+            let wire = dialler.dial(&state, &route, &mut facts).await.map_err(unreachable)?;
+            Upstream::new(wire)
         };
         facts.describe(&mut self.connection.record.borrow_mut());
         if !std::mem::replace(&mut self.counted, true) {
@@ -162,6 +162,16 @@ impl Director for Steering<'_> {
 }
 
 impl Steering<'_> {
+    /// Until a request has an upstream, its books tell of the service alone, and not of the request before.
+    fn forget_upstream(&self, state: &NodeState) {
+        let Caller { service, to, .. } = &self.caller;
+        let mut record = self.connection.record.borrow_mut();
+        UpstreamFacts::default().describe(&mut record);
+        record.destination.address = Some(*to);
+        let entry = state.snapshot.service(&service.namespace, &service.hostname);
+        record.service = entry.map(|entry| entry.service.clone());
+    }
+
     /// An idle upstream to the same place that has not been closed meanwhile.
     fn take_idle(&mut self, wanted: &UpstreamFacts) -> Option<(UpstreamFacts, Upstream)> {
         loop {
