@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 use l7::authz::{ConnectionVerdict, Denial, PolicySet, Verdict};
 use l7::ir::{
-    Action, Attribute, AuthorizationPolicy, Clause, Condition, ConnectionAttributes, Header, HttpMatch,
-    HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
+    Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
 };
 use l7::path::{Normalization, normalize};
-use l7::router::{RouteMatch, Router};
+use l7::router::{RouteMatch, Router, Taken};
 
 struct Counting;
 
@@ -48,6 +48,9 @@ fn allocations(work: impl FnOnce()) -> usize {
 
 fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRoute> {
     let matches = vec![HttpMatch { path, method: None, headers, query: vec![] }];
+    let service = model::NamespacedHostname::new("app", "echo.app.svc.cluster.local");
+    let target = BackendTarget::Service { service, port: 80 };
+    let backends = vec![Backend { target, weight: 1, filters: None }];
     Arc::new(HttpRoute {
         namespace: "app".into(),
         name: format!("route-{number}").into(),
@@ -56,7 +59,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
         consumer_namespace: None,
         created: 0,
         hostnames: vec!["*.example".into()],
-        rules: vec![HttpRule { name: None, matches, filters: None, backends: vec![] }],
+        rules: vec![HttpRule { name: None, matches, filters: None, backends }],
         source: None,
     })
 }
@@ -107,7 +110,9 @@ fn routing_allocates_nothing() {
     ] {
         assert_eq!(name(path).as_deref(), expected);
         let count = allocations(|| {
-            std::hint::black_box(router.route(&head(path)));
+            let RouteMatch::Matched(found) = router.route(&head(path)) else { return };
+            let taken = found.take(7);
+            assert!(matches!(&taken, Taken::Forwarded { filters, .. } if filters.path("/x") == "/x"));
         });
         assert_eq!(count, 0, "{path}");
     }

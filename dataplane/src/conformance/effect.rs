@@ -31,6 +31,9 @@ struct BackendRequest {
     headers: BTreeMap<String, Text>,
     #[serde(default)]
     absent_headers: Vec<String>,
+    /// Of TLS to the backend.
+    sni: Option<String>,
+    port: Option<Text>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -40,6 +43,12 @@ struct ResponseHeaders {
     equal: BTreeMap<String, Text>,
     #[serde(default)]
     absent: Vec<String>,
+    /// Each header has one of the values.
+    #[serde(default)]
+    one_of: BTreeMap<String, Vec<Text>>,
+    /// Blanks in values do not count.
+    #[serde(default)]
+    ignore_whitespace: bool,
 }
 
 /// Scheme and path are the request's where unset, and no port is written.
@@ -156,17 +165,32 @@ fn joined(lines: &Lines, name: &str) -> Option<String> {
 
 // === Comparison ===
 
-/// What is not as the case wants it. `path` is that of the request.
-pub(super) fn differences(expect: &Expectations, seen: &Seen, path: &str) -> Vec<String> {
+impl Expectations {
+    /// What of the expectations cannot be seen here.
+    pub(super) fn beyond(&self) -> Option<&'static str> {
+        let request = self.backend_request.as_ref()?;
+        (request.sni.is_some() || request.port.is_some()).then_some("the backend's connection needs sockets")
+    }
+}
+
+/// What is not as the case wants it. `path` is that of the request, and `default_path` what the backend must see where
+/// the case does not say.
+pub(super) fn differences(
+    expect: &Expectations,
+    seen: &Seen,
+    path: &str,
+    default_path: Option<&str>,
+) -> Vec<String> {
     let mut found = Vec::new();
     if let Some(wanted) = &expect.backend_request {
         match &seen.request {
-            Some(request) => compare_request(wanted, request, &mut found),
+            Some(request) => compare_request(wanted, request, default_path, &mut found),
             None => found.push(String::from("no request at the backend")),
         }
     }
     if let Some(wanted) = &expect.response_headers {
         compare_headers("response", &wanted.equal, &wanted.absent, &seen.headers, &mut found);
+        wanted.compare_choices(&seen.headers, &mut found);
     }
     if let Some(wanted) = &expect.redirect {
         compare_location(wanted, seen.location().as_deref(), path, &mut found);
@@ -174,14 +198,36 @@ pub(super) fn differences(expect: &Expectations, seen: &Seen, path: &str) -> Vec
     found
 }
 
-fn compare_request(wanted: &BackendRequest, seen: &SeenRequest, found: &mut Vec<String>) {
-    let path = seen.target.split('?').next().unwrap_or_default();
+impl ResponseHeaders {
+    fn compare_choices(&self, lines: &Lines, found: &mut Vec<String>) {
+        let bare = |text: String| if self.ignore_whitespace { text.replace(' ', "") } else { text };
+        for (name, choices) in &self.one_of {
+            let got = joined(lines, name).map(bare);
+            if !choices.iter().any(|choice| got.as_ref() == Some(&bare(choice.to_string()))) {
+                found.push(format!("response header {name}: {got:?}, none of {choices:?}"));
+            }
+        }
+    }
+}
+
+fn compare_request(
+    wanted: &BackendRequest,
+    seen: &SeenRequest,
+    default_path: Option<&str>,
+    found: &mut Vec<String>,
+) {
+    let wanted_path = wanted.path.as_deref().or(default_path);
+    // Some cases write the query with the path.
+    let path = match wanted_path {
+        Some(wanted) if wanted.contains('?') => seen.target.as_str(),
+        _ => seen.target.split('?').next().unwrap_or_default(),
+    };
     for (what, wanted, got) in [
-        ("authority", &wanted.authority, seen.authority.as_str()),
-        ("path", &wanted.path, path),
-        ("method", &wanted.method, seen.method.as_str()),
+        ("authority", wanted.authority.as_deref(), seen.authority.as_str()),
+        ("path", wanted_path, path),
+        ("method", wanted.method.as_deref(), seen.method.as_str()),
     ] {
-        if wanted.as_ref().is_some_and(|wanted| wanted != got) {
+        if wanted.is_some_and(|wanted| wanted != got) {
             found.push(format!("{what} at the backend: {got:?}, not {wanted:?}"));
         }
     }
@@ -213,15 +259,17 @@ fn compare_location(wanted: &Redirect, location: Option<&str>, path: &str, found
         let (scheme, rest) = location.split_once("://")?;
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let (host, port) = authority.split_once(':').unwrap_or((authority, ""));
-        Some([scheme, host, port, path.split('?').next().unwrap_or_default()])
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        Some([scheme, host, port, path, query])
     });
-    let Some([scheme, host, port, got_path]) = parts else {
+    let Some([scheme, host, port, got_path, query]) = parts else {
         return found.push(format!("location {location:?} is no absolute URI"));
     };
     let port_wanted = wanted.port.as_ref().map(Text::to_string).unwrap_or_default();
     let is_wanted = scheme == wanted.scheme.as_deref().unwrap_or("http")
         && wanted.host.as_deref().is_none_or(|wanted| wanted == host)
         && port == port_wanted
+        && wanted.query.as_deref().is_none_or(|wanted| wanted == query)
         && got_path == wanted.path.as_deref().unwrap_or(path);
     if !is_wanted {
         found.push(format!("location {location:?}, not {wanted:?}"));

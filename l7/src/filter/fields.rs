@@ -40,23 +40,32 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Appends to the last line of the name, so that a reader of one line sees all values; a new line where commas
-    /// do not separate values (RFC 9110 section 5.3).
+    /// Appends to the last line of the name, so that a reader of one line sees all values.
     fn add(&mut self, name: &'a str, value: &'a [u8]) {
-        let is_list = !["cookie", "set-cookie"].iter().any(|own| own.eq_ignore_ascii_case(name));
         let last = self.lines.iter_mut().rev().find(|line| line.name.eq_ignore_ascii_case(name));
-        match last.filter(|_| is_list) {
-            Some(line) if line.value.is_empty() => line.value = Cow::Borrowed(value),
-            Some(line) => {
+        match (last, separator(name)) {
+            (Some(line), Some(_)) if line.value.is_empty() => line.value = Cow::Borrowed(value),
+            (Some(line), Some(separator)) => {
                 let joined = line.value.to_mut();
-                joined.push(b',');
+                joined.extend_from_slice(separator);
                 joined.extend_from_slice(value);
             }
-            None => self.lines.push(Line { name, value: Cow::Borrowed(value) }),
+            _ => self.lines.push(Line { name, value: Cow::Borrowed(value) }),
         }
     }
 
     pub fn iter(&self) -> impl Iterator<Item = Header<'_>> {
         self.lines.iter().map(|line| Header { name: line.name, value: &line.value })
+    }
+}
+
+/// What stands between the values of a header; `None` where each needs a line of its own (RFC 9110 section 5.3).
+fn separator(name: &str) -> Option<&'static [u8]> {
+    if name.eq_ignore_ascii_case("set-cookie") {
+        None
+    } else if name.eq_ignore_ascii_case("cookie") {
+        Some(b"; ") // RFC 6265 section 4.2.1
+    } else {
+        Some(b",")
     }
 }

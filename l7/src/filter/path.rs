@@ -23,18 +23,20 @@ fn rest<'a>(prefix: Option<&str>, path: &'a str) -> Option<&'a str> {
         .filter(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// Joins with one slash. The path that results from an empty replacement begins with a single slash even if the rest
-/// began with two: `//host/x` would be read as an authority.
+/// Joins with one slash; whether the path ends with one is the request's choice, not the replacement's. The path that
+/// results from an empty replacement begins with a single slash even if the rest began with two: `//host/x` would be
+/// read as an authority.
 fn join<'a>(replacement: &'a str, rest: &'a str) -> Cow<'a, str> {
-    if rest.is_empty() {
-        return Cow::Borrowed(if replacement.is_empty() { "/" } else { replacement });
-    }
     let base = replacement.strip_suffix('/').unwrap_or(replacement);
-    if base.is_empty() {
-        let extra = rest.len() - rest.trim_start_matches('/').len();
-        return Cow::Borrowed(rest.get(extra.saturating_sub(1)..).unwrap_or("/"));
+    match (base, rest) {
+        ("", "") => Cow::Borrowed("/"),
+        ("", rest) => {
+            let extra = rest.len() - rest.trim_start_matches('/').len();
+            Cow::Borrowed(rest.get(extra.saturating_sub(1)..).unwrap_or("/"))
+        }
+        (base, "") => Cow::Borrowed(base),
+        (base, rest) => Cow::Owned([base, rest].concat()),
     }
-    Cow::Owned([base, rest].concat())
 }
 
 #[cfg(test)]
@@ -64,7 +66,8 @@ mod tests {
             ("/", "/", "", "/"),
             // A slash at the end that only one side has.
             ("/foo", "/foo/", "/xyz", "/xyz"),
-            ("/foo", "/foo", "/xyz/", "/xyz/"),
+            ("/foo", "/foo", "/xyz/", "/xyz"),
+            ("/foo", "/foo/", "/xyz/", "/xyz"),
             ("/foo/", "/foo/", "/xyz/", "/xyz/"),
             // Empty elements, which normalisation keeps.
             ("/foo//bar", "/foo", "/xyz", "/xyz//bar"),

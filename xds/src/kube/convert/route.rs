@@ -146,7 +146,8 @@ pub fn resolve_backend(
         let group = &backend.group;
         return invalid(format!("a backend of kind {} (group {group:?}) is not known", backend.kind));
     }
-    if name.namespace != route.meta.namespace && !is_granted(backend, route, catalog) {
+    let is_foreign = name.namespace != route.meta.namespace;
+    if is_foreign && !is_only_parent(&name, route) && !is_granted(backend, route, catalog) {
         let (from, to) = (&route.meta.namespace, &name.namespace);
         return invalid(format!(
             "no ReferenceGrant in {to} lets HTTPRoutes of {from} refer to Service {name}"
@@ -168,6 +169,16 @@ pub fn resolve_backend(
 
 fn has_port(service: &Service, number: u16) -> bool {
     service.ports.iter().any(|port| port.port == number && port.protocol == TransportProtocol::Tcp)
+}
+
+/// Whether all that the route governs is traffic to this Service: sending it there gives the route's author nothing
+/// that a grant would have to give. So a consumer route can refine the requests to a Service of others.
+fn is_only_parent(name: &ObjectName, route: &HttpRoute) -> bool {
+    let is_it = |parent: &ParentRef| {
+        (parent.group.as_ref(), parent.kind.as_ref()) == ("", "Service")
+            && (&parent.namespace, &parent.name) == (&name.namespace, &name.name)
+    };
+    !route.parents.is_empty() && route.parents.iter().all(is_it)
 }
 
 /// Whether a ReferenceGrant in the backend's namespace lets the route refer to it.

@@ -200,21 +200,21 @@ fn header_name(item: &Item<'_>, findings: &mut Findings) -> Option<Arc<str>> {
 
 fn rewrite(item: &Item<'_>, matches: &[HttpMatch], findings: &mut Findings) -> Option<UrlRewrite> {
     let mut fields = item.fields(findings)?;
-    let hostname = fields.optional("hostname").map(|item| hostname(&item, findings));
-    let path = fields.optional("path").map(|item| path_rewrite(&item, matches, findings));
+    let hostname = read(fields.optional("hostname"), |item| hostname(item, findings));
+    let path = read(fields.optional("path"), |item| path_rewrite(item, matches, findings));
     fields.finish(findings);
-    Some(UrlRewrite { hostname: written(hostname)?, path: written(path)? })
+    Some(UrlRewrite { hostname: hostname.ok()?, path: path.ok()? })
 }
 
 fn redirect(item: &Item<'_>, matches: &[HttpMatch], findings: &mut Findings) -> Option<Redirect> {
     const SCHEMES: [(&str, Scheme); 2] = [("http", Scheme::Http), ("https", Scheme::Https)];
     const STATUSES: [i64; 5] = [301, 302, 303, 307, 308];
     let mut fields = item.fields(findings)?;
-    let scheme = fields.optional("scheme").map(|item| item.one_of(findings, &SCHEMES));
-    let hostname = fields.optional("hostname").map(|item| hostname(&item, findings));
-    let path = fields.optional("path").map(|item| path_rewrite(&item, matches, findings));
-    let port = fields.optional("port").map(|item| item.port(findings));
-    let status = fields.optional("statusCode").map(|item| {
+    let scheme = read(fields.optional("scheme"), |item| item.one_of(findings, &SCHEMES));
+    let hostname = read(fields.optional("hostname"), |item| hostname(item, findings));
+    let path = read(fields.optional("path"), |item| path_rewrite(item, matches, findings));
+    let port = read(fields.optional("port"), |item| item.port(findings));
+    let status = read(fields.optional("statusCode"), |item| {
         let status = item.integer(findings, 300, 399)?;
         if !STATUSES.contains(&status) {
             item.error(findings, format!("{status} is not served"), "write 301, 302, 303, 307 or 308");
@@ -224,20 +224,20 @@ fn redirect(item: &Item<'_>, matches: &[HttpMatch], findings: &mut Findings) -> 
     });
     fields.finish(findings);
     Some(Redirect {
-        scheme: written(scheme)?,
-        hostname: written(hostname)?,
-        port: written(port)?,
-        path: written(path)?,
-        status: written(status)?.unwrap_or(302),
+        scheme: scheme.ok()?,
+        hostname: hostname.ok()?,
+        port: port.ok()?,
+        path: path.ok()?,
+        status: status.ok()?.unwrap_or(302),
     })
 }
 
-/// A field that was written but is bad must not count as one that was left out.
-fn written<T>(field: Option<Option<T>>) -> Option<Option<T>> {
-    match field {
-        Some(value) => Some(Some(value?)),
-        None => Some(None),
-    }
+/// A field that was written and is bad; what is wrong with it has been reported.
+struct Bad;
+
+/// A bad field must not count as one that was left out.
+fn read<'n, T>(item: Option<Item<'n>>, value: impl FnOnce(&Item<'n>) -> Option<T>) -> Result<Option<T>, Bad> {
+    item.map(|item| value(&item).ok_or(Bad)).transpose()
 }
 
 fn hostname(item: &Item<'_>, findings: &mut Findings) -> Option<Arc<str>> {

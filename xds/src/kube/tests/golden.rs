@@ -65,10 +65,7 @@ fn what_the_intermediate_form_cannot_express_is_refused_by_name() {
     assert_eq!(refused, ["HTTPRoute app/echo", "HTTPRoute app/echo-agw"]);
     let fields: Vec<&str> = loaded.problems.iter().map(|problem| problem.field.as_str()).collect();
     let of_one = [
-        "spec.rules[2].filters",
-        "spec.rules[3].filters",
-        "spec.rules[4].filters",
-        "spec.rules[5].filters",
+        "spec.rules[5].filters[0].type",
         "spec.rules[6].timeouts",
         "spec.rules[6].retry",
     ];

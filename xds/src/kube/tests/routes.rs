@@ -207,14 +207,6 @@ fn what_the_schema_refuses_is_refused_where_it_stands() {
         ("  rules: [{backendRefs: [{name: web, port: 0}]}]", "write a number from 1 to 65535"),
         ("  rules: [{backendRefs: [{name: web, port: '80'}]}]", "write 80 without quotes"),
         ("  rules: [{backendRefs: [{name: web, port: 80, weight: -1}]}]", "from 0 to 1000000"),
-        (
-            "  rules: [{backendRefs: [{name: web, port: 80, filters: [{type: X}]}]}]",
-            "backendRefs[0].filters: filters is not supported yet",
-        ),
-        (
-            "  rules: [{filters: [{type: RequestRedirect}]}]",
-            "rules[0].filters: filters is not supported yet | remove filters",
-        ),
         ("  rules: [{timeouts: {request: 1s}}]", "timeouts is not supported yet"),
         ("  rules: [{retry: {attempts: 1}}]", "retry is not supported yet"),
         ("  rules: [{sessionPersistence: {}}]", "sessionPersistence is not supported yet"),
