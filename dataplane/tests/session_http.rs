@@ -4,6 +4,7 @@
 
 mod session_support;
 
+use std::fmt::Write as _;
 use std::io::Write;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::mpsc::{Receiver, channel};
@@ -57,7 +58,7 @@ spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ {p
 /// A node with both HTTP servers, and what they tell.
 struct Web {
     bed: Bed,
-    web: SocketAddr,
+    service: SocketAddr,
     server: SocketAddr,
     told: Receiver<String>,
 }
@@ -72,7 +73,7 @@ impl Web {
         let (tell, told) = channel();
         let server = bed.serve_http("server", 8080, tell.clone());
         bed.serve_http("other", 8080, tell);
-        Self { bed, web: "10.96.1.1:80".parse().unwrap(), server, told }
+        Self { bed, service: "10.96.1.1:80".parse().unwrap(), server, told }
     }
 
     /// Waits until a server has told of `line`.
@@ -91,7 +92,7 @@ fn requests_of_one_connection_are_routed_each_on_its_own() {
     inside("requests_of_one_connection_are_routed_each_on_its_own", || {
         for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
             let mut web = Web::with(&routes(), &Setup { driver, ..Setup::default() });
-            let mut client = web.bed.client("client", web.web);
+            let mut client = web.bed.client("client", web.service);
             for _ in 0..3 {
                 for (path, status, begin) in [
                     ("/v1/a", 200, "server GET /v1/a 10.244.1.1 "),
@@ -120,7 +121,7 @@ fn requests_of_one_connection_are_routed_each_on_its_own() {
             assert_eq!(&*routed.service.unwrap().key.hostname, "v1.app.svc.cluster.local");
             let lost = web.bed.record("no route", is(404));
             assert_eq!(lost.cause, CloseCause::NoRoute);
-            assert_eq!(lost.destination.address, Some(web.web));
+            assert_eq!(lost.destination.address, Some(web.service));
             assert!(
                 lost.destination.identity.is_none() && lost.tls.is_none(),
                 "not those of the request before"
@@ -178,9 +179,9 @@ fn a_changed_policy_decides_the_next_request_and_cuts_the_one_in_flight() {
         assert_eq!(kept.get("/v1/a").status, 200);
         let mut waiting = web.bed.client("client", web.server);
         waiting.send("GET /v1/hold HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+        web.wait_for("GET /v1/hold HTTP/1.1");
         let mut spared = web.bed.client("client", web.server);
         spared.send("GET /v2/hold/users HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\n").unwrap();
-        web.wait_for("GET /v1/hold HTTP/1.1");
         web.wait_for("GET /v2/hold/users HTTP/1.1");
 
         let rules = "[{ to: [{ operation: { paths: ['/v2/*'] } }] }]";
@@ -199,7 +200,7 @@ fn a_changed_policy_decides_the_next_request_and_cuts_the_one_in_flight() {
 fn large_bodies_pass_both_ways_unchanged() {
     inside("large_bodies_pass_both_ways_unchanged", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         let body = pattern(5_000_003);
         for _ in 0..2 {
             client
@@ -229,21 +230,21 @@ fn responses_are_framed_as_each_client_understands() {
     inside("responses_are_framed_as_each_client_understands", || {
         let web = Web::new(&both());
         // The end of the connection ends the body, so the connection must end.
-        let answer = web.bed.client("client", web.web).get("/v1/until-close");
+        let answer = web.bed.client("client", web.service).get("/v1/until-close");
         assert_eq!((answer.text(), answer.closes()), ("all of it", true));
 
-        let mut old = web.bed.client("client", web.web);
+        let mut old = web.bed.client("client", web.service);
         old.send("GET /v1/chunks HTTP/1.0\r\nHost: web\r\nConnection: keep-alive\r\n\r\n").unwrap();
         let answer = old.response().unwrap();
         assert!(!answer.head.to_ascii_lowercase().contains("transfer-encoding"), "{}", answer.head);
         assert!(answer.body == pattern(3_000_001));
 
-        let mut old = web.bed.client("client", web.web);
+        let mut old = web.bed.client("client", web.service);
         old.send("GET /v1/x HTTP/1.0\r\nHost: web\r\n\r\n").unwrap();
         assert!(old.response().unwrap().closes());
         assert_eq!(old.rest().unwrap(), b"");
 
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client
             .send("HEAD /v1/x HTTP/1.1\r\nHost: web\r\n\r\nGET /v1/y HTTP/1.1\r\nHost: web\r\n\r\n")
             .unwrap();
@@ -259,7 +260,7 @@ fn responses_are_framed_as_each_client_understands() {
         };
         assert!(rest.text().contains("GET /v1/y"), "{rest:?}");
 
-        let mut last = web.bed.client("client", web.web);
+        let mut last = web.bed.client("client", web.service);
         last.send("GET /v1/x HTTP/1.1\r\nHost: web\r\nConnection: close\r\n\r\n").unwrap();
         assert!(last.response().unwrap().closes());
         assert_eq!(last.rest().unwrap(), b"");
@@ -270,7 +271,7 @@ fn responses_are_framed_as_each_client_understands() {
 fn a_client_that_has_ended_its_side_gets_its_response() {
     inside("a_client_that_has_ended_its_side_gets_its_response", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client.send("GET /v1/x HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
         client.reader.get_ref().shutdown(Shutdown::Write).unwrap();
         assert_eq!(client.response().unwrap().status, 200);
@@ -283,7 +284,7 @@ fn a_client_that_has_ended_its_side_gets_its_response() {
 fn expectations_are_met_end_to_end() {
     inside("expectations_are_met_end_to_end", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client
             .send("POST /v1/x HTTP/1.1\r\nHost: web\r\nExpect: 100-continue\r\nContent-Length: 4\r\n\r\n")
             .unwrap();
@@ -307,7 +308,7 @@ fn expectations_are_met_end_to_end() {
 fn an_early_response_arrives_whole_while_the_body_is_still_coming() {
     inside("an_early_response_arrives_whole_while_the_body_is_still_coming", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client.send("POST /v1/413 HTTP/1.1\r\nHost: web\r\nContent-Length: 100000000\r\n\r\n").unwrap();
         // Some of it, which nobody reads.
         client.send(pattern(2_000_000)).unwrap();
@@ -322,7 +323,7 @@ fn upgrades_switch_only_when_the_server_agrees() {
     inside("upgrades_switch_only_when_the_server_agrees", || {
         let web = Web::new(&both());
         let ask = "Host: web\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client.send(format!("GET /v1/switch HTTP/1.1\r\n{ask}")).unwrap();
         let answer = client.response().unwrap();
         assert_eq!(answer.status, 101);
@@ -333,7 +334,7 @@ fn upgrades_switch_only_when_the_server_agrees() {
         assert!(client.rest().unwrap() == bytes, "half-close is kept");
 
         // Refused: what follows is another request, decided like any other.
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client
             .send(format!("GET /v1/x HTTP/1.1\r\n{ask}GET /v2/secret HTTP/1.1\r\nHost: web\r\n\r\n"))
             .unwrap();
@@ -348,7 +349,7 @@ fn upgrades_switch_only_when_the_server_agrees() {
 fn a_switch_to_another_version_of_http_is_not_asked_for() {
     inside("a_switch_to_another_version_of_http_is_not_asked_for", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         for protocol in ["h2c", "H2C, echo", "TLS/1.3, HTTP/2.0"] {
             client
                 .send(format!("GET /v1/x HTTP/1.1\r\nHost: web\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"))
@@ -363,12 +364,15 @@ fn a_switch_to_another_version_of_http_is_not_asked_for() {
 fn pipelined_requests_are_answered_in_order() {
     inside("pipelined_requests_are_answered_in_order", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         let mut requests = String::new();
         for number in 0..40 {
             let version = 1 + number % 2;
-            requests +=
-                &format!("POST /v{version}/{number} HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\nabc");
+            write!(
+                requests,
+                "POST /v{version}/{number} HTTP/1.1\r\nHost: web\r\nContent-Length: 3\r\n\r\nabc"
+            )
+            .unwrap();
         }
         client.send(requests).unwrap();
         for number in 0..40 {
@@ -382,7 +386,7 @@ fn pipelined_requests_are_answered_in_order() {
 fn malformed_requests_are_refused_and_neighbours_go_on() {
     inside("malformed_requests_are_refused_and_neighbours_go_on", || {
         let mut web = Web::new(&both());
-        let mut neighbour = web.bed.client("client", web.web);
+        let mut neighbour = web.bed.client("client", web.service);
         assert_eq!(neighbour.get("/v1/x").status, 200);
         let noise: String =
             (0..600).map(|at| char::from(b'!' + u8::try_from(at * 7 % 90).unwrap())).collect();
@@ -396,7 +400,7 @@ fn malformed_requests_are_refused_and_neighbours_go_on() {
             "POST /v1/x HTTP/1.1\r\nHost: web\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n".into(),
         ] {
             // At the client's proxy, which routes, and at the server's, which authorizes.
-            for to in [web.web, web.server] {
+            for to in [web.service, web.server] {
                 let mut client = web.bed.client("client", to);
                 client.send(&bad).unwrap();
                 let answer = client.response().unwrap();
@@ -425,7 +429,7 @@ fn a_failing_upstream_is_told_as_a_bad_gateway() {
 fn a_client_that_breaks_off_takes_its_request_along() {
     inside("a_client_that_breaks_off_takes_its_request_along", || {
         let web = Web::new(&both());
-        let mut client = web.bed.client("client", web.web);
+        let mut client = web.bed.client("client", web.service);
         client.send("GET /v1/hold HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
         web.wait_for("GET /v1/hold HTTP/1.1");
         let socket = socket2::SockRef::from(client.reader.get_ref());

@@ -233,7 +233,9 @@ fn connections_beyond_the_limit_are_refused_and_counted() {
         assert!(is_refused(bed.network("client"), server));
         assert!(is_refused(bed.network("plain"), server));
         assert!(bed.metric("corelane_limit_hits_total", &["connections"]) >= 2, "{}", bed.metrics());
-        held.iter().for_each(|socket| ping(socket).unwrap());
+        for socket in &held {
+            ping(socket).unwrap();
+        }
         drop(held);
         bed.until_idle();
         ping(&open(&bed, "client", server)).unwrap();

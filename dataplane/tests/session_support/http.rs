@@ -52,14 +52,10 @@ impl Client {
     }
 
     fn body(&mut self, head: &str) -> io::Result<Vec<u8>> {
-        match body_of(&mut self.reader, head)? {
-            Some(body) => Ok(body),
-            None => {
-                let mut body = Vec::new();
-                self.reader.read_to_end(&mut body)?;
-                Ok(body)
-            }
+        if let Some(body) = body_of(&mut self.reader, head)? {
+            return Ok(body);
         }
+        self.rest()
     }
 
     /// What comes until the end of the connection.
