@@ -47,9 +47,7 @@ impl Backoff {
                 self.current = BACKOFF_FIRST;
                 Duration::ZERO
             }
-            End::Status { .. } if end.is_routine() => {
-                std::mem::replace(&mut self.current, BACKOFF_FIRST)
-            }
+            End::Status { .. } if end.is_routine() => std::mem::replace(&mut self.current, BACKOFF_FIRST),
             End::Clean | End::ConnectFailed | End::Status { .. } => {
                 self.current = (self.current * 2).min(BACKOFF_MAX);
                 self.current
