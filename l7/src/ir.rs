@@ -4,7 +4,9 @@
 //! meets something it cannot express here must refuse the object; it may never leave a condition out.
 
 use std::net::IpAddr;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use model::{NamespacedHostname, SourceRef};
@@ -40,6 +42,30 @@ pub struct HttpRule {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filters: Option<Arc<Filters>>,
     pub backends: Vec<Backend>,
+    #[serde(default, skip_serializing_if = "Timeouts::is_off")]
+    pub timeouts: Timeouts,
+}
+
+/// How long a request may take, in milliseconds; `None` for as long as it likes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timeouts {
+    /// From the request's head to the end of the response.
+    pub request_ms: Option<NonZeroU32>,
+    /// The same for each try at a backend.
+    pub backend_request_ms: Option<NonZeroU32>,
+}
+
+impl Timeouts {
+    pub fn is_off(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// The limit on a request that is tried once, which is all that is done.
+    pub fn limit(&self) -> Option<Duration> {
+        let limits = self.request_ms.into_iter().chain(self.backend_request_ms);
+        limits.min().map(|limit| Duration::from_millis(limit.get().into()))
+    }
 }
 
 /// All conditions must hold.

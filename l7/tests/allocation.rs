@@ -11,7 +11,8 @@ use std::sync::Arc;
 use l7::authz::{ConnectionVerdict, Denial, PolicySet, Verdict};
 use l7::ir::{
     Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
-    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, Timeouts, ValueMatch,
+    ValueTest,
 };
 use l7::path::{Normalization, normalize};
 use l7::router::{RouteMatch, Router, Taken};
@@ -59,7 +60,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
         consumer_namespace: None,
         created: 0,
         hostnames: vec!["*.example".into()],
-        rules: vec![HttpRule { name: None, matches, filters: None, backends }],
+        rules: vec![HttpRule { name: None, matches, filters: None, backends, timeouts: Timeouts::default() }],
         source: None,
     })
 }

@@ -13,7 +13,8 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use l7::authz::PolicySet;
 use l7::ir::{
     Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
-    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, Timeouts, ValueMatch,
+    ValueTest,
 };
 use l7::router::Router;
 use model::{Identity, NamespacedHostname};
@@ -57,7 +58,13 @@ fn route(index: usize) -> Arc<HttpRoute> {
                 headers: vec![header],
                 query: Vec::new(),
             }],
-            backends: vec![Backend { target: BackendTarget::Service { service, port: 80 }, weight: 1, filters: None }],
+            filters: None,
+            backends: vec![Backend {
+                target: BackendTarget::Service { service, port: 80 },
+                weight: 1,
+                filters: None,
+            }],
+            timeouts: Timeouts::default(),
         }],
         source: None,
     })

@@ -8,7 +8,7 @@ use crate::http1::{
     write_rewritten_request, write_rewritten_response,
 };
 use crate::ir::{
-    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, Scheme,
+    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, Scheme, Timeouts,
 };
 use crate::router::{RouteMatch, Router, Taken};
 
@@ -47,7 +47,7 @@ fn backend(filters: Option<Arc<Filters>>) -> Backend {
 
 fn rule(path: PathMatch, filters: Option<Arc<Filters>>, backends: Vec<Backend>) -> HttpRule {
     let matches = vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }];
-    HttpRule { name: None, matches, filters, backends }
+    HttpRule { name: None, matches, filters, backends, timeouts: Timeouts::default() }
 }
 
 fn router(rule: HttpRule) -> Result<Router, crate::router::RouteError> {

@@ -69,6 +69,7 @@ pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ir::Timeouts;
 
     fn rule(weights: &[u32]) -> HttpRule {
         let backends = weights.iter().enumerate().map(|(index, weight)| Backend {
@@ -76,7 +77,13 @@ mod tests {
             weight: *weight,
             filters: None,
         });
-        HttpRule { name: None, matches: vec![], filters: None, backends: backends.collect() }
+        HttpRule {
+            name: None,
+            matches: vec![],
+            filters: None,
+            backends: backends.collect(),
+            timeouts: Timeouts::default(),
+        }
     }
 
     fn shares(weights: &[u32]) -> Vec<u32> {

@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::*;
-use crate::ir::{Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, ValueMatch, ValueTest};
+use crate::ir::{
+    Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, Timeouts, ValueMatch, ValueTest,
+};
 
 /// Whole-text match of the few expressions that the generator draws.
 fn regex(pattern: &str, text: &str) -> bool {
@@ -177,6 +179,7 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
             matches: dice.list(8, |dice| entry(dice, one_path)),
             filters: None,
             backends: vec![],
+            timeouts: Timeouts::default(),
         }),
         source: None,
     })
@@ -232,7 +235,13 @@ fn ten_thousand_routes_find_their_own() {
             consumer_namespace: None,
             created: 0,
             hostnames: vec![],
-            rules: vec![HttpRule { name: None, matches, filters: None, backends: vec![] }],
+            rules: vec![HttpRule {
+                name: None,
+                matches,
+                filters: None,
+                backends: vec![],
+                timeouts: Timeouts::default(),
+            }],
             source: None,
         })
     });
@@ -264,6 +273,7 @@ fn a_bad_route_is_refused_by_name() {
         matches: vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }],
         filters: None,
         backends: vec![],
+        timeouts: Timeouts::default(),
     };
     own.rules = vec![with(PathMatch::Exact("/".into())), with(PathMatch::Regex("(".into()))];
     let error = Router::compile([Arc::new(own.clone())]).unwrap_err().to_string();

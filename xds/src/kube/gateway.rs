@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use l7::ir::{Filters, HttpMatch};
+use l7::ir::{Filters, HttpMatch, Timeouts};
 
 use super::catalog::{Meta, Position};
 
@@ -85,6 +85,7 @@ pub struct HttpRouteRule {
     pub matches: Vec<HttpMatch>,
     pub filters: Option<Arc<Filters>>,
     pub backends: Vec<BackendRef>,
+    pub timeouts: Timeouts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

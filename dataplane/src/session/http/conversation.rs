@@ -37,6 +37,10 @@ pub(super) struct Plan {
     pub(super) filtered: Filtered,
 }
 
+/// The answer to a request that took longer than its route allows.
+pub(super) const TIMED_OUT: Reply =
+    Reply { status: 504, body: "upstream request timeout", cause: CloseCause::RequestTimeout };
+
 /// What the first look at a request says.
 struct Seen<C> {
     plan: Plan,
@@ -154,14 +158,15 @@ async fn serve<D: Director>(
     plan: &Plan,
     decision: Result<D::Choice, Reply>,
 ) -> Outcome {
+    let deadline = plan.filtered.limit.map(|limit| Instant::now() + limit);
     let opened = match decision {
-        Ok(choice) => director.upstream(choice).await,
+        Ok(choice) => within(deadline, director.upstream(choice)).await.unwrap_or(Err(TIMED_OUT)),
         Err(reply) => Err(reply),
     };
     match opened {
         Ok(mut upstream) => {
             upstream.busy = true;
-            let exchange = Exchange { connection, downstream, plan };
+            let exchange = Exchange { connection, downstream, plan, deadline };
             let outcome = exchange.run(reader, &mut upstream).await;
             upstream.busy = !outcome.upstream_is_whole;
             director.finished(outcome.upstream_lives.then_some(upstream));
@@ -171,6 +176,14 @@ async fn serve<D: Director>(
             director.finished(None);
             answer(connection, downstream, plan, reply).await
         }
+    }
+}
+
+/// The result of `work`, unless the deadline comes first.
+pub(super) async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => monoio::time::timeout_at(deadline.into(), work).await.ok(),
+        None => Some(work.await),
     }
 }
 

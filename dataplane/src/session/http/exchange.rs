@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures::future::{Either, select};
@@ -16,9 +17,9 @@ use l7::http1::{
     write_rewritten_response,
 };
 
-use super::conversation::Plan;
+use super::conversation::{Plan, TIMED_OUT, within};
 use super::reader::{HeadError, Reader};
-use super::{Upstream, Wire};
+use super::{Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::session::connection::Connection;
 use crate::worker::Worker;
@@ -45,6 +46,8 @@ pub(super) struct Exchange<'a> {
     pub(super) connection: &'a Connection,
     pub(super) downstream: &'a Wire,
     pub(super) plan: &'a Plan,
+    /// By then the response must be complete, or the connection have switched protocols.
+    pub(super) deadline: Option<Instant>,
 }
 
 /// Why a body could not be passed on.
@@ -53,6 +56,14 @@ enum Broken {
     From(CloseCause, Option<Http1Error>),
     /// The side it goes to failed.
     To,
+}
+
+/// How far a request and its response came.
+enum Passed {
+    /// What was sent, if sending has ended.
+    Answered(Option<Result<(), Broken>>, Result<Responded, Broken>),
+    ClientFailed(CloseCause, Option<Http1Error>),
+    ClientGone,
 }
 
 /// A response that was passed on.
@@ -77,23 +88,14 @@ struct ResponseHead {
 impl Exchange<'_> {
     pub(super) async fn run(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
         let started = Cell::new(false);
-        let Upstream { wire, reader: upstream_reader, .. } = &mut *upstream;
-        let (sent, responded) = {
-            let mut sending = pin!(self.send(reader, wire));
-            let mut responding = pin!(self.respond(upstream_reader, wire, &started));
-            match select(sending.as_mut(), responding.as_mut()).await {
-                // The upstream may answer before it has read, or after it has stopped reading.
-                Either::Left((sent @ (Ok(()) | Err(Broken::To)), responding)) => {
-                    match select(responding, pin!(self.downstream.broken_off())).await {
-                        Either::Left((responded, _)) => (Some(sent), responded),
-                        Either::Right(((), _)) => return self.client_gone(),
-                    }
-                }
-                Either::Left((Err(Broken::From(cause, error)), _)) => {
-                    return self.client_failed(cause, error, started.get()).await;
-                }
-                Either::Right((responded, sending)) => (now_or_never(sending), responded),
+        let passed = within(self.deadline, self.pass_both_ways(reader, upstream, &started)).await;
+        let (sent, responded) = match passed {
+            Some(Passed::Answered(sent, responded)) => (sent, responded),
+            Some(Passed::ClientFailed(cause, error)) => {
+                return self.client_failed(cause, error, started.get()).await;
             }
+            Some(Passed::ClientGone) => return self.client_gone(),
+            None => return self.timed_out(started.get()).await,
         };
         let is_sent = matches!(sent, Some(Ok(())));
         match responded {
@@ -111,6 +113,28 @@ impl Exchange<'_> {
                 upstream_is_whole: is_sent,
             },
             Err(failed) => self.upstream_failed(failed, started.get()).await,
+        }
+    }
+
+    async fn pass_both_ways(
+        &self,
+        reader: &mut Reader,
+        upstream: &mut Upstream,
+        started: &Cell<bool>,
+    ) -> Passed {
+        let Upstream { wire, reader: upstream_reader, .. } = upstream;
+        let mut sending = pin!(self.send(reader, wire));
+        let mut responding = pin!(self.respond(upstream_reader, wire, started));
+        match select(sending.as_mut(), responding.as_mut()).await {
+            // The upstream may answer before it has read, or after it has stopped reading.
+            Either::Left((sent @ (Ok(()) | Err(Broken::To)), responding)) => {
+                match select(responding, pin!(self.downstream.broken_off())).await {
+                    Either::Left((responded, _)) => Passed::Answered(Some(sent), responded),
+                    Either::Right(((), _)) => Passed::ClientGone,
+                }
+            }
+            Either::Left((Err(Broken::From(cause, error)), _)) => Passed::ClientFailed(cause, error),
+            Either::Right((responded, sending)) => Passed::Answered(now_or_never(sending), responded),
         }
     }
 
@@ -147,8 +171,10 @@ impl Exchange<'_> {
             if head.interim && self.plan.version == Version::Http10 {
                 continue; // RFC 9110 section 15.2: an HTTP/1.0 client must not be sent one
             }
-            started.set(!head.interim);
+            // While a head is on its way, an interim one as well, no other may be begun.
+            started.set(true);
             self.downstream.write_all(&head.written).await.map_err(|_| Broken::To)?;
+            started.set(!head.interim);
             received.set(received.get() + head.written.len() as u64);
             if head.interim {
                 continue;
@@ -225,6 +251,16 @@ impl Exchange<'_> {
             return ended(0, cause);
         };
         self.reply(error.status(), "malformed request", cause).await
+    }
+
+    /// The route's limit has passed.
+    async fn timed_out(&self, started: bool) -> Outcome {
+        let Reply { status, body, cause } = TIMED_OUT;
+        if started {
+            self.downstream.reset();
+            return ended(0, cause);
+        }
+        self.reply(status, body, cause).await
     }
 
     /// The client has broken off while it waited.

@@ -12,6 +12,8 @@ mod exchange;
 mod reader;
 mod route;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use l7::filter::Chain;
 use l7::ir::RequestHead;
@@ -35,12 +37,14 @@ struct Reply {
     cause: CloseCause,
 }
 
-/// What the filters of a route make of a request and of its response.
+/// What a route makes of a request and of its response.
 #[derive(Debug, Default)]
 struct Filtered {
     chain: Chain,
     /// Of the redirect that answers the request.
     location: Option<String>,
+    /// From the request's head to the end of the response.
+    limit: Option<Duration>,
 }
 
 /// An upstream that carries one request at a time.

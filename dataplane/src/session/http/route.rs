@@ -101,6 +101,7 @@ impl Director for Steering<'_> {
                     match matched.take(caller.node.random()) {
                         Taken::Forwarded { service, port, filters } => {
                             self.filtered.chain = filters;
+                            self.filtered.limit = matched.rule.timeouts.limit();
                             (service.clone(), port)
                         }
                         Taken::Redirected(filters) => {
@@ -209,7 +210,7 @@ fn redirected(chain: Chain, port: u16, request: &RequestHead<'_>) -> (Filtered, 
     let status = redirect.map_or(500, |redirect| redirect.status);
     let location = redirect
         .map(|redirect| chain.location(redirect, dialled, request.authority, request.path, request.query));
-    (Filtered { chain, location }, Reply { status, body: "", cause: CloseCause::Finished })
+    (Filtered { chain, location, limit: None }, Reply { status, body: "", cause: CloseCause::Finished })
 }
 
 fn refused(refusal: &Refusal) -> Reply {

@@ -130,6 +130,7 @@ fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh
         matches: rule.matches.clone(),
         filters: rule.filters.clone(),
         backends: backends.collect(),
+        timeouts: rule.timeouts,
     }
 }
 

@@ -13,6 +13,7 @@ mod policy_values;
 mod registry;
 mod route;
 mod slice;
+mod timeouts;
 
 use std::sync::Arc;
 

@@ -1,17 +1,17 @@
 //! HTTPRoute, with the rules that its schema states beyond types.
 //!
-//! What the intermediate form cannot express (timeouts, retries, session persistence) refuses the route:
+//! What the intermediate form cannot express (retries, session persistence) refuses the route:
 //! a route with a part left out would send traffic where its author did not want it.
 
 use std::sync::Arc;
 
-use l7::ir::{HttpMatch, PathMatch, UrlAction, ValueMatch, ValueTest};
+use l7::ir::{HttpMatch, PathMatch, Timeouts, UrlAction, ValueMatch, ValueTest};
 
 use super::super::catalog::Meta;
 use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, ParentRef};
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
-use super::{filter, names};
+use super::{filter, names, timeouts};
 
 // Bounds of the HTTPRoute schema.
 const PARENTS_MAX: usize = 32;
@@ -63,6 +63,7 @@ pub(super) fn http_route(fields: &mut Fields<'_>, meta: Meta, findings: &mut Fin
             matches: vec![match_all()],
             filters: None,
             backends: Vec::new(),
+            timeouts: Timeouts::default(),
         }],
     };
     fields.ignore(&["useDefaultGateways"]);
@@ -182,11 +183,12 @@ fn rule(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<HttpRou
         let fix = "remove backendRefs: a request that is redirected is not forwarded";
         item.error(findings, "a rule with RequestRedirect cannot have backendRefs", fix);
     }
-    for unsupported in ["timeouts", "retry", "sessionPersistence"] {
+    let timeouts = timeouts::timeouts(&mut fields, findings);
+    for unsupported in ["retry", "sessionPersistence"] {
         fields.refuse(findings, unsupported);
     }
     fields.finish(findings);
-    Some(HttpRouteRule { name, matches, filters, backends })
+    Some(HttpRouteRule { name, matches, filters, backends, timeouts })
 }
 
 fn backend(

@@ -180,6 +180,24 @@ fn defaults_are_those_of_the_schema() {
 }
 
 #[test]
+fn timeouts_of_zero_are_off() {
+    let timeouts = |text: &str| {
+        let spec = format!("  parentRefs: [{{group: '', kind: Service, name: web}}]\n  rules: [{{{text}}}]");
+        let loaded = load(&format!("{SERVICES}{}", route(&spec)));
+        assert_eq!(loaded.problems, [], "{text}");
+        let timeouts = routes(&loaded.catalog, &MeshSettings::default())[0].rules[0].timeouts;
+        (timeouts.request_ms, timeouts.backend_request_ms, timeouts.limit().map(|limit| limit.as_millis()))
+    };
+    let ms = std::num::NonZeroU32::new;
+    assert_eq!(timeouts("timeouts: {request: 10s, backendRequest: 3s}"), (ms(10_000), ms(3000), Some(3000)));
+    assert_eq!(timeouts("timeouts: {request: 500ms}"), (ms(500), None, Some(500)));
+    assert_eq!(timeouts("timeouts: {request: 0s, backendRequest: 1s}"), (None, ms(1000), Some(1000)));
+    assert_eq!(timeouts("timeouts: {request: 0s, backendRequest: 0s}"), (None, None, None));
+    assert_eq!(timeouts("timeouts: {}"), (None, None, None));
+    assert_eq!(timeouts(""), (None, None, None));
+}
+
+#[test]
 fn what_the_schema_refuses_is_refused_where_it_stands() {
     for (spec, expected) in [
         (
@@ -207,7 +225,14 @@ fn what_the_schema_refuses_is_refused_where_it_stands() {
         ("  rules: [{backendRefs: [{name: web, port: 0}]}]", "write a number from 1 to 65535"),
         ("  rules: [{backendRefs: [{name: web, port: '80'}]}]", "write 80 without quotes"),
         ("  rules: [{backendRefs: [{name: web, port: 80, weight: -1}]}]", "from 0 to 1000000"),
-        ("  rules: [{timeouts: {request: 1s}}]", "timeouts is not supported yet"),
+        ("  rules: [{timeouts: {request: 1}}]", "rules[0].timeouts.request:"),
+        ("  rules: [{timeouts: {request: 1.5s}}]", "timeouts.request: \"1.5s\" is no duration"),
+        ("  rules: [{timeouts: {request: 99999h}}]", "is longer than 49 days"),
+        ("  rules: [{timeouts: {backend: 1s}}]", "did you mean backendRequest?"),
+        (
+            "  rules: [{timeouts: {request: 1s, backendRequest: 2s}}]",
+            "rules[0].timeouts: backendRequest is longer than request",
+        ),
         ("  rules: [{retry: {attempts: 1}}]", "retry is not supported yet"),
         ("  rules: [{sessionPersistence: {}}]", "sessionPersistence is not supported yet"),
         ("  rules: [{name: a}, {name: a}]", "rules[1]: two rules bear this name"),
