@@ -225,10 +225,10 @@ fn a_drain_ends_http_connections_after_the_request_in_flight() {
 #[test]
 fn connections_beyond_the_limit_are_refused_and_counted() {
     inside("connections_beyond_the_limit_are_refused_and_counted", || {
-        let options = NodeOptions { connections_max: 4, ..NodeOptions::default() };
+        let options = NodeOptions { connections_max: 6, ..NodeOptions::default() };
         let bed = Bed::with(&pods(), &Setup { workers: 1, options, ..Setup::default() });
         let server = bed.serve_pieces("server", 8080);
-        // Each is two connections here: out of one pod and into the other.
+        // Each is three of them here: out of one pod, the tunnel, and into the other pod.
         let held = [open(&bed, "client", server), open(&bed, "other", server)];
         assert!(is_refused(bed.network("client"), server));
         assert!(is_refused(bed.network("plain"), server));

@@ -319,3 +319,23 @@ fn a_connection_waits_for_its_workload_to_become_known() {
         assert!(exchange(&socket, b"x").unwrap().ends_with(b" x"));
     });
 }
+
+#[test]
+fn a_pod_reaches_itself_through_its_service() {
+    inside("a_pod_reaches_itself_through_its_service", || {
+        let service = "---
+apiVersion: v1
+kind: Service
+metadata: { name: self, namespace: app }
+spec: { clusterIP: 10.96.1.9, selector: { app: server }, ports: [{ port: 80, targetPort: 8080 }] }
+";
+        let mut bed = Bed::new(&(pods() + service));
+        bed.serve_echo("server", 8080);
+        let socket = bed.connect("server", "10.96.1.9:80".parse().unwrap()).unwrap();
+        assert_eq!(exchange(&socket, b"me").unwrap(), b"10.244.1.2 me");
+        let record = bed.ended(Direction::Outbound, CloseCause::Finished);
+        assert_eq!(&*record.service.unwrap().key.hostname, "self.app.svc.cluster.local");
+        assert_eq!(record.destination.identity, Some(bed.identity("server")));
+        bed.until_idle();
+    });
+}

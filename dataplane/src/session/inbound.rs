@@ -71,10 +71,13 @@ fn accept_tunnel(
     };
     let worker = node.worker.clone();
     node.metrics.count(Counter::LinksAccepted);
-    let gate = Rc::new(Gate { node, pod: pod.clone(), remote, kept: Cell::new(None) });
+    let gate = Rc::new(Gate { node: node.clone(), pod: pod.clone(), remote, kept: Cell::new(None) });
     let options = ServerOptions::default();
     match crate::link::serve(&worker, socket, remote, &contexts.server, &options, gate.clone()) {
-        Ok(link) => gate.kept.set(Some(pod.keep(link))),
+        Ok(link) => {
+            node.accepted_tunnels.set(node.accepted_tunnels.get() + 1);
+            gate.kept.set(Some(pod.keep(link)));
+        }
         Err(error) => tracing::warn!(%error, %remote, "an accepted connection is given up"),
     }
 }
@@ -125,6 +128,7 @@ impl Handler for Gate {
     fn ended(&self, link: &Rc<Link>, end: &LinkEnd) {
         if let Some(key) = self.kept.take() {
             self.pod.forget(key);
+            self.node.accepted_tunnels.set(self.node.accepted_tunnels.get().saturating_sub(1));
         }
         // A peer that never proved itself made no request: this is the only line that tells of it.
         if link.peer().is_none() {

@@ -55,7 +55,7 @@ pub struct NodeOptions {
     pub keeps_source_address: bool,
     /// `TCP_CONGESTION` of every socket; `None` leaves the host's.
     pub congestion: Option<Congestion>,
-    /// Connections of one worker at most; beyond it new ones are closed.
+    /// Connections and accepted tunnels of one worker at most; beyond it new ones are refused.
     pub connections_max: usize,
     /// How long a connection waits for its own pod to be known to the control plane.
     pub workload_wait: Duration,
@@ -93,6 +93,8 @@ pub struct Node {
     pub(super) metrics: WorkerMetrics,
     pub(super) recorder: Recorder,
     pub(super) registry: Registry,
+    /// Tunnels that others have made to the pods, those included that have not proved themselves.
+    pub(super) accepted_tunnels: Cell<usize>,
     events: Sender<PodEvent>,
     state: RefCell<Arc<NodeState>>,
     /// Opens when the next state is in force.
@@ -111,6 +113,7 @@ impl Node {
             metrics: parts.metrics,
             recorder: parts.recorder,
             registry: Registry::default(),
+            accepted_tunnels: Cell::new(0),
             events: parts.events,
             state: RefCell::default(),
             superseded: RefCell::default(),
@@ -236,7 +239,7 @@ impl Node {
 
     /// Whether there is no room for one more connection; counted where it is asked.
     pub(super) fn is_full(&self) -> bool {
-        let full = self.registry.len() >= self.options.connections_max;
+        let full = self.registry.len() + self.accepted_tunnels.get() >= self.options.connections_max;
         if full {
             self.metrics.limit_hit(Limit::Connections);
         }

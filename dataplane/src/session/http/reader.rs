@@ -18,6 +18,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 
+/// How long a response may take before the client's socket is watched meanwhile.
+const WATCHED_AFTER: Duration = Duration::from_secs(1);
+
 /// Bytes taken in one read: bodies pass through in pieces of this size.
 const READ_BYTES_MAX: usize = 64 * 1024;
 
@@ -165,6 +168,10 @@ impl Wire {
 
     /// Resolves when the peer has broken off. Never, as long as it is quiet, has ended in order, or has sent more.
     pub(super) async fn broken_off(&self) {
+        if let Self::Socket(_) = self {
+            // Most responses come sooner, and watching a socket costs as much as reading from it.
+            monoio::time::sleep(WATCHED_AFTER).await;
+        }
         let is_broken = self.readable().await.is_err()
             || match self {
                 Self::Tunnel(stream) => stream.try_read(&mut []).is_err(),
