@@ -5,11 +5,12 @@
 mod session_support;
 
 use std::fmt::Write as _;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::sync::mpsc::{Receiver, channel};
 
 use dataplane::access_log::{CloseCause, Direction};
+use dataplane::session::Node;
 use dataplane::worker::DriverChoice;
 use session_support::{Bed, PATIENCE, Setup, checksum, inside, is_refused, pattern, ping, pods, policy};
 
@@ -249,7 +250,7 @@ fn responses_are_framed_as_each_client_understands() {
             .send("HEAD /v1/x HTTP/1.1\r\nHost: web\r\n\r\nGET /v1/y HTTP/1.1\r\nHost: web\r\n\r\n")
             .unwrap();
         let mut head = [0; 17];
-        std::io::Read::read_exact(&mut client.reader, &mut head).unwrap();
+        client.reader.read_exact(&mut head).unwrap();
         assert_eq!(&head, b"HTTP/1.1 200 OK\r\n");
         let rest = loop {
             let mut line = String::new();
@@ -499,5 +500,40 @@ fn request_policies_are_not_asked_of_bytes_of_a_declared_tcp_port() {
         // Each new state asks the same question again.
         bed.apply(&yaml(&service("more", 8, "server", "port: 1")));
         ping(&socket).unwrap();
+    });
+}
+
+#[test]
+fn a_response_that_breaks_off_does_not_look_whole() {
+    inside("a_response_that_breaks_off_does_not_look_whole", || {
+        let web = Web::new(&both());
+        // Routed and authorized; authorized alone; in plain text.
+        for (pod, to) in [("client", web.service), ("client", web.server), ("plain", web.server)] {
+            let mut client = web.bed.client(pod, to);
+            client.send("POST /v1/torn HTTP/1.1\r\nHost: web\r\nContent-Length: 1\r\n\r\n").unwrap();
+            let mut head = [0; 17];
+            client.reader.read_exact(&mut head).unwrap();
+            client.send("x").unwrap();
+            let end = client.rest();
+            assert!(end.is_err(), "{pod} {to}: {end:?}");
+        }
+    });
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_a_response_that_ended_long_ago() {
+    inside("a_slow_reader_gets_all_of_a_response_that_ended_long_ago", || {
+        let web = Web::new(&both());
+        for to in [web.service, web.server] {
+            let mut client = web.bed.client("client", to);
+            client.send("GET /v1/bulk-until-close HTTP/1.1\r\nHost: web\r\n\r\n").unwrap();
+            web.wait_for("end");
+            // The server's side is done with it, and the client has not read a byte.
+            web.bed.until("only the client's side is left", Node::live_connections, |live| {
+                live.iter().sum::<usize>() == 1
+            });
+            let answer = client.response().unwrap();
+            assert!(answer.body == pattern(3_000_001), "{} bytes", answer.body.len());
+        }
     });
 }

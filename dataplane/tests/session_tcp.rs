@@ -339,3 +339,27 @@ spec: { clusterIP: 10.96.1.9, selector: { app: server }, ports: [{ port: 80, tar
         bed.until_idle();
     });
 }
+
+#[test]
+fn noise_on_the_tunnel_port_ends_there() {
+    inside("noise_on_the_tunnel_port_ends_there", || {
+        let mut bed = Bed::new(&pods());
+        let server = bed.serve_pieces("server", 8080);
+        let neighbour = bed.connect("client", server).unwrap();
+        ping(&neighbour).unwrap();
+        let to = SocketAddr::new(bed.ip("server"), 15008);
+        let hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03";
+        let noises: [&[u8]; 5] =
+            [b"", b"\0", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", hello, &session_support::pattern(100_000)];
+        for noise in noises {
+            let socket = connect(bed.network("plain"), to).unwrap();
+            // An alert at most comes back, or a reset.
+            let answer = exchange(&socket, noise).unwrap_or_default();
+            assert!(answer.len() < 64, "{answer:?}");
+            ping(&neighbour).unwrap();
+        }
+        for _ in noises {
+            bed.ended(Direction::Inbound, CloseCause::TlsFailed);
+        }
+    });
+}

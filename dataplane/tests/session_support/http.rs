@@ -161,6 +161,17 @@ fn answer(
             reader.get_mut().write_all(b"0\r\n\r\n")?;
             return Ok(true);
         }
+        "bulk-until-close" => {
+            reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+            reader.get_mut().write_all(&pattern(3_000_001))?;
+        }
+        // Breaks off where the end could have been.
+        "torn" => {
+            reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\n\r\nthe first part")?;
+            // Only when the first part has been read on the other side.
+            reader.read_exact(&mut [0])?;
+            socket2::SockRef::from(reader.get_ref()).set_linger(Some(std::time::Duration::ZERO))?;
+        }
         "switch" => {
             let reply = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n";
             reader.get_mut().write_all(reply)?;
