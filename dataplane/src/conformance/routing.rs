@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use l7::filter::Chain;
 use l7::ir::{HttpRoute, RequestHead};
@@ -12,7 +13,7 @@ use xds::kube::{MeshSettings, convert};
 
 use super::effect::{self, Expectations, Seen};
 use super::request::{Headers, Sent};
-use super::stand_in::{kind, replace_gateways};
+use super::stand_in::{Replaced, kind, replace_gateways};
 use super::{Outcome, objects};
 
 /// A file of the suite, or one of groups that were derived from the text of the API.
@@ -69,6 +70,8 @@ struct Request {
     query: BTreeMap<String, String>,
     headers: Option<Headers>,
     backend_sets_response_headers: Option<Headers>,
+    /// Also written as a query parameter `delay` in the path.
+    backend_delay: Option<String>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -96,6 +99,8 @@ struct Distribution {
 struct Mesh<'a> {
     routes: Vec<Arc<HttpRoute>>,
     objects: &'a [Value],
+    /// Gateways that are not modelled, and why.
+    left_out: BTreeMap<String, String>,
     settings: MeshSettings,
     mode: Mode,
 }
@@ -154,10 +159,11 @@ fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
         return Err(feature);
     }
     let readable = match mode {
-        Mode::Mesh => objects.to_vec(),
-        Mode::Gateway => replace_gateways(objects)?,
+        Mode::Mesh => Replaced { objects: objects.to_vec(), ..Replaced::default() },
+        Mode::Gateway => replace_gateways(objects),
     };
-    let catalog = objects::read(&readable).map_err(|reason| format!("an object is refused: {reason}"))?;
+    let catalog =
+        objects::read(&readable.objects).map_err(|reason| format!("an object is refused: {reason}"))?;
     let settings = MeshSettings::default();
     let mut routes = convert::routes(&catalog, &settings);
     if mode == Mode::Gateway {
@@ -166,7 +172,8 @@ fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
             route.consumer_namespace = None;
         }
     }
-    Ok(Mesh { routes: routes.into_iter().map(Arc::new).collect(), objects, settings, mode })
+    let routes = routes.into_iter().map(Arc::new).collect();
+    Ok(Mesh { routes, objects, left_out: readable.left_out, settings, mode })
 }
 
 /// The first thing of a route that the engine does not do.
@@ -180,12 +187,28 @@ fn unsupported(route: &Value) -> Option<String> {
     };
     rules.iter().find_map(|rule| {
         let backends = rule.get("backendRefs").and_then(Value::as_array);
-        let feature = ["timeouts", "retry", "sessionPersistence"]
+        let feature = ["retry", "sessionPersistence"]
             .into_iter()
             .find(|feature| rule.get(feature).is_some())
             .map(|feature| format!("{feature} is not supported"));
         filter(rule).or_else(|| backends.into_iter().flatten().find_map(filter)).or(feature)
     })
+}
+
+// === impl Request ===
+
+impl Request {
+    fn delay(&self) -> Result<Duration, String> {
+        let in_path = self.path.split_once("delay=").map(|(_, delay)| delay);
+        let Some(text) = self.backend_delay.as_deref().or(in_path) else {
+            return Ok(Duration::ZERO);
+        };
+        let milliseconds = match text.strip_suffix("ms") {
+            Some(number) => number.parse().ok(),
+            None => text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok()).map(|it| it * 1000),
+        };
+        milliseconds.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is no delay"))
+    }
 }
 
 // === impl Mesh ===
@@ -209,6 +232,7 @@ impl Mesh<'_> {
                 "hostnames of a route of a Service: implementations differ, ours obeys them",
             ));
         }
+        let delay = request.delay()?;
         let client = request.from.as_deref().and_then(|from| from.split_once('.'));
         let client_namespace = client.map_or(MESH_NAMESPACE, |(_, namespace)| namespace);
         let governing = self
@@ -216,7 +240,7 @@ impl Mesh<'_> {
             .iter()
             .filter(|route| route.parent.hostname == hostname && governs(route, port, client_namespace));
         let router = Router::compile(governing.cloned()).map_err(|error| error.to_string())?;
-        let way = Way { router, plain: (namespace, service), port };
+        let way = Way { router, plain: (namespace, service), port, delay };
         if let Some(distribution) = &expect.distribution {
             return distribute(request, &way, distribution);
         }
@@ -228,7 +252,16 @@ impl Mesh<'_> {
     fn destination(&self, request: &Request) -> Result<(String, String, u16), String> {
         if self.mode == Mode::Gateway {
             let (namespace, name) = match &request.gateway {
-                Some(gateway) => gateway.split_once('/').ok_or("the gateway has no namespace")?,
+                Some(gateway) => {
+                    if let Some(reason) = self.left_out.get(gateway) {
+                        return Err(reason.clone());
+                    }
+                    gateway.split_once('/').ok_or("the gateway has no namespace")?
+                }
+                // The case may mean any of them.
+                None if !self.left_out.is_empty() => {
+                    return Err(self.left_out.values().next().cloned().unwrap_or_default());
+                }
                 None => self.only_gateway()?,
             };
             return Ok((namespace.to_owned(), name.to_owned(), request.listener_port.unwrap_or(HTTP_PORT)));
@@ -327,6 +360,8 @@ struct Way {
     /// Namespace and name of the Service, where a request goes if no route governs it.
     plain: (String, String),
     port: u16,
+    /// How long the backend waits before it answers.
+    delay: Duration,
 }
 
 /// Routes many requests, evenly spread, and compares the shares of the backends.
@@ -389,6 +424,10 @@ fn route(
     Ok(match found.take(random) {
         Taken::Failed(_) => Went::Refused(500),
         Taken::Redirected(filters) => Went::Redirected(effect::redirected(head, &filters, way.port)?),
+        // That the limit is kept on sockets is shown elsewhere; here, that it is the right one.
+        Taken::Forwarded { .. } if found.rule.timeouts.limit().is_some_and(|limit| way.delay > limit) => {
+            Went::Refused(504)
+        }
         Taken::Forwarded { service, filters, .. } => {
             let name = service.hostname.split('.').next().unwrap_or_default().to_owned();
             let seen = effect::forwarded(received, head, &filters, answer)?;

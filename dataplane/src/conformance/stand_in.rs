@@ -3,20 +3,37 @@
 //! The rank and the conditions of matches are the same at a gateway and in a mesh; what a listener adds (hostnames
 //! of its own, TLS, sections) is not modelled, and cases that need it are left out by name.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-/// Rewrites routes of gateways into routes of Services; or says what of a gateway the case needs.
-pub(super) fn replace_gateways(objects: &[Value]) -> Result<Vec<Value>, String> {
-    let mut replaced = Vec::new();
+/// Objects without gateways.
+#[derive(Debug, Default)]
+pub(super) struct Replaced {
+    pub(super) objects: Vec<Value>,
+    /// Gateways for which nothing can stand in, as `NAMESPACE/NAME`, and what of them is not modelled.
+    pub(super) left_out: BTreeMap<String, String>,
+}
+
+/// Rewrites routes of gateways into routes of Services.
+pub(super) fn replace_gateways(objects: &[Value]) -> Replaced {
+    let mut replaced = Replaced::default();
     for object in objects {
         match kind(object) {
-            "Gateway" => replaced.extend(service(object)?),
-            "HTTPRoute" => replaced.push(route(object)),
+            "Gateway" => match service(object) {
+                Ok(service) => replaced.objects.extend(service),
+                Err(reason) => {
+                    let text = |path| object.pointer(path).and_then(Value::as_str).unwrap_or_default();
+                    let name = format!("{}/{}", text("/metadata/namespace"), text("/metadata/name"));
+                    replaced.left_out.insert(name, reason);
+                }
+            },
+            "HTTPRoute" => replaced.objects.push(route(object)),
             // Not all of them are objects of a mesh, and those that are not would only be warned about.
-            _ => replaced.push(object.clone()),
+            _ => replaced.objects.push(object.clone()),
         }
     }
-    Ok(replaced)
+    replaced
 }
 
 pub(super) fn kind(object: &Value) -> &str {
