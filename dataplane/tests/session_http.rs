@@ -533,7 +533,7 @@ fn a_slow_reader_gets_all_of_a_response_that_ended_long_ago() {
                 live.iter().sum::<usize>() == 1
             });
             let answer = client.response().unwrap();
-            assert!(answer.body == pattern(3_000_001), "{} bytes", answer.body.len());
+            assert!(answer.body == pattern(4_000_001), "{} bytes", answer.body.len());
         }
     });
 }

@@ -163,7 +163,7 @@ fn answer(
         }
         "bulk-until-close" => {
             reader.get_mut().write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
-            reader.get_mut().write_all(&pattern(3_000_001))?;
+            reader.get_mut().write_all(&pattern(4_000_001))?;
         }
         // Breaks off where the end could have been.
         "torn" => {
