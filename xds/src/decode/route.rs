@@ -19,7 +19,7 @@ pub fn http_route(name: &str, bytes: &[u8]) -> Result<Arc<HttpRoute>, DecodeErro
     same_name(name, "ir", &route_name(&route))?;
     let route = Arc::new(route);
     Router::compile([Arc::clone(&route)]).map_err(|error| {
-        DecodeError::new("ir.rules", error.to_string(), "write the match in a supported form")
+        DecodeError::new("ir.rules", error.to_string(), "write the rule in a supported form")
     })?;
     Ok(route)
 }

@@ -318,3 +318,30 @@ fn a_route_of_ours_is_compiled_for_trial_and_named_by_its_parent() {
     let error = decode("app/r/app/web/0", "/a").unwrap_err();
     assert!(error.starts_with("ir: \"app/r/app/web/80\" is not the name"), "{error}");
 }
+
+#[test]
+fn a_route_whose_filters_cannot_be_executed_is_refused() {
+    let decode = |rule_field: &str| {
+        let ir = format!(
+            r#"{{"namespace":"app","name":"r","parent":{{"namespace":"app","hostname":"web"}},"parent_port":80,
+            "consumer_namespace":null,"created":0,"hostnames":[],"source":null,
+            "rules":[{{"name":null,"matches":[],"backends":[],{rule_field}}}]}}"#
+        );
+        let bytes = l7_wire::HttpRoute { ir: ir.into() }.encode_to_vec();
+        http_route("app/r/app/web/80", &bytes).map(drop).map_err(|error| error.to_string())
+    };
+    let set = |name: &str, value: &str| {
+        let edits = format!(r#"{{"remove":[],"set":[{{"name":"{name}","value":"{value}"}}],"add":[]}}"#);
+        decode(&format!(r#""filters":{{"request_headers":{edits}}}"#))
+    };
+    assert_eq!(set("x-a", "1"), Ok(()));
+    let error = set("x-a", r"1\r\nhost: b").unwrap_err();
+    assert!(error.starts_with("ir.rules: route app/r, rule 0: the value of header \"x-a\""), "{error}");
+    let error = set("Content-Length", "1").unwrap_err();
+    assert!(error.starts_with("ir.rules: ") && error.contains("Content-Length"), "{error}");
+    // What another version may know and this one does not must not be left out.
+    for unknown in [r#""filters":{"mirror":{}}"#, r#""retry":{}"#, r#""timeouts":{"idle_ms":1}"#] {
+        let error = decode(unknown).unwrap_err();
+        assert!(error.starts_with("ir: unknown field"), "{error}");
+    }
+}
