@@ -449,7 +449,7 @@ fn fuzz_no_filter_breaks_the_framing_of_a_message() {
 /// Values by name, edited as plainly as possible.
 fn naive(headers: &[(&str, &str)], edits: &HeaderEdits) -> Vec<(String, String)> {
     let mut values: Vec<(String, Vec<String>)> = Vec::new();
-    let mut push = |values: &mut Vec<(String, Vec<String>)>, name: &str, value: &str| {
+    let push = |values: &mut Vec<(String, Vec<String>)>, name: &str, value: &str| {
         let name = name.to_lowercase();
         match values.iter_mut().find(|(own, _)| *own == name) {
             Some((_, list)) => list.push(value.to_owned()),
@@ -475,7 +475,7 @@ fn fuzz_edits_agree_with_the_naive_twin() {
     const NAMES: [&str; 5] = ["a", "A", "b", "B-c", "set-cookie"];
     bolero::check!().for_each(|input: &[u8]| {
         let mut dice = Dice(input);
-        let mut name = |dice: &mut Dice<'_>| NAMES[dice.roll(NAMES.len())];
+        let name = |dice: &mut Dice<'_>| NAMES[dice.roll(NAMES.len())];
         let headers: Vec<(&str, &str)> =
             (0..dice.roll(6)).map(|_| (name(&mut dice), ["1", "2", "3,4"][dice.roll(3)])).collect();
         let header = |dice: &mut Dice<'_>| value(NAMES[dice.roll(NAMES.len())], ["5", "6"][dice.roll(2)]);

@@ -112,20 +112,8 @@ fn write_response_end(out: &mut Vec<u8>, response: &Response<'_, '_>, version: V
 
 /// Appends a whole response of the proxy's own with a text body.
 pub fn local_reply(out: &mut Vec<u8>, status: u16, body: &str, keep_alive: bool, is_head: bool) {
-    let mut digits = [0; 3];
-    let length = body.len().to_string();
-    put(
-        out,
-        &[
-            "HTTP/1.1 ",
-            decimal(status, &mut digits),
-            " ",
-            reason(status),
-            "\r\ncontent-length: ",
-            &length,
-            "\r\n",
-        ],
-    );
+    write_status_line(out, status, reason(status));
+    put(out, &["content-length: ", &body.len().to_string(), "\r\n"]);
     put(out, &["content-type: text/plain\r\n"]);
     put(out, &[if keep_alive { "\r\n" } else { "connection: close\r\n\r\n" }]);
     if !is_head {
