@@ -37,8 +37,9 @@ fn python(role: &str, files: &Files, arguments: &[&str]) -> Process {
 fn client(pki: &Pki, peer: SocketAddr, authority: &str) -> (Process, SocketAddr) {
     let at = address();
     let (listen, peer) = (at.to_string(), peer.to_string());
-    let arguments =
-        ["--listen", &listen, "--peer", &peer, "--authority", authority, "--peer-identity", SERVER];
+    // One worker, so that there is one pool and one tunnel.
+    let mut arguments = vec!["--listen", &listen, "--peer", &peer, "--authority", authority];
+    arguments.extend(["--peer-identity", SERVER, "--workers", "1"]);
     (start("client", &pki.issue("client", CLIENT), &arguments), at)
 }
 
