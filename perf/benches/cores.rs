@@ -310,7 +310,7 @@ fn pod(index: usize, services: usize) -> (String, Any) {
         uid: uid.clone(),
         name: format!("pod-{index}"),
         namespace: "app".into(),
-        addresses: vec![address(index + 256).octets().to_vec().into()],
+        addresses: vec![address(index + 256).octets().to_vec()],
         tunnel_protocol: workload::TunnelProtocol::Hbone.into(),
         node: format!("node-{}", index % 100),
         service_account: format!("account-{}", index % services),
@@ -328,7 +328,7 @@ fn service(index: usize) -> (String, Any) {
         name: format!("svc-{index}"),
         namespace: "app".into(),
         hostname: hostname.clone(),
-        addresses: vec![workload::NetworkAddress { address: vec![11, b, c, d].into(), ..Default::default() }],
+        addresses: vec![workload::NetworkAddress { address: vec![11, b, c, d], ..Default::default() }],
         ports: vec![workload::Port { service_port: 80, target_port: 8080, ..Default::default() }],
         ..Default::default()
     };
