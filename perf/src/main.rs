@@ -1,5 +1,7 @@
 //! `perf`: measures Corelane and its rivals on the same work, side by side, and reports what it saw.
 
+#![allow(clippy::cast_precision_loss)] // counts become ratios for people to read
+
 mod certificates;
 mod load;
 mod machine;

@@ -242,7 +242,7 @@ impl Bench<'_> {
         let mut figures = Vec::new();
         let mut take = |work: Work, scale: f64, done: Result<Done, Failure>, before: Duration| {
             let done = done.map_err(|error| format!("{}: {}: {error}", peer.label(), work.label()))?;
-            let cpu = (pair.cpu_time() - before).as_secs_f64();
+            let cpu = pair.cpu_time().saturating_sub(before).as_secs_f64();
             eprintln!(
                 "  {}: {:.0}/s, pair at {:.0} % of its CPU",
                 work.label(),

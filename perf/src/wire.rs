@@ -92,7 +92,7 @@ mod tests {
         assert!(is_pattern(&block, 0, &long));
         assert!(is_pattern(&block, 251 * 5 + 3, &long[3..]));
         assert!(!is_pattern(&block, 1, &long));
-        let mut wrong = long.clone();
+        let mut wrong = long;
         wrong[BLOCK_BYTES + 1] ^= 1;
         assert!(!is_pattern(&block, 0, &wrong));
     }

@@ -147,7 +147,7 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
     let before = echo.cpu_time();
     let work = client::echo_loop(host_default(echo_address), CONNECTIONS, ECHO_BYTES, duration);
     let done = LocalSet::new().block_on(&tokio, work)?;
-    figures.echo_us.push((echo.cpu_time() - before).as_secs_f64() * 1e6 / done.count as f64);
+    figures.echo_us.push(echo.cpu_time().saturating_sub(before).as_secs_f64() * 1e6 / done.count as f64);
     drop(echo);
 
     let local = LocalSet::new();
@@ -161,7 +161,7 @@ fn measure(runtime: Runtime, cores: Cores, duration: Duration, figures: &mut Fig
     let watched = |future: &mut dyn FnMut(&LocalSet) -> Result<client::Done, Failure>| {
         let before = relay.cpu_time();
         let done = future(&local)?;
-        Ok::<_, Failure>((done.count as f64, (relay.cpu_time() - before).as_secs_f64()))
+        Ok::<_, Failure>((done.count as f64, relay.cpu_time().saturating_sub(before).as_secs_f64()))
     };
     let (count, cpu) = watched(&mut |local| {
         local.block_on(&tokio, client::closed_loop(host_default(relay_address), CONNECTIONS, shape, duration))
