@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use futures::FutureExt;
 use model::Identity;
 use tunnel::h2::{Config, Headers};
 use tunnel::hbone::{Authority, ConnectHead, ConnectRequest, accept};
@@ -246,27 +247,25 @@ struct Client {
 impl Client {
     /// Carries one downstream connection to its end.
     ///
-    /// The state of the opening is in a box of its own, so that the task holds only the relay for the rest of its life.
+    /// The opening is a task of its own: the relay's, which stays for the life of the connection, holds nothing of it.
     fn carry(self: &Rc<Self>, downstream: Socket, from: SocketAddr) {
         let live = self.worker.hold();
-        let opening = Box::pin(self.clone().open(downstream, from));
+        let client = self.clone();
         self.worker.spawn(async move {
-            if let Some((stream, downstream)) = opening.await {
-                log_end(from, &stream.relay(downstream, Flow::Downstream, &Rc::default()).await);
+            match client.pool.open(&client.dial, &client.headers).await {
+                Ok((stream, _answer)) => {
+                    let relay = stream.relay(downstream, Flow::Downstream, &Rc::default());
+                    client.worker.spawn(relay.map(move |end| {
+                        log_end(from, &end);
+                        drop(live);
+                    }));
+                }
+                Err(error) => {
+                    log_refused(from, &error);
+                    downstream.reset_on_close();
+                }
             }
-            drop(live);
         });
-    }
-
-    async fn open(self: Rc<Self>, downstream: Socket, from: SocketAddr) -> Option<(TunnelStream, Socket)> {
-        match self.pool.open(&self.dial, &self.headers).await {
-            Ok((stream, _answer)) => Some((stream, downstream)),
-            Err(error) => {
-                log_refused(from, &error);
-                downstream.reset_on_close();
-                None
-            }
-        }
     }
 }
 
@@ -343,11 +342,12 @@ impl Handler for Server {
             Ok(to) => to,
             Err(status) => return request.refuse(status),
         };
-        // In a box of its own, so that the task holds only the relay for the rest of its life.
-        let answering = Box::pin(answer(request, to, self.connect.clone()));
+        // A task of its own: the relay's, which stays for the life of the connection, holds nothing of it.
+        let (worker, connect) = (self.worker.clone(), self.connect.clone());
         self.worker.spawn(async move {
-            if let Some((stream, upstream)) = answering.await {
-                log_end(to, &stream.relay(upstream, Flow::Upstream, &Rc::default()).await);
+            if let Some((stream, upstream)) = answer(request, to, connect).await {
+                let relay = stream.relay(upstream, Flow::Upstream, &Rc::default());
+                worker.spawn(relay.map(move |end| log_end(to, &end)));
             }
         });
     }

@@ -10,7 +10,7 @@ use bytes::Buf;
 use tunnel::h2::ErrorCode;
 use tunnel::session::Session;
 
-use super::stream::{Sink, Stream, StreamEnd};
+use super::stream::{Stream, StreamEnd};
 use crate::net::Socket;
 
 impl Stream {
@@ -20,15 +20,12 @@ impl Stream {
         if total == 0 {
             return;
         }
-        if self.ended().is_some() {
+        if self.has_ended() {
             return session.release(self.id(), total);
         }
         let mut skip = 0;
-        let socket = match &*self.sink.borrow() {
-            Sink::Hold => None,
-            Sink::Socket(socket) => Some(socket.clone()),
-        };
-        if let Some(socket) = &socket
+        let socket = self.sink.get();
+        if let Some(socket) = socket
             && self.pending.borrow().is_empty()
         {
             match socket.try_send_vectored(pieces) {
@@ -44,7 +41,7 @@ impl Stream {
         if skip < total {
             self.keep(pieces, skip);
             match socket {
-                Some(socket) => self.drain_to(socket),
+                Some(socket) => self.drain_to(socket.clone()),
                 None => self.inbound.raise(),
             }
         }
@@ -71,7 +68,7 @@ impl Stream {
     pub(super) fn pass_end_on(&self) {
         if self.received_end.get()
             && self.pending.borrow().is_empty()
-            && let Sink::Socket(socket) = &*self.sink.borrow()
+            && let Some(socket) = self.sink.get()
         {
             // Fails on a socket that is gone; the direction from it tells.
             drop(socket.shutdown_write());
@@ -145,7 +142,7 @@ impl Stream {
 
     /// The stream was cut: so is the application's connection, unless the peer meant an ordinary end.
     pub(super) fn abort_sink(&self) {
-        let Sink::Socket(socket) = &*self.sink.borrow() else { return };
+        let Some(socket) = self.sink.get() else { return };
         if self.is_cut() {
             socket.reset_on_close();
             self.cut.raise();

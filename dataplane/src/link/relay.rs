@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use tunnel::h2::ErrorCode;
 
-use super::stream::{Sink, Stream, StreamEnd, StreamError, TunnelStream};
+use super::stream::{Stream, StreamEnd, StreamError, TunnelStream};
 use crate::net::{ByteCounters, Socket};
 
 /// How a relayed stream ended.
@@ -77,25 +77,66 @@ impl TunnelStream {
         flow: Flow,
         counters: &Rc<ByteCounters>,
     ) -> impl Future<Output = StreamRelayEnd> + 'static {
-        // Only what must last is moved into the future: there is one for each idle connection.
         let socket = Rc::new(socket);
-        let counters = counters.clone();
         self.stream.attach(&socket);
+        let relay = Relay { tunnel: self, socket, counters: counters.clone(), flow };
         async move {
-            let (from_socket, to_socket) = match flow {
-                Flow::Downstream => (&counters.sent, &counters.received),
-                Flow::Upstream => (&counters.received, &counters.sent),
-            };
-            let stream = &self.stream;
-            let result = match stream.send_from(&socket, from_socket, to_socket).await {
+            let stream = &relay.tunnel.stream;
+            let result = match relay.send().await {
                 Err(Failure::Stream(end)) if !end.is_orderly() => Err(Failure::Stream(end)),
                 // An ordinary end of the peer's leaves to the application what came before.
                 Ok(()) | Err(Failure::Stream(_)) => stream.wait_delivered().await,
                 failed => failed,
             };
-            to_socket.set(stream.delivered.get());
+            relay.count_delivered();
             stream.conclude(result)
         }
+    }
+}
+
+/// What a relay needs for as long as it lives. The futures borrow it as a whole, for each idle connection has one and
+/// each argument of an async function is stored twice.
+struct Relay {
+    tunnel: TunnelStream,
+    socket: Rc<Socket>,
+    counters: Rc<ByteCounters>,
+    flow: Flow,
+}
+
+impl Relay {
+    /// The loop from the application to the tunnel, until the application ends its direction.
+    async fn send(&self) -> Result<(), Failure> {
+        loop {
+            self.socket.readable().await?;
+            self.count_delivered();
+            loop {
+                match self.step()? {
+                    Step::Moved(_) | Step::Nothing => break,
+                    Step::NoRoom => self.tunnel.stream.outbound.wait().await,
+                    Step::End => return Ok(()),
+                }
+            }
+        }
+    }
+
+    fn step(&self) -> Result<Step, Failure> {
+        let step = self.tunnel.stream.send_once(&self.socket)?;
+        if let Step::Moved(bytes) = step {
+            let count = match self.flow {
+                Flow::Downstream => &self.counters.sent,
+                Flow::Upstream => &self.counters.received,
+            };
+            count.set(count.get() + bytes as u64);
+        }
+        Ok(step)
+    }
+
+    fn count_delivered(&self) {
+        let count = match self.flow {
+            Flow::Downstream => &self.counters.received,
+            Flow::Upstream => &self.counters.sent,
+        };
+        count.set(self.tunnel.stream.delivered.get());
     }
 }
 
@@ -123,39 +164,15 @@ impl Stream {
 
     /// From now on payload goes to the socket, what is held first.
     fn attach(self: &Rc<Self>, socket: &Rc<Socket>) {
-        *self.sink.borrow_mut() = Sink::Socket(socket.clone());
-        if self.ended().is_some() {
+        let attached = self.sink.set(socket.clone());
+        debug_assert!(attached.is_ok(), "a relay takes its stream, so there is one in a stream's life");
+        if self.has_ended() {
             return self.abort_sink();
         }
         if self.pending.borrow().is_empty() {
             self.pass_end_on();
         } else {
             self.drain_to(socket.clone());
-        }
-    }
-
-    /// The loop from the application to the tunnel, until the application ends its direction.
-    async fn send_from(
-        self: &Rc<Self>,
-        socket: &Socket,
-        count: &std::cell::Cell<u64>,
-        delivered: &std::cell::Cell<u64>,
-    ) -> Result<(), Failure> {
-        loop {
-            socket.readable().await?;
-            delivered.set(self.delivered.get());
-            loop {
-                match self.send_once(socket)? {
-                    Step::Moved(bytes) => count.set(count.get() + bytes as u64),
-                    Step::Nothing => {}
-                    Step::NoRoom => {
-                        self.outbound.wait().await;
-                        continue;
-                    }
-                    Step::End => return Ok(()),
-                }
-                break;
-            }
         }
     }
 

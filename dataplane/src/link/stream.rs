@@ -1,6 +1,6 @@
 //! One stream of a link.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::fmt;
 use std::rc::Rc;
 
@@ -46,27 +46,21 @@ pub enum StreamError {
     Send(#[from] SendError),
 }
 
-/// Where payload goes as it arrives.
-pub(super) enum Sink {
-    /// Kept for whoever reads the stream.
-    Hold,
-    /// Written straight to an application.
-    Socket(Rc<Socket>),
-}
-
-/// What the link and the owner of a stream share.
+/// What the link and the owner of a stream share. There is one for each idle connection, so what is seldom there is
+/// in a box.
 pub(super) struct Stream {
     link: Rc<Link>,
     id: StreamId,
-    pub(super) sink: RefCell<Sink>,
+    /// The application that payload is written to as it arrives; without one it is kept for whoever reads.
+    pub(super) sink: OnceCell<Rc<Socket>>,
     /// Received and not taken yet: by the reader, or by the application's socket.
     pub(super) pending: RefCell<BytesMut>,
     pub(super) received_end: Cell<bool>,
     sent_end: Cell<bool>,
     /// A task is writing `pending` to the application's socket.
     pub(super) draining: Cell<bool>,
-    pub(super) ended: RefCell<Option<StreamEnd>>,
-    answer: RefCell<Option<Box<Headers>>>,
+    pub(super) ended: RefCell<Option<Box<StreamEnd>>>,
+    answer: Cell<Option<Box<Headers>>>,
     /// Bytes handed to the application's socket.
     pub(super) delivered: Cell<u64>,
     /// Something arrived: headers, payload, an end.
@@ -82,13 +76,13 @@ impl Stream {
         Rc::new(Self {
             link: link.clone(),
             id,
-            sink: RefCell::new(Sink::Hold),
+            sink: OnceCell::new(),
             pending: RefCell::default(),
             received_end: Cell::new(false),
             sent_end: Cell::new(false),
             draining: Cell::new(false),
             ended: RefCell::new(None),
-            answer: RefCell::new(None),
+            answer: Cell::new(None),
             delivered: Cell::new(0),
             inbound: Signal::default(),
             outbound: Signal::default(),
@@ -105,7 +99,11 @@ impl Stream {
     }
 
     pub(super) fn ended(&self) -> Option<StreamEnd> {
-        self.ended.borrow().clone()
+        self.ended.borrow().as_deref().cloned()
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.borrow().is_some()
     }
 
     pub(super) fn check(&self) -> Result<(), StreamError> {
@@ -119,14 +117,15 @@ impl Stream {
 
     /// The final response has arrived (client role).
     pub(super) fn answer(&self, headers: Headers) {
-        self.answer.borrow_mut().get_or_insert(Box::new(headers));
+        let first = self.answer.take().unwrap_or_else(|| Box::new(headers));
+        self.answer.set(Some(first));
         self.inbound.raise();
     }
 
     /// Waits for the final response.
     pub(super) async fn wait_answer(&self) -> Result<Headers, StreamError> {
         loop {
-            if let Some(headers) = self.answer.borrow_mut().take() {
+            if let Some(headers) = self.answer.take() {
                 return Ok(*headers);
             }
             self.check()?;
@@ -178,7 +177,7 @@ impl Stream {
 
     /// Ends the stream from our side, both ways.
     pub(super) fn reset(&self, code: ErrorCode) {
-        if self.is_over() || self.ended.borrow().is_some() {
+        if self.is_over() || self.has_ended() {
             return;
         }
         self.link.write(|session| session.reset(self.id, code));
@@ -190,7 +189,7 @@ impl Stream {
     fn cut_off(&self, code: ErrorCode) {
         self.reset(code);
         if !self.is_cut() {
-            *self.ended.borrow_mut() = Some(StreamEnd::Reset(code));
+            *self.ended.borrow_mut() = Some(Box::new(StreamEnd::Reset(code)));
             self.abort_sink();
             self.inbound.raise();
             self.outbound.raise();
@@ -225,7 +224,7 @@ impl Stream {
             if ended.is_some() {
                 return;
             }
-            *ended = Some(end);
+            *ended = Some(Box::new(end));
         }
         self.abort_sink();
         self.inbound.raise();
@@ -297,7 +296,7 @@ impl TunnelStream {
     /// Waits until [`TunnelStream::try_read`] would not return `None`.
     pub async fn readable(&self) {
         let stream = &self.stream;
-        while stream.pending.borrow().is_empty() && !stream.received_end.get() && stream.ended().is_none() {
+        while stream.pending.borrow().is_empty() && !stream.received_end.get() && !stream.has_ended() {
             stream.inbound.wait().await;
         }
     }

@@ -9,11 +9,12 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::{Shutdown, SocketAddr, TcpStream as StdTcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::time::Duration;
 
-use monoio::net::TcpStream;
+use monoio::net::UnixStream;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 use socket2::SockRef;
@@ -23,14 +24,15 @@ use super::canonical;
 /// Anything that can be waited on: a socket, an eventfd, a pipe.
 #[derive(Debug)]
 pub struct Descriptor {
-    /// monoio waits only on its own types. Nothing specific to TCP is ever called on one that is no socket.
-    stream: TcpStream,
+    /// monoio waits only on its own types, and of these the Unix stream is a bare descriptor: the TCP stream carries
+    /// room for two addresses, eighty bytes of each idle connection. Only its waits are ever called.
+    stream: UnixStream,
 }
 
 impl Descriptor {
     /// Takes over a non-blocking descriptor; must be called inside a worker's runtime.
     pub fn new(descriptor: OwnedFd) -> io::Result<Self> {
-        Ok(Self { stream: TcpStream::from_std(StdTcpStream::from(descriptor))? })
+        Ok(Self { stream: UnixStream::from_std(StdUnixStream::from(descriptor))? })
     }
 
     /// Waits until a read would not block. Dropping the future takes the wait back.
