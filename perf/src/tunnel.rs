@@ -272,20 +272,31 @@ impl Bench<'_> {
         let done = local.block_on(&tokio, bulk(entry.clone(), 1, bytes, Direction::Up));
         take(Work::BulkUp1, 1e9, done, before)?;
 
+        drop(pair);
         if with_idle && self.args.idle > 0 {
-            // A fresh pair: what the work above left in allocators is not the price of an idle connection.
-            drop(pair);
-            let pair = self.start(peer, backend)?;
-            let idle = Target { address: pair.entry, ..entry };
-            let warm = local.block_on(&tokio, client::open_idle(idle.clone(), 1, small))?;
-            let before = pair.private_bytes();
-            let held = local.block_on(&tokio, client::open_idle(idle, self.args.idle, small))?;
-            let per_side = (pair.private_bytes() - before) as f64 / self.args.idle as f64 / 2.0;
-            eprintln!("  {} idle connections: {per_side:.0} bytes per connection and side", held.len());
-            figures.push((Work::IdleBytesPerConnectionAndSide, per_side));
-            drop((warm, held));
+            figures.push((Work::IdleBytesPerConnectionAndSide, self.idle(peer, &tokio, small)?));
         }
         Ok(figures)
+    }
+
+    /// Private memory of a fresh pair for each of many idle connections: what other work left in allocators is not the
+    /// price of a connection. The backend is a process of its own, so that none needs two descriptors a connection.
+    fn idle(&self, peer: Peer, tokio: &tokio::runtime::Runtime, shape: Shape) -> Result<f64, Failure> {
+        let address = free_address()?;
+        let arguments = ["backend", "--listen", &address.to_string()];
+        let program = Program::new(std::env::current_exe()?, arguments);
+        let mut backend = Process::start(&program, self.cores.load, self.cores.load)?;
+        backend.wait_listening(address)?;
+        let pair = self.start(peer, address)?;
+        let entry = Target { address: pair.entry, congestion: Some(Rc::from(self.args.congestion.as_str())) };
+        let local = LocalSet::new();
+        let warm = local.block_on(tokio, client::open_idle(entry.clone(), 1, shape))?;
+        let before = pair.private_bytes();
+        let held = local.block_on(tokio, client::open_idle(entry, self.args.idle, shape))?;
+        let per_side = (pair.private_bytes() - before) as f64 / self.args.idle as f64 / 2.0;
+        eprintln!("  {} idle connections: {per_side:.0} bytes per connection and side", held.len());
+        drop((warm, held));
+        Ok(per_side)
     }
 
     fn start(&self, peer: Peer, backend: SocketAddr) -> Result<Pair, Failure> {
