@@ -269,7 +269,7 @@ impl Bench<'_> {
         let done = local.block_on(&tokio, bulk(entry.clone(), 8, bytes, Direction::Down));
         take(Work::BulkDown8, 1e9, done, before)?;
         let before = pair.cpu_time();
-        let done = local.block_on(&tokio, bulk(entry.clone(), 1, bytes, Direction::Up));
+        let done = local.block_on(&tokio, bulk(entry, 1, bytes, Direction::Up));
         take(Work::BulkUp1, 1e9, done, before)?;
 
         drop(pair);
