@@ -29,19 +29,6 @@ fn open(bed: &Bed, pod: &str, to: SocketAddr) -> TcpStream {
     socket
 }
 
-fn descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").unwrap().count()
-}
-
-/// Waits until this process has at most `count` descriptors open.
-fn wait_for_descriptors(count: usize) {
-    let deadline = Instant::now() + PATIENCE;
-    while descriptors() > count {
-        assert!(Instant::now() < deadline, "{} descriptors are open, {count} were", descriptors());
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn a_pod_that_leaves_takes_its_connections_and_no_others() {
     inside("a_pod_that_leaves_takes_its_connections_and_no_others", || {
@@ -80,14 +67,14 @@ fn pods_that_come_and_go_leave_no_descriptor_behind() {
                 assert!(sockets.iter().all(is_reset));
                 drop(sockets);
                 bed.until("nothing is open", Node::live_connections, |live| live.iter().all(|it| *it == 0));
-                // The first rounds fill the pools of pipes and buffers.
+                // By then what is made on first use has been made.
                 if round == 4 {
-                    before = Some(descriptors());
+                    before = Some(bed.descriptors());
                 }
                 bed.add("server");
             }
             bed.remove("server");
-            wait_for_descriptors(before.unwrap());
+            bed.until_descriptors(before.unwrap());
         }
     });
 }
@@ -104,10 +91,10 @@ fn connections_end_without_leaving_descriptors_behind() {
             }
             bed.until_idle();
             if round == 4 {
-                before = descriptors();
+                before = bed.descriptors();
             }
         }
-        wait_for_descriptors(before);
+        bed.until_descriptors(before);
     });
 }
 
@@ -194,6 +181,26 @@ fn what_does_not_end_by_the_deadline_of_a_drain_is_cut_and_logged() {
                 bed.ended(Direction::Outbound, CloseCause::Drained);
             }
             bed.ended(Direction::Inbound, CloseCause::Drained);
+        }
+    });
+}
+
+#[test]
+fn a_drain_without_patience_logs_what_it_cuts() {
+    inside("a_drain_without_patience_logs_what_it_cuts", || {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
+            let mut bed = Bed::with(&pods(), &Setup { driver, ..Setup::default() });
+            let (other, plain) = (bed.serve_pieces("other", 8080), bed.serve_pieces("plain", 8080));
+            let cut = [bulk(&bed), open(&bed, "client", other), open(&bed, "client", plain)];
+            bed.drain(Duration::ZERO);
+            assert!(cut.iter().all(is_reset));
+            bed.join();
+            for _ in 0..3 {
+                bed.ended(Direction::Outbound, CloseCause::Drained);
+            }
+            for _ in 0..2 {
+                bed.ended(Direction::Inbound, CloseCause::Drained);
+            }
         }
     });
 }

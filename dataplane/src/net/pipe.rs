@@ -38,6 +38,11 @@ pub struct PipePool {
 }
 
 impl PipePool {
+    /// Pipes that wait for a relay.
+    pub fn kept(&self) -> usize {
+        self.empty.borrow().len()
+    }
+
     /// Takes an empty pipe, a kept one if there is one.
     pub fn take(&self) -> io::Result<Pipe> {
         let kept = self.empty.borrow_mut().pop();

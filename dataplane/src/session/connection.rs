@@ -166,6 +166,7 @@ impl Connection {
 
     /// Closes the books with the connection's log line.
     pub(super) fn end(self, cause: CloseCause) {
+        let cause = attributed(cause, self.node.is_cutting());
         let record = self.record.borrow().clone();
         self.close_books(cause);
         self.log(record, cause, self.started);
@@ -189,6 +190,7 @@ impl Connection {
         began: Instant,
         bytes: (u64, u64),
     ) {
+        let cause = attributed(cause, self.node.is_cutting());
         let mut record = self.record.borrow().clone();
         self.node.metrics.http(&self.labels(&record, cause), facts.status).request(began.elapsed());
         record.http = Some(facts);
@@ -268,6 +270,15 @@ impl Drop for Connection {
     }
 }
 
+/// What an end is put down to. Once a drain's time is up, `cutting`, a reset is the drain's work: the other end of a
+/// connection may be on another worker of this node, which cuts the same and may be the first to do so.
+fn attributed(cause: CloseCause, cutting: bool) -> CloseCause {
+    match cause {
+        CloseCause::ClientReset | CloseCause::ServerReset if cutting => CloseCause::Drained,
+        other => other,
+    }
+}
+
 /// What the end of a relay through a tunnel is called in the books.
 fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
     match (end, flow) {
@@ -285,5 +296,21 @@ fn reporter(direction: Direction) -> Reporter {
     match direction {
         Direction::Inbound => Reporter::Destination,
         Direction::Outbound => Reporter::Source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_reset_at_the_end_of_a_drain_is_put_down_to_it() {
+        for reset in [CloseCause::ClientReset, CloseCause::ServerReset] {
+            assert_eq!(attributed(reset, true), CloseCause::Drained);
+            assert_eq!(attributed(reset, false), reset);
+        }
+        for other in [CloseCause::Finished, CloseCause::PolicyDenied, CloseCause::ConnectFailed] {
+            assert_eq!(attributed(other, true), other);
+        }
     }
 }

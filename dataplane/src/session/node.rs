@@ -135,13 +135,19 @@ impl Node {
         }
         loop {
             let Some(deadline) = self.worker.drain_deadline() else { return };
-            let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(LAST_WORDS);
-            if left.is_zero() {
+            let now = Instant::now();
+            if is_up(deadline, now) {
                 return self.registry.cut_all();
             }
+            let left = deadline.saturating_duration_since(now).saturating_sub(LAST_WORDS);
             // The deadline may be brought forward.
             monoio::time::sleep(left.min(TICK)).await;
         }
+    }
+
+    /// Whether the drain's time is so far up that what is left is cut.
+    pub(super) fn is_cutting(&self) -> bool {
+        self.worker.drain_deadline().is_some_and(|deadline| is_up(deadline, Instant::now()))
     }
 
     /// The state to decide from. Hold on to it for one decision, not for a connection's life.
@@ -276,6 +282,11 @@ impl Node {
         let Ports { outbound, inbound_plaintext, inbound_hbone } = self.options.ports;
         [outbound, inbound_plaintext, inbound_hbone].contains(&port)
     }
+}
+
+/// Whether what is left of a drain with this deadline is to be cut.
+fn is_up(deadline: Instant, now: Instant) -> bool {
+    deadline.saturating_duration_since(now) <= LAST_WORDS
 }
 
 /// The workload that the control plane describes for a pod.

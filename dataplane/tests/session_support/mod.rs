@@ -28,7 +28,7 @@ use dataplane::mesh::{fabric::Fabric, sandbox};
 use dataplane::metrics::{Metrics, metrics};
 use dataplane::net::{NetworkNamespace, canonical};
 use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, TlsContexts};
-use dataplane::worker::{DriverChoice, Supervisor, WorkerOptions};
+use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
 use model::Identity;
 use socket2::{Domain, Protocol, Socket, Type};
 use tunnel::tls::CryptoPolicy;
@@ -110,7 +110,7 @@ impl Bed {
         });
         let parts = Mutex::new(parts.collect::<Vec<_>>());
         let options = setup.options.clone();
-        let start = move |worker: &dataplane::worker::Worker| {
+        let start = move |worker: &Worker| {
             let parts = parts.lock().unwrap()[worker.index()].take().unwrap();
             let node = Node::start(worker, parts, options.clone())?;
             NODE.with(|place| place.replace(Some(node)));
@@ -276,17 +276,36 @@ impl Bed {
     }
 
     pub fn ask<R: Send + 'static>(&self, ask: impl Fn(&Node) -> R + Clone + Send + 'static) -> Vec<R> {
+        self.ask_workers(move |_| NODE.with(|node| ask(node.borrow().as_ref().unwrap())))
+    }
+
+    fn ask_workers<R: Send + 'static>(&self, ask: impl Fn(&Worker) -> R + Clone + Send + 'static) -> Vec<R> {
         let handles = self.supervisor.as_ref().unwrap().handles();
         let answers = handles.iter().map(|handle| {
             let (tell, answer) = mpsc::channel();
             let ask = ask.clone();
-            let job = move |_: &dataplane::worker::Worker| {
-                NODE.with(|node| tell.send(ask(node.borrow().as_ref().unwrap())).unwrap());
-            };
-            handle.post(job).unwrap();
+            handle.post(move |worker| tell.send(ask(worker)).unwrap()).unwrap();
             answer.recv_timeout(PATIENCE).unwrap()
         });
         answers.collect()
+    }
+
+    /// Descriptors that are open in this process, without the pipes that idle in the workers' pools: a pool grows
+    /// whenever more relays of a worker than ever before happen to have bytes in flight at once.
+    pub fn descriptors(&self) -> usize {
+        let pooled: usize = self.ask_workers(|worker| worker.pipes().kept()).iter().sum();
+        std::fs::read_dir("/proc/self/fd").unwrap().count() - 2 * pooled
+    }
+
+    /// Waits until at most `count` descriptors are open.
+    pub fn until_descriptors(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.descriptors() > count {
+            let open = std::fs::read_dir("/proc/self/fd").unwrap();
+            let open = || open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+            assert!(Instant::now() < deadline, "more than {count}: {:?}", open().collect::<Vec<_>>());
+            thread::yield_now();
+        }
     }
 
     /// Waits until every worker decides from the newest snapshot.
