@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use l7::authz::{Denial, PolicySet, Verdict};
+use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, PolicySet, Verdict};
 use l7::http1::{empty_headers, parse_request};
 use l7::ir::{ConnectionAttributes, RequestHead};
 use l7::path::normalize;
@@ -20,8 +20,9 @@ use crate::session::inbound::{Arrival, dial_application};
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 
-/// Istio's answer to a denied request.
-const DENIED: Reply = Reply { status: 403, body: "RBAC: access denied", cause: CloseCause::PolicyDenied };
+/// The answer to a denied request, at whichever end it is denied.
+pub(super) const DENIED: Reply =
+    Reply { status: DENIED_STATUS, body: DENIED_BODY, cause: CloseCause::PolicyDenied };
 
 /// The application behind an inbound connection; its first socket is open already.
 #[derive(Debug)]

@@ -11,6 +11,7 @@ use l7::router::{MatchedRoute, RouteMatch, Taken};
 use model::{NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Client, Refusal, Route};
 
+use super::authorize::DENIED;
 use super::conversation::converse;
 use super::{Director, Filtered, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
@@ -220,7 +221,7 @@ fn refused(refusal: &Refusal) -> Reply {
 
 fn unreachable(cause: CloseCause) -> Reply {
     match cause {
-        CloseCause::PolicyDenied => Reply { status: 403, body: "RBAC: access denied", cause },
+        CloseCause::PolicyDenied => DENIED,
         CloseCause::ConnectTimedOut => Reply { status: 504, body: "upstream connect timed out", cause },
         _ => Reply { status: 503, body: "upstream connect error", cause },
     }
