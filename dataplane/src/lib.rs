@@ -8,6 +8,7 @@ pub mod access_log;
 pub mod admin;
 pub mod capture;
 pub mod cli;
+pub mod config;
 pub mod conformance;
 pub mod control;
 pub mod link;

@@ -18,7 +18,7 @@ use xds::delta::Subscription;
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
 use xds::snapshot::{Client, RouteKind, Snapshot, Transport};
 use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, Event, NodeIdentity};
-use xds::transport::{Credentials, Roots, Server};
+use xds::transport::{Credentials, Roots, Server, Token};
 
 /// Of the example: the node of the client pod and of version 1.
 const NODE: &str = "node-a";
@@ -64,7 +64,7 @@ fn server(plane: &ControlPlane) -> Server {
 
 fn credentials(plane: &ControlPlane) -> Credentials {
     Credentials {
-        token_file: plane.token_path(NODE).map(Path::to_owned),
+        token: Token::File(plane.token_path(NODE).unwrap().to_owned()),
         cluster_id: "Kubernetes".into(),
         headers: vec![("x-extra".into(), "yes".into())],
     }
@@ -230,7 +230,7 @@ async fn what_does_not_fit_is_told_apart() {
     let mut wrong_token = config();
     let token_file = folder.state.path().join("token");
     std::fs::write(&token_file, "nonsense\n").unwrap();
-    wrong_token.credentials.token_file = Some(token_file.clone());
+    wrong_token.credentials.token = Token::File(token_file.clone());
     let reason = disconnect_reason(wrong_token.clone()).await;
     assert!(reason.starts_with("the stream ended: "), "{reason}");
 

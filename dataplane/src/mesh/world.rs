@@ -14,10 +14,9 @@ use futures::future::join_all;
 use model::Identity;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use xds::control::plane::{ControlError, ControlPlane, SERVER_NAME};
-use xds::control::{ClusterView, ControlConfig, ListenAddress, NodeCredential, PodView};
+use xds::control::plane::{ControlError, ControlPlane};
+use xds::control::{ClusterView, ControlConfig, NodeCredential, PodView};
 use xds::snapshot::Snapshot;
-use xds::transport::{Credentials, Roots, Server, ServerAddress};
 
 use super::fabric::{Fabric, FabricError};
 use super::service_proxy::VirtualPort;
@@ -61,8 +60,8 @@ pub enum WorldError {
     Workload(#[from] WorkloadError),
     #[error("the admin socket {path} cannot be made: {source}")]
     Admin { path: PathBuf, source: std::io::Error },
-    #[error("the control plane does not listen on a socket file")]
-    Address,
+    #[error("the control plane has no token for node {0}")]
+    Token(Arc<str>),
 }
 
 /// The pods and Services as they are in force.
@@ -217,19 +216,11 @@ fn node_config(
     control: &ControlPlane,
     node: &Arc<str>,
 ) -> Result<NodeConfig, WorldError> {
-    let ListenAddress::Unix(path) = control.address() else { return Err(WorldError::Address) };
+    let credentials = control.credentials(node).ok_or_else(|| WorldError::Token(Arc::clone(node)))?;
     Ok(NodeConfig {
         node: Arc::clone(node),
-        server: Server {
-            address: ServerAddress::Unix(path.clone()),
-            server_name: SERVER_NAME.to_owned(),
-            roots: Roots::File(control.root_path().to_owned()),
-        },
-        credentials: Credentials {
-            token_file: control.token_path(node).map(Path::to_owned),
-            cluster_id: "Kubernetes".to_owned(),
-            headers: Vec::new(),
-        },
+        server: control.server(),
+        credentials,
         workers: config.workers,
         driver: config.driver,
         options: NodeOptions::default(),

@@ -27,7 +27,7 @@ use super::server::{Certificates, Discovery, NodeRejection, Published};
 use super::view::ClusterView;
 use super::watch::FolderWatcher;
 use crate::kube::{MeshSettings, Problem, check_references, load_dir};
-use crate::transport::{Credentials, Roots, Server, ServerAddress};
+use crate::transport::{Credentials, Roots, Server, ServerAddress, Token};
 
 /// The name that clients expect in the server's certificate.
 pub const SERVER_NAME: &str = "istiod.istio-system.svc";
@@ -181,8 +181,8 @@ impl ControlPlane {
 
     /// What proves a node's clients; `None` for a node without token.
     pub fn credentials(&self, node: &str) -> Option<Credentials> {
-        let token_file = Some(self.token_path(node)?.to_owned());
-        Some(Credentials { token_file, cluster_id: self.cluster_id.to_string(), headers: Vec::new() })
+        let token = Token::File(self.token_path(node)?.to_owned());
+        Some(Credentials { token, cluster_id: self.cluster_id.to_string(), headers: Vec::new() })
     }
 
     /// The cluster in force, with every change of it.

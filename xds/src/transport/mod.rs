@@ -56,13 +56,25 @@ pub enum ServerAddress {
 pub enum Roots {
     File(PathBuf),
     Pem(Arc<[u8]>),
+    /// What this machine trusts.
+    System,
+}
+
+/// What the control plane knows us by.
+#[derive(Clone, Default)]
+pub enum Token {
+    #[default]
+    None,
+    /// Read anew for each request: tokens are short-lived.
+    File(PathBuf),
+    Literal(Arc<str>),
 }
 
 /// What proves us to the control plane, as request headers.
 #[derive(Debug, Clone, Default)]
 pub struct Credentials {
-    /// Holds the bearer token.
-    pub token_file: Option<PathBuf>,
+    /// Sent as `authorization: Bearer`.
+    pub token: Token,
     /// Sent as `clusterid`.
     pub cluster_id: String,
     /// Sent as they are.
@@ -192,6 +204,7 @@ impl Roots {
         let (from, pem) = match self {
             Self::File(path) => (path.display().to_string(), read(path)?),
             Self::Pem(pem) => ("the given PEM".to_owned(), pem.to_vec()),
+            Self::System => return system_roots(),
         };
         let fault = |what: String| TransportError::Roots { from: from.clone(), what };
         let mut store = RootCertStore::empty();
@@ -206,8 +219,34 @@ impl Roots {
     }
 }
 
+/// Certificates of this machine that cannot be read are left out, unless none is left.
+fn system_roots() -> Result<RootCertStore, TransportError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut store = RootCertStore::empty();
+    let (added, _) = store.add_parsable_certificates(found.certs);
+    if added == 0 {
+        let errors: Vec<_> = found.errors.iter().map(ToString::to_string).collect();
+        let what = if errors.is_empty() { "there is none".to_owned() } else { errors.join("; ") };
+        return Err(TransportError::Roots { from: "the trust store of this machine".to_owned(), what });
+    }
+    Ok(store)
+}
+
 fn read(path: &Path) -> Result<Vec<u8>, TransportError> {
     fs::read(path).map_err(|error| TransportError::File { path: path.to_owned(), error })
+}
+
+// === impl Token ===
+
+/// Without the token itself.
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("None"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+            Self::Literal(_) => f.write_str("Literal(..)"),
+        }
+    }
 }
 
 // === impl Credentials ===
@@ -216,10 +255,16 @@ impl Credentials {
     /// The headers for one request, with the token that the file holds now.
     pub fn metadata(&self) -> Result<MetadataMap, TransportError> {
         let mut metadata = MetadataMap::new();
-        if let Some(path) = &self.token_file {
-            let token = String::from_utf8(read(path)?).unwrap_or_default();
-            let token = token.trim();
-            let fault = || TransportError::Header { what: format!("the token in {}", path.display()) };
+        let (token, from) = match &self.token {
+            Token::None => (None, String::new()),
+            Token::File(path) => {
+                let text = String::from_utf8(read(path)?).unwrap_or_default();
+                (Some(text), format!("the token in {}", path.display()))
+            }
+            Token::Literal(text) => (Some(text.to_string()), "the given token".to_owned()),
+        };
+        if let Some(token) = token.as_deref().map(str::trim) {
+            let fault = || TransportError::Header { what: from.clone() };
             if token.is_empty() || token.len() > TOKEN_BYTES_MAX {
                 return Err(fault());
             }
