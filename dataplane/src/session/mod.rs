@@ -12,11 +12,14 @@
 //! - Nothing is forwarded before it is authorized; whatever cannot be decided is closed.
 //! - Every live connection is in the node's registry, by which a changed policy or a leaving pod cuts it.
 
+mod admission;
+mod application;
 mod connection;
 mod dial;
 mod http;
 mod inbound;
 mod inspect;
+mod lookup;
 mod node;
 mod outbound;
 mod passthrough;

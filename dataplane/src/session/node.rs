@@ -53,6 +53,16 @@ pub struct NodeOptions {
     pub packet_mark: Option<u32>,
     /// The application sees the client's address as its peer's (needs CAP_NET_ADMIN).
     pub keeps_source_address: bool,
+    /// Without that capability nothing is listened for and no application dialled. Otherwise applications then see the
+    /// proxy as their client. Means nothing where `keeps_source_address` is off.
+    pub source_address_required: bool,
+    /// An application tunnel is dialled at loopback, from loopback, rather than at the pod's address.
+    pub localhost_application_tunnel: bool,
+    /// Workloads describe themselves in baggage: ours to the client, and the client to us where it came through a
+    /// gateway.
+    pub response_baggage: bool,
+    /// Decisions of policies are logged at level info rather than debug.
+    pub policy_decisions_at_info: bool,
     /// `TCP_CONGESTION` of every socket; `None` leaves the host's.
     pub congestion: Option<Congestion>,
     /// Connections and accepted tunnels of one worker at most; beyond it new ones are refused.
@@ -68,6 +78,10 @@ impl Default for NodeOptions {
             ipv6: true,
             packet_mark: Some(1337),
             keeps_source_address: true,
+            source_address_required: false,
+            localhost_application_tunnel: true,
+            response_baggage: true,
+            policy_decisions_at_info: false,
             congestion: None,
             connections_max: 100_000,
             workload_wait: WORKLOAD_WAIT,
@@ -261,9 +275,14 @@ impl Node {
     }
 
     pub(super) fn listen_options(&self, network: &NetworkNamespace) -> ListenOptions {
+        let transparent = match (self.options.keeps_source_address, self.options.source_address_required) {
+            (false, _) => Transparent::Off,
+            (true, false) => Transparent::BestEffort,
+            (true, true) => Transparent::Required,
+        };
         ListenOptions {
             socket: self.socket_options(),
-            transparent: Transparent::BestEffort,
+            transparent,
             namespace: Some(network.clone()),
             backlog: 0,
         }

@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 
+use super::admission::{Admission, Arrival, admit};
+use super::application::dial_application;
 use super::connection::Connection;
 use super::http;
-use super::inbound::{Admission, Arrival, admit, dial_application, mark_http};
+use super::inbound::mark_http;
 use super::node::Node;
 use super::outbound::relay_plain;
 use super::pod::Pod;

@@ -1,6 +1,6 @@
 //! One pod on one worker: its listeners and its pool of tunnels.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -28,6 +28,8 @@ pub(super) struct Pod {
     pub(super) pool: Pool,
     /// Tunnels that others have made to this pod.
     accepted: RefCell<Slab<Rc<Link>>>,
+    /// Connections to the pod's applications wear the client's address. Given up where the process may not.
+    pub(super) wears_clients: Cell<bool>,
     closing: Rc<Latch>,
     /// Its connections.
     pub(super) live: Rc<Census>,
@@ -53,6 +55,7 @@ impl Pod {
             local: local.clone(),
             pool,
             accepted: RefCell::default(),
+            wears_clients: Cell::new(node.options.keeps_source_address),
             closing: Rc::default(),
             live: Rc::default(),
             baggage: RefCell::default(),

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use l7::ir::ConnectionAttributes;
 use slab::Slab;
 
+use super::admission::{Admission, judge};
 use super::connection::{Authorized, Shared};
 use super::http::is_still_allowed;
-use super::inbound::{Admission, judge};
 use super::node::{Node, workload_of};
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;

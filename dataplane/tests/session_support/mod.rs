@@ -29,12 +29,13 @@ use dataplane::metrics::{Metrics, metrics};
 use dataplane::net::{NetworkNamespace, canonical};
 use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, TlsContexts};
 use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
-use model::Identity;
+use model::{Identity, Service, Workload};
 use socket2::{Domain, Protocol, Socket, Type};
 use tunnel::tls::CryptoPolicy;
 use xds::control::desired::ResourceKind;
 use xds::control::index::{Indexed, Indexer};
 use xds::control::{ClusterView, ControlConfig};
+use xds::decode::Address;
 use xds::delta::Sink;
 use xds::publish::Publisher;
 use xds::store::Store;
@@ -85,11 +86,13 @@ pub struct Setup {
     pub driver: DriverChoice,
     pub workers: usize,
     pub options: NodeOptions,
+    /// Runs on each worker's thread before it does anything.
+    pub prepare: fn(),
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { driver: DriverChoice::Auto, workers: 2, options: NodeOptions::default() }
+        Self { driver: DriverChoice::Auto, workers: 2, options: NodeOptions::default(), prepare: || () }
     }
 }
 
@@ -109,8 +112,9 @@ impl Bed {
             Some(NodeParts { mailbox, metrics, recorder: recorder.clone(), events: tell.clone() })
         });
         let parts = Mutex::new(parts.collect::<Vec<_>>());
-        let options = setup.options.clone();
+        let (options, prepare) = (setup.options.clone(), setup.prepare);
         let start = move |worker: &Worker| {
+            prepare();
             let parts = parts.lock().unwrap()[worker.index()].take().unwrap();
             let node = Node::start(worker, parts, options.clone())?;
             NODE.with(|place| place.replace(Some(node)));
@@ -212,9 +216,43 @@ impl Bed {
     pub fn lose(&mut self, kind: ResourceKind, name: &str) {
         assert!(self.names.remove(&(kind, Arc::from(name))), "{name} is not among {:?}", self.names);
         self.store.remove(kind.type_url(), name);
+        self.take_up();
+    }
+
+    /// Changes the description of a pod's workload, as another version from the control plane.
+    pub fn change_workload(&mut self, pod: &str, change: impl FnOnce(&mut Workload)) {
+        let namespace = self.pod(pod).namespace.clone();
+        let held = self.state.snapshot.workload_by_name(&namespace, pod, None).unwrap();
+        let mut workload = Workload::clone(held);
+        change(&mut workload);
+        self.store.upsert_address(Address::Workload(workload));
+        self.take_up();
+    }
+
+    /// Likewise of a service.
+    pub fn change_service(&mut self, hostname: &str, change: impl FnOnce(&mut Service)) {
+        let held = self.state.snapshot.service_by_host(hostname, "app").unwrap();
+        let mut service = Service::clone(&held.service);
+        change(&mut service);
+        self.store.upsert_address(Address::Service(service));
+        self.take_up();
+    }
+
+    fn take_up(&mut self) {
         self.state.snapshot = self.store.snapshot().unwrap();
         self.publish();
         self.settle();
+    }
+
+    /// A client that speaks HBONE to a pod's tunnel port itself, from a pod outside the mesh.
+    pub fn raw(&self, to: IpAddr) -> raw::RawClient {
+        let server = self.view.pods.values().find(|pod| pod.ips.contains(&to)).unwrap();
+        raw::RawClient {
+            from: self.network("plain").clone(),
+            credentials: self.pki.issue("spiffe://cluster.local/ns/app/sa/raw"),
+            to: SocketAddr::new(to, 15008),
+            expected: server.identity.clone(),
+        }
     }
 
     /// A local pod as a node agent describes it.

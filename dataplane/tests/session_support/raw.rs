@@ -2,6 +2,7 @@
 
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Instant;
 
@@ -23,9 +24,28 @@ pub struct RawClient {
     pub expected: Identity,
 }
 
+/// What a request brought.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Of an accepted request.
+    pub headers: Option<Headers>,
+    pub body: Vec<u8>,
+}
+
 impl RawClient {
     /// The status that each request is answered with, all on one tunnel.
     pub fn ask(&self, requests: Vec<Headers>) -> Vec<u16> {
+        let silent = requests.into_iter().map(|headers| (headers, None)).collect();
+        self.run(silent).into_iter().map(|answer| answer.status).collect()
+    }
+
+    /// Sends `bytes` on one request and ends; reads to the end.
+    pub fn exchange(&self, request: Headers, bytes: &[u8]) -> Answer {
+        self.run(vec![(request, Some(bytes.to_vec()))]).remove(0)
+    }
+
+    fn run(&self, requests: Vec<(Headers, Option<Vec<u8>>)>) -> Vec<Answer> {
         let context = Arc::new(ClientContext::new(&self.credentials, CryptoPolicy::default()).unwrap());
         let options = DialOptions {
             to: self.to,
@@ -42,24 +62,39 @@ impl RawClient {
             let dialling = worker.clone();
             worker.spawn(async move {
                 let link = Link::dial(&dialling, &options).await.unwrap();
-                let mut statuses = Vec::new();
-                for headers in requests {
-                    statuses.push(match link.request(&headers).await {
-                        Ok(_) => 200,
-                        Err(RequestError::Refused { status, .. }) => status,
-                        Err(error) => panic!("{error}"),
-                    });
+                let mut answers = Vec::new();
+                for (headers, bytes) in requests {
+                    answers.push(request(&link, &headers, bytes.as_deref()).await);
                 }
                 link.close(dataplane::link::CloseCause::LocalClose, "asked enough");
-                tell.send(statuses).unwrap();
+                tell.send(answers).unwrap();
             });
             Ok(())
         };
         let supervisor = Supervisor::start(&workers, start).unwrap();
-        let statuses = answers.recv_timeout(PATIENCE).unwrap();
+        let answers = answers.recv_timeout(PATIENCE).unwrap();
         supervisor.drain(Instant::now());
         supervisor.join();
-        statuses
+        answers
+    }
+}
+
+async fn request(link: &Rc<Link>, headers: &Headers, bytes: Option<&[u8]>) -> Answer {
+    match link.request(headers).await {
+        Ok((stream, headers)) => {
+            let mut body = Vec::new();
+            if let Some(bytes) = bytes {
+                stream.write_all(bytes).await.unwrap();
+                stream.finish().unwrap();
+                let mut piece = [0; 4096];
+                while let count @ 1.. = stream.read(&mut piece).await.unwrap() {
+                    body.extend_from_slice(&piece[..count]);
+                }
+            }
+            Answer { status: 200, headers: Some(headers), body }
+        }
+        Err(RequestError::Refused { status, .. }) => Answer { status, headers: None, body: Vec::new() },
+        Err(error) => panic!("{error}"),
     }
 }
 

@@ -1,9 +1,10 @@
 //! The `baggage` header (W3C Baggage): a workload's description, for the metrics and logs of the other side.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use model::{Workload, WorkloadType};
+use model::{Health, Identity, Locality, NetworkMode, TunnelProtocol, Workload, WorkloadType};
 
 /// Limits of the W3C recommendation, section 3.3.2. What goes beyond is not read.
 const BAGGAGE_BYTES_MAX: usize = 8_192;
@@ -58,6 +59,46 @@ impl Baggage {
             service_version: Arc::clone(&workload.canonical_revision),
             region: Arc::clone(&workload.locality.region),
             zone: Arc::clone(&workload.locality.zone),
+        }
+    }
+
+    /// A workload as far as it has described itself, for the books. Nothing of it is proved but the identity.
+    pub fn to_workload(&self, identity: &Identity) -> Workload {
+        let nothing: Arc<str> = Arc::from("");
+        let namespace = if self.namespace.is_empty() {
+            Arc::from(identity.namespace())
+        } else {
+            Arc::clone(&self.namespace)
+        };
+        Workload {
+            uid: Arc::from(format!("baggage/{}", self.encode())),
+            name: Arc::clone(&self.workload_name),
+            namespace,
+            identity: identity.clone(),
+            addresses: Vec::new(),
+            hostname: Arc::clone(&nothing),
+            network: Arc::clone(&nothing),
+            tunnel_protocol: TunnelProtocol::Hbone,
+            native_tunnel: false,
+            network_mode: NetworkMode::Standard,
+            waypoint: None,
+            network_gateway: None,
+            application_tunnel: None,
+            authorization_policies: Vec::new(),
+            services: BTreeMap::new(),
+            health: Health::Healthy,
+            locality: Locality {
+                region: Arc::clone(&self.region),
+                zone: Arc::clone(&self.zone),
+                subzone: Arc::clone(&nothing),
+            },
+            node: nothing,
+            cluster_id: Arc::clone(&self.cluster),
+            capacity: 1,
+            workload_name: Arc::clone(&self.workload_name),
+            workload_type: self.workload_type,
+            canonical_name: Arc::clone(&self.service_name),
+            canonical_revision: Arc::clone(&self.service_version),
         }
     }
 

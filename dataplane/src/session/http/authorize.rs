@@ -15,8 +15,9 @@ use super::{Director, NORMALIZATION, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::HttpFacts;
 use crate::net::Socket;
+use crate::session::admission::Arrival;
+use crate::session::application::dial_application;
 use crate::session::connection::Connection;
-use crate::session::inbound::{Arrival, dial_application};
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 
