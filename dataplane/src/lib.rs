@@ -18,3 +18,4 @@ pub mod net;
 pub mod preflight;
 pub mod session;
 pub mod worker;
+pub mod zds;

@@ -86,6 +86,7 @@ impl Collector for Exposition {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         build_info(&mut encoder)?;
         xds(&mut encoder, &state)?;
+        pods(&mut encoder, &state)?;
         tcp(&mut encoder, &state)?;
         http(&mut encoder, &state)?;
         workers(&mut encoder, &state)?;
@@ -155,6 +156,24 @@ fn xds(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
         family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(bytes, None)?;
     }
     Ok(())
+}
+
+fn pods(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
+    let pods = state.control.pods;
+    let mut amount = |name: &str, help: &str, value: usize| {
+        encoder
+            .encode_descriptor(name, help, None, MetricType::Gauge)?
+            .encode_gauge(&u64::try_from(value).unwrap_or(u64::MAX))
+    };
+    amount("workload_manager_active_proxy_count", "Pods that are served", pods.active)?;
+    amount("workload_manager_pending_proxy_count", "Pods that cannot be served yet", pods.pending)?;
+    let mut count = |name: &str, help: &str, value: u64| {
+        encoder
+            .encode_descriptor(name, help, None, MetricType::Counter)?
+            .encode_counter::<NoLabelSet, _, u64>(&value, None)
+    };
+    count("workload_manager_proxies_started", "Pods taken in", pods.started)?;
+    count("workload_manager_proxies_stopped", "Pods let go", pods.stopped)
 }
 
 fn tcp(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {

@@ -58,6 +58,24 @@ pub enum ControlCounter {
         bytes: u64,
     },
     XdsTermination(TerminationReason),
+    /// The listeners of a pod were opened.
+    PodStarted,
+    /// The listeners of a pod were closed.
+    PodStopped,
+    /// Pods that are served now, and pods that cannot be for the time being.
+    Pods {
+        active: usize,
+        pending: usize,
+    },
+}
+
+/// Pods by the node agent's word.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct PodTotals {
+    pub(super) active: usize,
+    pub(super) pending: usize,
+    pub(super) started: u64,
+    pub(super) stopped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -65,6 +83,7 @@ pub(super) struct ControlTotals {
     /// Messages and bytes by type URL.
     pub(super) xds_messages: BTreeMap<String, (u64, u64)>,
     pub(super) xds_terminations: BTreeMap<TerminationReason, u64>,
+    pub(super) pods: PodTotals,
 }
 
 #[derive(Debug)]
@@ -220,6 +239,11 @@ impl Metrics {
             }
             ControlCounter::XdsTermination(reason) => {
                 *state.control.xds_terminations.entry(reason).or_default() += 1;
+            }
+            ControlCounter::PodStarted => state.control.pods.started += 1,
+            ControlCounter::PodStopped => state.control.pods.stopped += 1,
+            ControlCounter::Pods { active, pending } => {
+                (state.control.pods.active, state.control.pods.pending) = (active, pending);
             }
         }
     }

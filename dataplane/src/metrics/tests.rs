@@ -158,3 +158,25 @@ fn workers_report_their_own_counts() {
         assert!(text.lines().any(|l| l == line), "{line} not in {text}");
     }
 }
+
+#[test]
+fn pods_of_the_node_are_counted() {
+    let (_workers, metrics) = metrics(1);
+    for counter in [
+        ControlCounter::PodStarted,
+        ControlCounter::PodStarted,
+        ControlCounter::PodStopped,
+        ControlCounter::Pods { active: 1, pending: 2 },
+    ] {
+        metrics.count(counter);
+    }
+    let text = metrics.text().unwrap();
+    for line in [
+        "workload_manager_active_proxy_count 1",
+        "workload_manager_pending_proxy_count 2",
+        "workload_manager_proxies_started_total 2",
+        "workload_manager_proxies_stopped_total 1",
+    ] {
+        assert!(text.contains(line), "{line} not in {text}");
+    }
+}
