@@ -242,7 +242,7 @@ async fn descriptors_that_are_not_wanted_are_closed() {
     connection.send(&hello()).await.unwrap();
     let peer = agent.accept().await;
     for count in 0..8 {
-        let (mut read, write) = std::io::pipe().unwrap();
+        let (mut read, write) = io::pipe().unwrap();
         peer.send(&request, &vec![write.as_fd(); count]);
         drop(write);
         let mut buffer = Buffer::default();
