@@ -16,6 +16,7 @@ use session_support::http::Client;
 use session_support::{
     Bed, PATIENCE, Setup, connect, inside, is_refused, is_reset, pattern, ping, pods, policy,
 };
+use xds::control::desired::ResourceKind;
 
 /// Comings and goings of one pod.
 const ROUNDS: usize = 50;
@@ -247,5 +248,39 @@ fn connections_beyond_the_limit_are_refused_and_counted() {
         drop(held);
         bed.until_idle();
         ping(&open(&bed, "client", server)).unwrap();
+    });
+}
+
+#[test]
+fn metric_series_go_with_the_workloads_that_they_name() {
+    inside("metric_series_go_with_the_workloads_that_they_name", || {
+        let mut bed = Bed::new(&pods());
+        let (server, other) = (bed.serve_pieces("server", 8080), bed.serve_pieces("other", 8080));
+        ping(&open(&bed, "client", other)).unwrap();
+        bed.until_idle();
+        let series =
+            |bed: &Bed| bed.metrics().lines().filter(|line| line.starts_with("istio_tcp_conn")).count();
+        let before = series(&bed);
+        for _ in 0..3 {
+            ping(&open(&bed, "client", server)).unwrap();
+        }
+        bed.until_idle();
+        let both = ["reporter=\"source\"", "destination_workload=\"server\""];
+        assert_eq!(bed.metric("istio_tcp_connections_opened_total", &both), 3, "{}", bed.metrics());
+        assert!(series(&bed) > before);
+        let uid = bed.local("server").uid;
+        bed.lose(ResourceKind::Address, &uid);
+        let deadline = Instant::now() + PATIENCE;
+        while series(&bed) != before {
+            assert!(Instant::now() < deadline, "{before} series at first, now\n{}", bed.metrics());
+            std::thread::yield_now();
+        }
+        assert!(bed.metric("corelane_connections_ended_total", &["finished"]) >= 8, "{}", bed.metrics());
+        let dialled = Instant::now() + PATIENCE;
+        while bed.metric("corelane_links_total", &["client"]) == 0 {
+            assert!(Instant::now() < dialled, "{}", bed.metrics());
+            std::thread::yield_now();
+        }
+        assert!(bed.metric("corelane_streams_total", &["client"]) >= 4, "{}", bed.metrics());
     });
 }

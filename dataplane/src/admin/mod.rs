@@ -4,6 +4,7 @@
 //! and bounded.
 
 pub mod logging;
+mod negotiation;
 pub mod page;
 pub mod readiness;
 pub mod server;

@@ -1,5 +1,6 @@
 //! A request to a page and its answer, without the transport.
 
+use bytes::Bytes;
 use http::{Method, StatusCode};
 
 /// What was asked.
@@ -9,6 +10,8 @@ pub struct Ask {
     pub path: String,
     /// Decoded names and values of the query, in order.
     pub query: Vec<(String, String)>,
+    /// The `Accept` header; empty if there is none.
+    pub accept: String,
 }
 
 /// What is answered.
@@ -16,7 +19,7 @@ pub struct Ask {
 pub struct Page {
     pub status: StatusCode,
     pub content_type: &'static str,
-    pub body: String,
+    pub body: Bytes,
 }
 
 impl Ask {
@@ -27,13 +30,22 @@ impl Ask {
 }
 
 impl Page {
+    /// The body where it is text.
+    pub fn as_text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap_or_default()
+    }
+
     pub fn text(status: StatusCode, body: impl Into<String>) -> Self {
-        Self { status, content_type: "text/plain;charset=utf-8", body: body.into() }
+        Self { status, content_type: "text/plain;charset=utf-8", body: body.into().into() }
     }
 
     pub fn json(value: &serde_json::Value) -> Self {
         match serde_json::to_string_pretty(value) {
-            Ok(body) => Self { status: StatusCode::OK, content_type: "application/json;charset=utf-8", body },
+            Ok(body) => Self {
+                status: StatusCode::OK,
+                content_type: "application/json;charset=utf-8",
+                body: body.into(),
+            },
             Err(error) => Self::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }

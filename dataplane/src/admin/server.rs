@@ -2,14 +2,16 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, VARY};
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -19,12 +21,15 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
 
+use super::negotiation;
 use super::page::{Ask, Page, parse_query};
 
 /// Connections to one site at a time; more wait in the listener's backlog.
 const CONNECTIONS_MAX: usize = 64;
 /// Time that a client may take over its request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Pages smaller than this are sent as they are.
+const PACKED_BYTES_MIN: usize = 1_024;
 /// Rest of a listener that cannot accept for lack of descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
@@ -100,7 +105,11 @@ async fn accept<S: Site>(listening: Listening, site: Rc<S>) {
 async fn connection<S: Site>(stream: impl AsyncRead + AsyncWrite + Unpin + 'static, site: Rc<S>) {
     let service = service_fn(|request: Request<Incoming>| {
         let site = Rc::clone(&site);
-        async move { Ok::<_, Infallible>(response(site.answer(ask(&request)).await)) }
+        async move {
+            let packs = negotiation::accepts(&header(&request, &ACCEPT_ENCODING), "gzip");
+            let page = site.answer(ask(&request)).await;
+            Ok::<_, Infallible>(response(page, packs))
+        }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -117,12 +126,34 @@ fn ask(request: &Request<Incoming>) -> Ask {
         method: request.method().clone(),
         path: request.uri().path().to_owned(),
         query: parse_query(request.uri().query().unwrap_or_default()),
+        accept: header(request, &ACCEPT),
     }
 }
 
-fn response(page: Page) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::from(page.body));
+/// The values of a list header, joined; empty where there is none.
+fn header(request: &Request<Incoming>, name: &HeaderName) -> String {
+    let values = request.headers().get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.collect::<Vec<_>>().join(",")
+}
+
+/// The page as a response, packed if the client takes that and it is worth it.
+fn response(page: Page, packs: bool) -> Response<Full<Bytes>> {
+    let packed = (packs && page.body.len() >= PACKED_BYTES_MIN).then(|| pack(&page.body)).flatten();
+    let is_packed = packed.is_some();
+    let mut response = Response::new(Full::from(packed.unwrap_or(page.body)));
     *response.status_mut() = page.status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(page.content_type));
+    headers.insert(VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if is_packed {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
     response
+}
+
+fn pack(body: &[u8]) -> Option<Bytes> {
+    let mut packer = GzEncoder::new(Vec::new(), Compression::fast());
+    // Writing into memory does not fail.
+    packer.write_all(body).ok()?;
+    packer.finish().ok().map(Bytes::from)
 }

@@ -5,11 +5,15 @@ use std::rc::Rc;
 use http::{Method, StatusCode};
 use serde_json::Value;
 
-use super::logging;
 use super::page::{Ask, Page};
 use super::readiness::Readiness;
 use super::server::Site;
+use super::{logging, negotiation};
 use crate::metrics::Metrics;
+use crate::metrics::plain::plain_text;
+
+/// The media type of OpenMetrics text.
+const OPEN_METRICS: &str = "application/openmetrics-text";
 
 /// What a node proxy shows of itself.
 pub trait Inspect: 'static {
@@ -109,11 +113,14 @@ impl Site for MetricsSite {
             return Page::not_found();
         }
         match self.metrics.text() {
-            Ok(body) => Page {
-                status: StatusCode::OK,
-                content_type: "application/openmetrics-text;charset=utf-8;version=1.0.0",
-                body,
-            },
+            Ok(text) => {
+                let (content_type, body) = if negotiation::accepts(&ask.accept, OPEN_METRICS) {
+                    ("application/openmetrics-text;charset=utf-8;version=1.0.0", text)
+                } else {
+                    ("text/plain;charset=utf-8;version=0.0.4", plain_text(&text))
+                };
+                Page { status: StatusCode::OK, content_type, body: body.into() }
+            }
             Err(error) => Page::text(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()),
         }
     }

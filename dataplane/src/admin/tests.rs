@@ -45,9 +45,18 @@ fn run(test: impl Future<Output = ()>) {
     tokio::task::LocalSet::new().block_on(&runtime, test);
 }
 
+fn get(path: &str) -> Ask {
+    Ask { method: http::Method::GET, path: path.to_owned(), query: Vec::new(), accept: String::new() }
+}
+
 async fn ask(site: &impl Site, method: &str, target: &str) -> Page {
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let ask = Ask { method: method.parse().unwrap(), path: path.to_owned(), query: page::parse_query(query) };
+    let ask = Ask {
+        method: method.parse().unwrap(),
+        path: path.to_owned(),
+        query: page::parse_query(query),
+        accept: String::new(),
+    };
     site.answer(ask).await
 }
 
@@ -78,13 +87,48 @@ fn pages_come_over_tcp_and_over_a_private_socket_file() {
 }
 
 #[test]
+fn large_pages_are_packed_for_those_who_take_that() {
+    run(async {
+        let (_workers, metrics) = crate::metrics::metrics(1);
+        let site = Rc::new(MetricsSite::new(Rc::new(metrics)));
+        let local = "127.0.0.1:0".parse().unwrap();
+        let (address, _task) = serve(&Binding::Tcp(local), site).await.unwrap();
+        let request = |method: &str, encoding: &str| {
+            format!(
+                "{method} /metrics HTTP/1.1\r\nHost: a\r\nAccept-Encoding: {encoding}\r\nConnection: close\r\n\r\n"
+            )
+        };
+        let mut answers = Vec::new();
+        for request in [request("GET", "gzip"), request("GET", "identity"), request("HEAD", "identity")] {
+            let mut stream = tokio::net::TcpStream::connect(address.unwrap()).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).await.unwrap();
+            let end = answer.windows(4).position(|it| it == b"\r\n\r\n").unwrap() + 4;
+            let body = answer.split_off(end);
+            answers.push((String::from_utf8(answer).unwrap(), body));
+        }
+        let [(packed_head, packed), (_, plain), (head, empty)] = answers.try_into().unwrap();
+        assert!(packed_head.contains("content-encoding: gzip\r\n"), "{packed_head}");
+        let mut unpacked = String::new();
+        std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*packed), &mut unpacked).unwrap();
+        let lines = |text: &str| {
+            text.lines().filter(|line| line.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(lines(&unpacked), lines(std::str::from_utf8(&plain).unwrap()));
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n") && head.contains("content-length: "), "{head}");
+        assert!(empty.is_empty());
+    });
+}
+
+#[test]
 fn what_changes_something_needs_post() {
     run(async {
         let shown = Rc::new(Shown::default());
         let site = AdminSite::new(Rc::clone(&shown));
         assert_eq!(ask(&site, "GET", "/quitquitquit").await.status, StatusCode::METHOD_NOT_ALLOWED);
         assert!(!shown.quit.get());
-        assert_eq!(ask(&site, "POST", "/quitquitquit").await.body, "shutdown now\n");
+        assert_eq!(ask(&site, "POST", "/quitquitquit").await.as_text(), "shutdown now\n");
         assert!(shown.quit.get());
         assert_eq!(ask(&site, "GET", "/").await.status, StatusCode::OK);
         assert_eq!(ask(&site, "GET", "/nothing").await.status, StatusCode::NOT_FOUND);
@@ -96,12 +140,12 @@ fn the_log_filter_is_shown_changed_and_reset() {
     run(async {
         logging::install("info", |_| Ok(()));
         let site = AdminSite::new(Rc::new(Shown::default()));
-        assert_eq!(ask(&site, "GET", "/logging").await.body, "current log level is info\n");
+        assert_eq!(ask(&site, "GET", "/logging").await.as_text(), "current log level is info\n");
         assert_eq!(ask(&site, "GET", "/logging?level=debug").await.status, StatusCode::METHOD_NOT_ALLOWED);
         let changed = ask(&site, "POST", "/logging?level=dataplane%3Adebug,info").await;
-        assert_eq!(changed.body, "current log level is dataplane=debug,info\n");
+        assert_eq!(changed.as_text(), "current log level is dataplane=debug,info\n");
         assert_eq!(ask(&site, "POST", "/logging?level=verbose").await.status, StatusCode::BAD_REQUEST);
-        assert_eq!(ask(&site, "POST", "/logging?reset").await.body, "current log level is info\n");
+        assert_eq!(ask(&site, "POST", "/logging?reset").await.as_text(), "current log level is info\n");
     });
 }
 
@@ -115,14 +159,14 @@ fn readiness_names_what_is_pending() {
             [readiness.pending("workload proxy manager"), readiness.pending("workload proxy manager")];
         let page = ask(&site, "GET", "/healthz/ready").await;
         assert_eq!(page.status, StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(page.body, "not ready, pending: state manager, workload proxy manager\n");
+        assert_eq!(page.as_text(), "not ready, pending: state manager, workload proxy manager\n");
         drop(state);
         let [first, second] = proxies;
         drop(first);
         assert!(!readiness.is_ready());
         drop(second);
         let page = ask(&site, "GET", "/healthz/ready").await;
-        assert_eq!((page.status, page.body.as_str()), (StatusCode::OK, "ready\n"));
+        assert_eq!((page.status, page.as_text()), (StatusCode::OK, "ready\n"));
     });
 }
 
@@ -132,7 +176,13 @@ fn metrics_have_both_of_their_paths() {
         let (_workers, metrics) = crate::metrics::metrics(1);
         let site = MetricsSite::new(Rc::new(metrics));
         for path in ["/metrics", "/stats/prometheus"] {
-            assert!(ask(&site, "GET", path).await.body.ends_with("# EOF\n"));
+            let page = ask(&site, "GET", path).await;
+            assert_eq!(page.content_type, "text/plain;charset=utf-8;version=0.0.4");
+            assert!(page.as_text().contains("# TYPE process_open_fds gauge\n"), "{}", page.as_text());
+            let asked = Ask { accept: "application/openmetrics-text;q=0.5".to_owned(), ..get(path) };
+            let page = site.answer(asked).await;
+            assert_eq!(page.content_type, "application/openmetrics-text;charset=utf-8;version=1.0.0");
+            assert!(page.as_text().ends_with("# EOF\n"));
         }
         assert_eq!(ask(&site, "GET", "/").await.status, StatusCode::NOT_FOUND);
     });

@@ -101,6 +101,7 @@ struct Inner {
     unused: RefCell<Vec<LinkId>>,
     next_id: Cell<u64>,
     draining: Cell<bool>,
+    dialled: Cell<u64>,
 }
 
 struct Pooled {
@@ -146,6 +147,7 @@ impl Pool {
             unused: RefCell::default(),
             next_id: Cell::new(0),
             draining: Cell::new(false),
+            dialled: Cell::new(0),
         });
         let sweeping = Rc::downgrade(&inner);
         worker.tick_list().add(sweeping);
@@ -190,6 +192,11 @@ impl Pool {
             drop(permit);
             self.inner.core.borrow_mut().drained(id);
         }
+    }
+
+    /// Links that were dialled since the last call.
+    pub fn take_dialled(&self) -> u64 {
+        self.inner.dialled.take()
     }
 
     /// Links known, ending ones included.
@@ -271,6 +278,7 @@ impl Inner {
                 // Dialled for somebody who was there before.
                 link.drain();
             }
+            self.dialled.set(self.dialled.get() + 1);
             let id = self.next_id();
             let streams_max = streams_max(&link);
             self.links.borrow_mut().insert(id, Pooled { link, streams_max });

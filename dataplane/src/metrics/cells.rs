@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::labels::Labels;
+use super::labels::{DnsLabels, Labels, OnDemandLabels};
 
 /// Upper bounds of the request duration histogram in milliseconds, Istio's; the last bucket has none.
 pub(super) const DURATION_BOUNDS_MS: [f64; 19] = [
@@ -34,6 +34,11 @@ pub(super) const DURATION_BOUNDS_MS: [f64; 19] = [
 ];
 
 pub(super) const DURATION_BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
+
+/// Upper bounds of the histogram of upstream DNS queries in seconds, ztunnel's in order; the last bucket has none.
+pub(super) const DNS_BOUNDS_S: [f64; 6] = [0.001, 0.005, 0.01, 0.1, 1.0, 5.0];
+
+pub(super) const DNS_BUCKETS: usize = DNS_BOUNDS_S.len() + 1;
 
 /// Adds without a locked instruction. Only the cell's one writer may call it.
 pub(super) fn add(cell: &AtomicU64, count: u64) {
@@ -71,6 +76,26 @@ pub(super) struct HttpCells {
     pub(super) duration_buckets: [AtomicU64; DURATION_BUCKETS],
 }
 
+/// Counters of DNS queries.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct DnsCells {
+    pub(super) labels: DnsLabels,
+    pub(super) requests: AtomicU64,
+    pub(super) upstream_requests: AtomicU64,
+    pub(super) upstream_failures: AtomicU64,
+    pub(super) duration_sum_us: AtomicU64,
+    pub(super) duration_buckets: [AtomicU64; DNS_BUCKETS],
+}
+
+/// Counter of connections whose next hop was resolved by name.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct OnDemandCells {
+    pub(super) labels: OnDemandLabels,
+    pub(super) count: AtomicU64,
+}
+
 /// Writes the connection counters of one series. Kept by a connection for its life.
 #[derive(Debug, Clone)]
 pub struct TcpSeries {
@@ -82,6 +107,13 @@ pub struct TcpSeries {
 #[derive(Debug, Clone)]
 pub struct HttpSeries {
     cells: Arc<HttpCells>,
+    not_send: PhantomData<*const ()>,
+}
+
+/// Writes the query counters of one series.
+#[derive(Debug, Clone)]
+pub struct DnsSeries {
+    cells: Arc<DnsCells>,
     not_send: PhantomData<*const ()>,
 }
 
@@ -110,6 +142,29 @@ impl HttpCells {
             duration_sum_us: AtomicU64::new(0),
             duration_buckets: [const { AtomicU64::new(0) }; DURATION_BUCKETS],
         }
+    }
+}
+
+// === impl DnsCells ===
+
+impl DnsCells {
+    pub(super) fn new(labels: DnsLabels) -> Self {
+        Self {
+            labels,
+            requests: AtomicU64::new(0),
+            upstream_requests: AtomicU64::new(0),
+            upstream_failures: AtomicU64::new(0),
+            duration_sum_us: AtomicU64::new(0),
+            duration_buckets: [const { AtomicU64::new(0) }; DNS_BUCKETS],
+        }
+    }
+}
+
+// === impl OnDemandCells ===
+
+impl OnDemandCells {
+    pub(super) fn new(labels: OnDemandLabels) -> Self {
+        Self { labels, count: AtomicU64::new(0) }
     }
 }
 
@@ -154,6 +209,38 @@ impl HttpSeries {
     pub fn request(&self, duration: Duration) {
         let ms = duration.as_secs_f64() * 1_000.0;
         let bucket = DURATION_BOUNDS_MS.partition_point(|bound| *bound < ms);
+        if let Some(cell) = self.cells.duration_buckets.get(bucket) {
+            add(cell, 1);
+        }
+        add(&self.cells.duration_sum_us, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
+    }
+}
+
+// === impl DnsSeries ===
+
+impl DnsSeries {
+    pub(super) fn new(cells: Arc<DnsCells>) -> Self {
+        Self { cells, not_send: PhantomData }
+    }
+
+    /// Counts a query of a pod.
+    pub fn request(&self) {
+        add(&self.cells.requests, 1);
+    }
+
+    /// Counts a query that was passed on to an upstream server.
+    pub fn upstream_request(&self) {
+        add(&self.cells.upstream_requests, 1);
+    }
+
+    /// Counts a query that no upstream server answered.
+    pub fn upstream_failure(&self) {
+        add(&self.cells.upstream_failures, 1);
+    }
+
+    /// Notes how long the upstream server took to answer.
+    pub fn upstream_duration(&self, duration: Duration) {
+        let bucket = DNS_BOUNDS_S.partition_point(|bound| *bound < duration.as_secs_f64());
         if let Some(cell) = self.cells.duration_buckets.get(bucket) {
             add(cell, 1);
         }

@@ -43,6 +43,46 @@ pub struct Labels {
     pub security: ConnectionSecurity,
 }
 
+/// How a query reached the DNS proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DnsProtocol {
+    Udp,
+    Tcp,
+}
+
+/// What distinguishes the series of DNS queries.
+#[derive(Debug, Clone)]
+pub struct DnsLabels {
+    pub source: Option<Arc<Workload>>,
+    /// The code of the record type (RFC 1035 section 3.2.2).
+    pub query_type: u16,
+    pub protocol: DnsProtocol,
+}
+
+/// What distinguishes the series of connections whose next hop was resolved by name.
+#[derive(Debug, Clone)]
+pub struct OnDemandLabels {
+    pub source: Subject,
+    pub hostname: Arc<str>,
+}
+
+/// The names of the values of [`DnsLabels::values`].
+pub(super) const DNS_LABEL_NAMES: [&str; 4] =
+    ["request_query_type", "request_protocol", "source_canonical_service", "source_canonical_revision"];
+
+/// The names of the values of [`OnDemandLabels::values`].
+pub(super) const ON_DEMAND_LABEL_NAMES: [&str; 9] = [
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "hostname",
+];
+
 /// The names of the values of [`Labels::values`], in Istio's order.
 pub(super) const LABEL_NAMES: [&str; 28] = [
     "reporter",
@@ -186,11 +226,6 @@ impl Labels {
         ];
         values.into_iter().map(Into::into).collect()
     }
-
-    /// Whether every workload named satisfies `known`.
-    pub(super) fn all_workloads(&self, known: &impl Fn(&Workload) -> bool) -> bool {
-        [&self.source, &self.destination].into_iter().filter_map(|s| s.workload.as_deref()).all(known)
-    }
 }
 
 impl PartialEq for Labels {
@@ -214,6 +249,143 @@ impl Hash for Labels {
         self.source.hash(state);
         self.destination.hash(state);
         self.service.as_ref().map(|s| &s.key).hash(state);
+    }
+}
+
+// === impl DnsLabels ===
+
+impl DnsLabels {
+    /// The labels of what no series of its own could be made for.
+    pub(super) fn overflow() -> Self {
+        Self { source: None, query_type: 0, protocol: DnsProtocol::Udp }
+    }
+
+    /// The values in the order of [`DNS_LABEL_NAMES`].
+    pub(super) fn values(&self) -> LabelValues {
+        let source =
+            |pick: fn(&Workload) -> &str| self.source.as_deref().map_or(UNKNOWN, |w| or_unknown(pick(w)));
+        let protocol = match self.protocol {
+            DnsProtocol::Udp => "udp",
+            DnsProtocol::Tcp => "tcp",
+        };
+        let values = [
+            query_type(self.query_type),
+            protocol,
+            source(|w| &w.canonical_name),
+            source(|w| &w.canonical_revision),
+        ];
+        values.into_iter().map(Into::into).collect()
+    }
+
+    fn key(&self) -> (Option<&str>, u16, DnsProtocol) {
+        (self.source.as_ref().map(|w| &*w.uid), self.query_type, self.protocol)
+    }
+}
+
+impl PartialEq for DnsLabels {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for DnsLabels {}
+
+impl Hash for DnsLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.key().hash(state);
+    }
+}
+
+/// The record types that pods ask for (IANA's registry); all others are one value, for a pod chooses the number.
+fn query_type(code: u16) -> &'static str {
+    match code {
+        1 => "a",
+        2 => "ns",
+        5 => "cname",
+        6 => "soa",
+        12 => "ptr",
+        15 => "mx",
+        16 => "txt",
+        28 => "aaaa",
+        33 => "srv",
+        35 => "naptr",
+        64 => "svcb",
+        65 => "https",
+        255 => "any",
+        257 => "caa",
+        _ => UNKNOWN,
+    }
+}
+
+// === impl OnDemandLabels ===
+
+impl OnDemandLabels {
+    pub(super) fn overflow() -> Self {
+        Self { source: Subject::default(), hostname: UNKNOWN.into() }
+    }
+
+    /// The values in the order of [`ON_DEMAND_LABEL_NAMES`].
+    pub(super) fn values(&self) -> LabelValues {
+        let source = &self.source;
+        let values: [&str; ON_DEMAND_LABEL_NAMES.len()] = [
+            source.value(|w| &w.workload_name),
+            source.value(|w| &w.canonical_name),
+            source.value(|w| &w.canonical_revision),
+            source.value(|w| &w.namespace),
+            source.principal(),
+            source.value(|w| &w.canonical_name),
+            source.value(|w| &w.canonical_revision),
+            source.value(|w| &w.cluster_id),
+            &self.hostname,
+        ];
+        values.into_iter().map(Into::into).collect()
+    }
+}
+
+impl PartialEq for OnDemandLabels {
+    fn eq(&self, other: &Self) -> bool {
+        self.source == other.source && self.hostname == other.hostname
+    }
+}
+
+impl Eq for OnDemandLabels {}
+
+impl Hash for OnDemandLabels {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.source.hash(state);
+        self.hostname.hash(state);
+    }
+}
+
+// === what a series names ===
+
+/// A label set that may name workloads.
+pub(super) trait Named {
+    /// Whether every workload named satisfies `known`.
+    fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool;
+}
+
+impl Named for Labels {
+    fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
+        [&self.source, &self.destination].into_iter().filter_map(|s| s.workload.as_deref()).all(known)
+    }
+}
+
+impl Named for (Labels, u16) {
+    fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
+        self.0.all_known(known)
+    }
+}
+
+impl Named for DnsLabels {
+    fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
+        self.source.as_deref().is_none_or(known)
+    }
+}
+
+impl Named for OnDemandLabels {
+    fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
+        self.source.workload.as_deref().is_none_or(known)
     }
 }
 

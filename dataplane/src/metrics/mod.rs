@@ -8,13 +8,16 @@
 mod cells;
 mod expose;
 pub mod labels;
+pub mod plain;
+mod process;
 mod registry;
 mod series;
 mod worker;
 
-pub use cells::{HttpSeries, TcpSeries};
-pub use labels::{ConnectionSecurity, Labels, Reporter, Subject};
+pub use cells::{DnsSeries, HttpSeries, TcpSeries};
+pub use labels::{ConnectionSecurity, DnsLabels, DnsProtocol, Labels, OnDemandLabels, Reporter, Subject};
 pub use registry::{ControlCounter, Metrics, TerminationReason};
+pub use series::SERIES_MAX;
 pub use worker::{Counter, Gauge, Limit, WorkerMetrics};
 
 /// The metrics of one node proxy with `workers` workers.

@@ -3,17 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use crossbeam_utils::CachePadded;
 use prometheus_client::registry::Registry;
 
 use super::WorkerMetrics;
-use super::cells::{DURATION_BUCKETS, HttpCells, TcpCells, read};
+use super::cells::{DNS_BUCKETS, DURATION_BUCKETS, DnsCells, HttpCells, OnDemandCells, TcpCells, read};
 use super::expose::Exposition;
 use super::labels::LabelValues;
 use super::series::{ANNOUNCEMENTS_MAX, Announcement};
-use super::worker::WorkerCells;
+use super::worker::{Limit, WorkerCells};
 
 /// Sums of the connection counters of one label set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -30,6 +31,16 @@ pub(super) struct TcpTotals {
 pub(super) struct HttpTotals {
     pub(super) duration_sum_us: u64,
     pub(super) buckets: [u64; DURATION_BUCKETS],
+}
+
+/// Sums of the query counters of one label set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct DnsTotals {
+    pub(super) requests: u64,
+    pub(super) upstream_requests: u64,
+    pub(super) upstream_failures: u64,
+    pub(super) duration_sum_us: u64,
+    pub(super) buckets: [u64; DNS_BUCKETS],
 }
 
 /// The cells of one label set, and the last values of those that are gone: as long as one worker holds the series,
@@ -91,6 +102,8 @@ pub(super) struct State {
     announcements: Receiver<Announcement>,
     tcp: BTreeMap<LabelValues, Group<TcpCells, TcpTotals>>,
     http: BTreeMap<LabelValues, Group<HttpCells, HttpTotals>>,
+    dns: BTreeMap<LabelValues, Group<DnsCells, DnsTotals>>,
+    on_demand: BTreeMap<LabelValues, Group<OnDemandCells, u64>>,
     pub(super) workers: Vec<Arc<CachePadded<WorkerCells>>>,
     pub(super) control: ControlTotals,
 }
@@ -105,13 +118,16 @@ pub struct Metrics {
 
 pub(super) fn build(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
     let (announce, announcements) = bounded(ANNOUNCEMENTS_MAX);
-    let cells: Vec<_> = (0..workers).map(|_| Arc::new(CachePadded::new(WorkerCells::default()))).collect();
+    let began = Instant::now();
+    let cells: Vec<_> = (0..workers).map(|_| Arc::new(CachePadded::new(WorkerCells::new(began)))).collect();
     let worker_metrics: Vec<_> =
         cells.iter().map(|c| WorkerMetrics::new(Arc::clone(c), announce.clone())).collect();
     let mut state = State {
         announcements,
         tcp: BTreeMap::new(),
         http: BTreeMap::new(),
+        dns: BTreeMap::new(),
+        on_demand: BTreeMap::new(),
         workers: cells,
         control: ControlTotals::default(),
     };
@@ -146,6 +162,28 @@ impl HttpTotals {
     pub(super) fn count(&self) -> u64 {
         self.buckets.iter().sum()
     }
+}
+
+// === impl DnsTotals ===
+
+impl DnsTotals {
+    fn add(&mut self, cells: &DnsCells) {
+        self.requests += read(&cells.requests);
+        self.upstream_requests += read(&cells.upstream_requests);
+        self.upstream_failures += read(&cells.upstream_failures);
+        self.duration_sum_us += read(&cells.duration_sum_us);
+        for (total, cell) in self.buckets.iter_mut().zip(&cells.duration_buckets) {
+            *total += read(cell);
+        }
+    }
+
+    pub(super) fn answered(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+fn add_on_demand(total: &mut u64, cells: &OnDemandCells) {
+    *total += read(&cells.count);
 }
 
 // === impl Group ===
@@ -191,6 +229,12 @@ impl State {
             Announcement::Http(cells) => {
                 self.http.entry(cells.labels.values(Some(cells.status))).or_default().cells.push(cells);
             }
+            Announcement::Dns(cells) => {
+                self.dns.entry(cells.labels.values()).or_default().cells.push(cells);
+            }
+            Announcement::OnDemand(cells) => {
+                self.on_demand.entry(cells.labels.values()).or_default().cells.push(cells);
+            }
         }
     }
 
@@ -202,6 +246,8 @@ impl State {
         }
         self.tcp.retain(|_, group| group.retire(TcpTotals::add));
         self.http.retain(|_, group| group.retire(HttpTotals::add));
+        self.dns.retain(|_, group| group.retire(DnsTotals::add));
+        self.on_demand.retain(|_, group| group.retire(add_on_demand));
     }
 
     /// Series in use with their sums. A series that never counted anything (a spare one) is left out.
@@ -213,6 +259,18 @@ impl State {
     pub(super) fn http_totals(&self) -> Vec<(&LabelValues, HttpTotals)> {
         let all = self.http.iter().map(|(labels, group)| (labels, group.total(HttpTotals::add)));
         all.filter(|(_, total)| total.count() != 0).collect()
+    }
+}
+
+impl State {
+    pub(super) fn dns_totals(&self) -> Vec<(&LabelValues, DnsTotals)> {
+        let all = self.dns.iter().map(|(labels, group)| (labels, group.total(DnsTotals::add)));
+        all.filter(|(_, total)| *total != DnsTotals::default()).collect()
+    }
+
+    pub(super) fn on_demand_totals(&self) -> impl Iterator<Item = (&LabelValues, u64)> {
+        let all = self.on_demand.iter().map(|(labels, group)| (labels, group.total(add_on_demand)));
+        all.filter(|(_, total)| *total != 0)
     }
 }
 
@@ -248,6 +306,21 @@ impl Metrics {
         }
     }
 
+    /// How long each worker has given no sign of life; `None` for one that has not served yet. A worker that serves
+    /// gives one every [`crate::worker::TICK`].
+    pub fn silences(&self, now: Instant) -> Vec<Option<Duration>> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.workers.iter().map(|cells| cells.silence(now)).collect()
+    }
+
+    /// How often each bound was reached, over all workers.
+    pub fn limit_hits(&self) -> Vec<(Limit, u64)> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Limit::ALL
+            .map(|limit| (limit, state.workers.iter().map(|cells| cells.read_limit(limit)).sum()))
+            .to_vec()
+    }
+
     /// Notes how many access-log records were lost so far.
     pub fn set_log_dropped(&self, records: u64) {
         self.log_dropped.store(records, Ordering::Relaxed);
@@ -259,7 +332,7 @@ impl Metrics {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).update();
     }
 
-    /// The OpenMetrics text.
+    /// The text in OpenMetrics; [`super::plain::plain_text`] makes Prometheus' older form of it.
     pub fn text(&self) -> Result<String, std::fmt::Error> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).update();
         let mut text = String::new();

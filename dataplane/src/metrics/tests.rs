@@ -1,9 +1,11 @@
-//! Labels, sums over workers, eviction, bounds.
+//! Labels, sums over workers, eviction, bounds, and the likeness to a ztunnel's metrics page.
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use std::time::Duration;
 
 use super::*;
-use crate::access_log::cause::ResponseFlag;
+use crate::access_log::cause::{CloseCause, ResponseFlag};
 use crate::access_log::format::tests::{service, workload};
 
 fn labels(source: &str, destination: &str) -> Labels {
@@ -111,7 +113,7 @@ fn series_of_known_pods_survive_a_sweep() {
 #[test]
 fn beyond_the_bound_counts_go_to_one_series_and_the_limit_says_so() {
     let (workers, metrics) = metrics(1);
-    for index in 0..series::SERIES_MAX + 3 {
+    for index in 0..SERIES_MAX + 3 {
         workers[0].tcp(&labels("client", &format!("web-{index}"))).opened();
         metrics.update();
     }
@@ -140,6 +142,7 @@ fn workers_report_their_own_counts() {
     workers[1].raise(Gauge::Links);
     workers[1].lower(Gauge::Links);
     workers[0].set_generation(7);
+    workers[0].ended(CloseCause::ConnectFailed);
     workers[0].raise(Gauge::sockets(Reporter::Destination));
     metrics.count(ControlCounter::XdsMessage { type_url: "type.googleapis.com/a".into(), bytes: 12 });
     metrics.count(ControlCounter::XdsTermination(TerminationReason::Reconnect));
@@ -149,6 +152,7 @@ fn workers_report_their_own_counts() {
         "corelane_links_total{worker=\"1\",role=\"server\"} 1",
         "corelane_links_open{worker=\"1\"} 1",
         "corelane_snapshot_generation{worker=\"0\"} 7",
+        "corelane_connections_ended_total{cause=\"connect_failed\"} 1",
         "istio_tcp_sockets_open{reporter=\"destination\"} 1",
         "istio_xds_message_total{url=\"type.googleapis.com/a\"} 1",
         "istio_xds_message_bytes_total{url=\"type.googleapis.com/a\"} 12",
@@ -179,4 +183,115 @@ fn pods_of_the_node_are_counted() {
     ] {
         assert!(text.contains(line), "{line} not in {text}");
     }
+}
+
+#[test]
+fn dns_queries_are_counted_by_type_protocol_and_pod() {
+    let (workers, metrics) = metrics(1);
+    let source = workload("app", "client");
+    let labels = DnsLabels { source: Some(source), query_type: 28, protocol: DnsProtocol::Udp };
+    let series = workers[0].dns(&labels);
+    series.request();
+    series.upstream_request();
+    series.upstream_failure();
+    series.upstream_duration(Duration::from_millis(7));
+    // A number that a pod made up does not make a series of its own.
+    for query_type in [4_000, 4_001] {
+        workers[0].dns(&DnsLabels { query_type, ..labels.clone() }).request();
+    }
+    let text = metrics.text().unwrap();
+    let set = |query: &str| {
+        format!(
+            "request_query_type=\"{query}\",request_protocol=\"udp\",source_canonical_service=\"client\",\
+             source_canonical_revision=\"v1\""
+        )
+    };
+    let aaaa = set("aaaa");
+    for line in [
+        format!("istio_dns_requests_total{{{aaaa}}} 1"),
+        format!("istio_dns_requests_total{{{}}} 2", set("unknown")),
+        format!("istio_dns_upstream_requests_total{{{aaaa}}} 1"),
+        format!("istio_dns_upstream_failures_total{{{aaaa}}} 1"),
+        format!("istio_dns_upstream_request_duration_seconds_bucket{{le=\"0.005\",{aaaa}}} 0"),
+        format!("istio_dns_upstream_request_duration_seconds_bucket{{le=\"0.01\",{aaaa}}} 1"),
+        format!("istio_dns_upstream_request_duration_seconds_sum{{{aaaa}}} 0.007"),
+    ] {
+        assert!(text.lines().any(|l| l == line), "{line} not in {text}");
+    }
+}
+
+#[test]
+fn names_resolved_on_demand_and_revoked_certificates_are_counted() {
+    let (workers, metrics) = metrics(1);
+    let source = labels("client", "web").source;
+    workers[0].on_demand_dns(&OnDemandLabels { source, hostname: "db.example".into() });
+    workers[0].count(Counter::crl_rejections(Reporter::Destination));
+    workers[0].count(Counter::crl_untracked(Reporter::Source));
+    let text = metrics.text().unwrap();
+    let on_demand = line_of(&text, "istio_on_demand_dns_total{source_workload=\"client\"").unwrap();
+    assert!(on_demand.ends_with("source_cluster=\"Kubernetes\",hostname=\"db.example\"} 1"), "{on_demand}");
+    assert!(text.contains("istio_crl_policy_rejections_total{reporter=\"destination\"} 1\n"), "{text}");
+    assert!(text.contains("istio_crl_untracked_connections_total{reporter=\"source\"} 1\n"), "{text}");
+    workers[0].sweep(|_| false);
+    assert_eq!(line_of(&metrics.text().unwrap(), "istio_on_demand_dns_total"), None);
+}
+
+/// A page by family: its HELP, TYPE and UNIT lines, and the label names of its samples by the samples' name.
+type Families = BTreeMap<String, (BTreeSet<String>, BTreeMap<String, BTreeSet<Vec<String>>>)>;
+
+fn families(page: &str) -> Families {
+    let mut families = Families::new();
+    let mut family = String::new();
+    for line in page.lines().filter(|line| *line != "# EOF") {
+        if let Some(rest) = line.strip_prefix("# ") {
+            family = rest.split(' ').nth(1).unwrap().to_owned();
+            families.entry(family.clone()).or_default().0.insert(line.to_owned());
+        } else {
+            let (name, rest) = line.split_at(line.find(['{', ' ']).unwrap());
+            let labels = rest.trim_start_matches('{').split_once('}').map_or("", |(labels, _)| labels);
+            let pairs = labels.split("\",").filter(|pair| !pair.is_empty());
+            let names = pairs.map(|pair| pair.split_once('=').unwrap().0.to_owned()).collect();
+            families.get_mut(&family).unwrap().1.entry(name.to_owned()).or_default().insert(names);
+        }
+    }
+    families
+}
+
+#[test]
+fn the_families_of_a_ztunnels_metrics_page_are_all_there_as_they_are() {
+    let theirs = families(include_str!("../../testdata/ztunnel-metrics.txt"));
+    let (workers, metrics) = metrics(2);
+    for reporter in [Reporter::Source, Reporter::Destination] {
+        let series = workers[0].tcp(&Labels { reporter, ..labels("client", "web") });
+        series.opened();
+        series.closed();
+        workers[0].tcp(&Labels { reporter, flag: ResponseFlag::Connect, ..labels("client", "web") }).failed();
+    }
+    metrics.count(ControlCounter::XdsMessage { type_url: "type.googleapis.com/a".into(), bytes: 12 });
+    let ours = families(&metrics.text().unwrap());
+    for (name, (comments, samples)) in &theirs {
+        if name.starts_with("tokio_") {
+            assert!(!ours.contains_key(name), "the workers have no tokio runtime that {name} could tell of");
+            continue;
+        }
+        let (our_comments, our_samples) = ours.get(name).unwrap_or_else(|| panic!("{name} is missing"));
+        assert_eq!((our_comments, our_samples), (comments, samples), "{name}");
+    }
+}
+
+#[test]
+fn values_of_flags_and_security_are_those_that_ztunnel_has() {
+    let flags = [
+        (ResponseFlag::None, "-"),
+        (ResponseFlag::Deny, "DENY"),
+        (ResponseFlag::Connect, "CONNECT"),
+        (ResponseFlag::TlsFailure, "TLS_FAILURE"),
+        (ResponseFlag::Http2HandshakeFailure, "H2_HANDSHAKE_FAILURE"),
+        (ResponseFlag::NetworkPolicy, "NETWORK_POLICY"),
+        (ResponseFlag::IdentityError, "IDENTITY_ERROR"),
+        (ResponseFlag::CertificateRevoked, "CERT_REVOKED"),
+    ];
+    assert!(flags.iter().all(|(flag, label)| flag.label() == *label));
+    assert_eq!(ConnectionSecurity::Unknown.label(), "unknown");
+    assert_eq!(ConnectionSecurity::MutualTls.label(), "mutual_tls");
 }

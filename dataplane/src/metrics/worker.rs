@@ -1,15 +1,17 @@
 //! What one worker counts: its series, and counters of its own.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 use crossbeam_utils::CachePadded;
 use model::Workload;
 
-use super::cells::{self, HttpSeries, TcpSeries};
-use super::labels::{Labels, Reporter};
+use super::cells::{self, DnsSeries, HttpSeries, TcpSeries};
+use super::labels::{DnsLabels, Labels, OnDemandLabels, Reporter};
 use super::series::{Announcement, SeriesTable};
+use crate::access_log::CloseCause;
 
 /// Monotonic counts of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +24,14 @@ pub enum Counter {
     StreamsOpened,
     /// CONNECT streams accepted.
     StreamsAccepted,
+    /// Certificates of next hops that are on a revocation list.
+    CrlRejectionsSource,
+    /// Certificates of clients that are on a revocation list.
+    CrlRejectionsDestination,
+    /// Tunnels to peers whose issuer no revocation list covers.
+    CrlUntrackedSource,
+    /// Tunnels from peers whose issuer no revocation list covers.
+    CrlUntrackedDestination,
 }
 
 /// Present amounts of a worker.
@@ -31,36 +41,46 @@ pub enum Gauge {
     SocketsSource,
     /// Open sockets of connections from other workloads.
     SocketsDestination,
+    /// Open tunnel connections, of both roles.
     Links,
-    Streams,
+    /// Connections of pods that are being carried.
+    Connections,
     /// Generation of the snapshot that the worker acts upon.
     Generation,
+    /// The kernel's number of the worker's thread.
+    ThreadId,
+    /// Milliseconds from the start of the metrics to the worker's last sign of life.
+    Heartbeat,
+    /// Bytes of output buffers that wait for a tunnel to use them.
+    SpareBufferBytes,
+    /// Pipes that wait for a relay to use them.
+    SparePipes,
 }
 
 /// The bounds of the data path. Each is one value of `corelane_limit_hits_total{limit=}`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Limit {
+    /// Connections and accepted tunnels of a worker.
     Connections,
-    StreamsPerLink,
-    HeaderBytes,
-    BufferBytes,
-    Handshakes,
+    /// Metric series of a worker.
     MetricSeries,
 }
 
-const COUNTERS: usize = 4;
-const GAUGES: usize = 5;
-const LIMITS: usize = 6;
+/// Upper bounds of the histogram of how late a worker's tick was, in seconds; the last bucket has none.
+pub(super) const DELAY_BOUNDS_S: [f64; 7] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0];
 
-const _: () =
-    assert!(Counter::ALL.len() == COUNTERS && Gauge::ALL.len() == GAUGES && Limit::ALL.len() == LIMITS);
+pub(super) const DELAY_BUCKETS: usize = DELAY_BOUNDS_S.len() + 1;
 
-/// The cells of a worker's own counts.
-#[derive(Debug, Default)]
+/// The cells of a worker's own counts. Each array is in the order of its enumeration.
+#[derive(Debug)]
 pub(super) struct WorkerCells {
-    counters: [AtomicU64; COUNTERS],
-    gauges: [AtomicU64; GAUGES],
-    limits: [AtomicU64; LIMITS],
+    counters: [AtomicU64; Counter::ALL.len()],
+    gauges: [AtomicU64; Gauge::ALL.len()],
+    limits: [AtomicU64; Limit::ALL.len()],
+    causes: [AtomicU64; CloseCause::ALL.len()],
+    pub(super) delay_sum_us: AtomicU64,
+    pub(super) delay_buckets: [AtomicU64; DELAY_BUCKETS],
+    began: Instant,
 }
 
 /// The worker's end. Moves to its thread once and stays there (it is not `Sync`).
@@ -73,13 +93,46 @@ pub struct WorkerMetrics {
 // === impl Counter, Gauge, Limit ===
 
 impl Counter {
-    pub(super) const ALL: [Self; 4] =
-        [Self::LinksConnected, Self::LinksAccepted, Self::StreamsOpened, Self::StreamsAccepted];
+    pub(super) const ALL: [Self; 8] = [
+        Self::LinksConnected,
+        Self::LinksAccepted,
+        Self::StreamsOpened,
+        Self::StreamsAccepted,
+        Self::CrlRejectionsSource,
+        Self::CrlRejectionsDestination,
+        Self::CrlUntrackedSource,
+        Self::CrlUntrackedDestination,
+    ];
+
+    /// The counter of peers that a revocation list refused, as `reporter` counts it.
+    pub const fn crl_rejections(reporter: Reporter) -> Self {
+        match reporter {
+            Reporter::Source => Self::CrlRejectionsSource,
+            Reporter::Destination => Self::CrlRejectionsDestination,
+        }
+    }
+
+    /// The counter of tunnels that no revocation list covers, as `reporter` counts it.
+    pub const fn crl_untracked(reporter: Reporter) -> Self {
+        match reporter {
+            Reporter::Source => Self::CrlUntrackedSource,
+            Reporter::Destination => Self::CrlUntrackedDestination,
+        }
+    }
 }
 
 impl Gauge {
-    pub(super) const ALL: [Self; 5] =
-        [Self::SocketsSource, Self::SocketsDestination, Self::Links, Self::Streams, Self::Generation];
+    pub(super) const ALL: [Self; 9] = [
+        Self::SocketsSource,
+        Self::SocketsDestination,
+        Self::Links,
+        Self::Connections,
+        Self::Generation,
+        Self::ThreadId,
+        Self::Heartbeat,
+        Self::SpareBufferBytes,
+        Self::SparePipes,
+    ];
 
     /// The gauge of open sockets that `reporter` counts.
     pub const fn sockets(reporter: Reporter) -> Self {
@@ -91,22 +144,11 @@ impl Gauge {
 }
 
 impl Limit {
-    pub(super) const ALL: [Self; 6] = [
-        Self::Connections,
-        Self::StreamsPerLink,
-        Self::HeaderBytes,
-        Self::BufferBytes,
-        Self::Handshakes,
-        Self::MetricSeries,
-    ];
+    pub const ALL: [Self; 2] = [Self::Connections, Self::MetricSeries];
 
     pub const fn label(self) -> &'static str {
         match self {
             Self::Connections => "connections",
-            Self::StreamsPerLink => "streams_per_link",
-            Self::HeaderBytes => "header_bytes",
-            Self::BufferBytes => "buffer_bytes",
-            Self::Handshakes => "handshakes",
             Self::MetricSeries => "metric_series",
         }
     }
@@ -115,49 +157,50 @@ impl Limit {
 // === impl WorkerCells ===
 
 impl WorkerCells {
-    fn counter(&self, counter: Counter) -> &AtomicU64 {
-        let [connected, accepted, opened, streams_accepted] = &self.counters;
-        match counter {
-            Counter::LinksConnected => connected,
-            Counter::LinksAccepted => accepted,
-            Counter::StreamsOpened => opened,
-            Counter::StreamsAccepted => streams_accepted,
-        }
-    }
-
-    fn gauge(&self, gauge: Gauge) -> &AtomicU64 {
-        let [sockets_source, sockets_destination, links, streams, generation] = &self.gauges;
-        match gauge {
-            Gauge::SocketsSource => sockets_source,
-            Gauge::SocketsDestination => sockets_destination,
-            Gauge::Links => links,
-            Gauge::Streams => streams,
-            Gauge::Generation => generation,
-        }
-    }
-
-    fn limit(&self, limit: Limit) -> &AtomicU64 {
-        let [connections, streams, header, buffer, handshakes, series] = &self.limits;
-        match limit {
-            Limit::Connections => connections,
-            Limit::StreamsPerLink => streams,
-            Limit::HeaderBytes => header,
-            Limit::BufferBytes => buffer,
-            Limit::Handshakes => handshakes,
-            Limit::MetricSeries => series,
+    pub(super) fn new(began: Instant) -> Self {
+        Self {
+            counters: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            gauges: [const { AtomicU64::new(0) }; Gauge::ALL.len()],
+            limits: [const { AtomicU64::new(0) }; Limit::ALL.len()],
+            causes: [const { AtomicU64::new(0) }; CloseCause::ALL.len()],
+            delay_sum_us: AtomicU64::new(0),
+            delay_buckets: [const { AtomicU64::new(0) }; DELAY_BUCKETS],
+            began,
         }
     }
 
     pub(super) fn read_counter(&self, counter: Counter) -> u64 {
-        cells::read(self.counter(counter))
+        read_at(&self.counters, counter as usize)
     }
 
     pub(super) fn read_gauge(&self, gauge: Gauge) -> u64 {
-        cells::read(self.gauge(gauge))
+        read_at(&self.gauges, gauge as usize)
     }
 
     pub(super) fn read_limit(&self, limit: Limit) -> u64 {
-        cells::read(self.limit(limit))
+        read_at(&self.limits, limit as usize)
+    }
+
+    pub(super) fn read_cause(&self, cause: CloseCause) -> u64 {
+        read_at(&self.causes, cause as usize)
+    }
+
+    /// How long the worker has given no sign of life; `None` before its first.
+    pub(super) fn silence(&self, now: Instant) -> Option<Duration> {
+        let last = self.read_gauge(Gauge::Heartbeat);
+        let since_start = now.saturating_duration_since(self.began);
+        (last != 0).then(|| since_start.saturating_sub(Duration::from_millis(last)))
+    }
+}
+
+/// Reads the cell; every enumeration has as many cells as values.
+fn read_at(cells: &[AtomicU64], index: usize) -> u64 {
+    cells.get(index).map_or(0, cells::read)
+}
+
+fn add_at(cells: &[AtomicU64], index: usize) {
+    if let Some(cell) = cells.get(index) {
+        cells::add(cell, 1);
     }
 }
 
@@ -173,46 +216,117 @@ impl WorkerMetrics {
     }
 
     pub fn count(&self, counter: Counter) {
-        cells::add(self.cells.counter(counter), 1);
+        self.count_many(counter, 1);
+    }
+
+    pub fn count_many(&self, counter: Counter, count: u64) {
+        if let Some(cell) = self.cells.counters.get(counter as usize) {
+            cells::add(cell, count);
+        }
     }
 
     pub fn raise(&self, gauge: Gauge) {
-        cells::add(self.cells.gauge(gauge), 1);
+        add_at(&self.cells.gauges, gauge as usize);
     }
 
     pub fn lower(&self, gauge: Gauge) {
-        cells::subtract(self.cells.gauge(gauge), 1);
+        if let Some(cell) = self.cells.gauges.get(gauge as usize) {
+            cells::subtract(cell, 1);
+        }
+    }
+
+    /// Notes a present amount as it is.
+    pub fn set(&self, gauge: Gauge, value: u64) {
+        if let Some(cell) = self.cells.gauges.get(gauge as usize) {
+            cell.store(value, Ordering::Relaxed);
+        }
     }
 
     /// Notes the generation of the snapshot that the worker has just taken up.
     pub fn set_generation(&self, generation: u64) {
-        self.cells.gauge(Gauge::Generation).store(generation, std::sync::atomic::Ordering::Relaxed);
+        self.set(Gauge::Generation, generation);
+    }
+
+    /// A sign of life, and how late it comes: the time that a ready task waits for its turn.
+    pub fn heartbeat(&self, now: Instant, late: Duration) {
+        let age = now.saturating_duration_since(self.cells.began).as_millis();
+        self.set(Gauge::Heartbeat, u64::try_from(age).unwrap_or(u64::MAX).max(1));
+        add_at(
+            &self.cells.delay_buckets,
+            DELAY_BOUNDS_S.partition_point(|bound| *bound < late.as_secs_f64()),
+        );
+        cells::add(&self.cells.delay_sum_us, u64::try_from(late.as_micros()).unwrap_or(u64::MAX));
     }
 
     pub fn limit_hit(&self, limit: Limit) {
-        cells::add(self.cells.limit(limit), 1);
+        add_at(&self.cells.limits, limit as usize);
+    }
+
+    /// Counts why a connection ended.
+    pub fn ended(&self, cause: CloseCause) {
+        add_at(&self.cells.causes, cause as usize);
     }
 
     /// The connection counters of these labels. Look it up once for a connection and keep it.
     pub fn tcp(&self, labels: &Labels) -> TcpSeries {
         let (series, own) = self.series.tcp(labels);
-        if !own {
-            self.limit_hit(Limit::MetricSeries);
-        }
+        self.note_series(own);
         series
     }
 
     /// The request counters of these labels and this response status.
     pub fn http(&self, labels: &Labels, status: u16) -> HttpSeries {
         let (series, own) = self.series.http(labels, status);
+        self.note_series(own);
+        series
+    }
+
+    /// The query counters of these labels.
+    pub fn dns(&self, labels: &DnsLabels) -> DnsSeries {
+        let (series, own) = self.series.dns(labels);
+        self.note_series(own);
+        series
+    }
+
+    /// Counts a connection whose next hop was resolved by name.
+    pub fn on_demand_dns(&self, labels: &OnDemandLabels) {
+        let own = self.series.count_on_demand(labels);
+        self.note_series(own);
+    }
+
+    fn note_series(&self, own: bool) {
         if !own {
             self.limit_hit(Limit::MetricSeries);
         }
-        series
     }
 
     /// Forgets the series of workloads that are not `known` any more: called when a new snapshot is taken up.
     pub fn sweep(&self, known: impl Fn(&Workload) -> bool) {
         self.series.sweep(&known);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_value_has_the_cell_of_its_place() {
+        assert!(Counter::ALL.iter().enumerate().all(|(place, it)| *it as usize == place));
+        assert!(Gauge::ALL.iter().enumerate().all(|(place, it)| *it as usize == place));
+        assert!(Limit::ALL.iter().enumerate().all(|(place, it)| *it as usize == place));
+        assert!(CloseCause::ALL.iter().enumerate().all(|(place, it)| *it as usize == place));
+    }
+
+    #[test]
+    fn silence_is_counted_from_the_last_sign_of_life() {
+        let began = Instant::now();
+        let cells = Arc::new(CachePadded::new(WorkerCells::new(began)));
+        let metrics = WorkerMetrics::new(Arc::clone(&cells), crossbeam_channel::bounded(8).0);
+        let second = Duration::from_secs(1);
+        assert_eq!(cells.silence(began + second), None);
+        metrics.heartbeat(began + second, Duration::from_millis(2));
+        assert_eq!(cells.silence(began + 3 * second), Some(2 * second));
+        assert_eq!(cells::read(&cells.delay_buckets[1]), 1);
     }
 }

@@ -222,13 +222,16 @@ impl Connection {
             return;
         }
         self.shared.account();
-        if let Some(counted) = self.shared.series.take() {
-            counted.series.closed();
-        } else {
-            let series = self.series(cause);
-            series.opened();
+        self.node.metrics.ended(cause);
+        // As ztunnel counts: every connection is opened without a flag, its end carries the flag.
+        let established = self.shared.series.take().is_some();
+        if !established {
+            self.series(CloseCause::Finished).opened();
+        }
+        let series = self.series(cause);
+        series.closed();
+        if !established {
             series.failed();
-            series.closed();
         }
     }
 

@@ -16,6 +16,7 @@ use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Party, Record, TlsFacts};
 use crate::link::{DialError, DialOptions, PoolError, RequestError, TunnelStream};
+use crate::metrics::Counter;
 use crate::net::{ConnectError, Socket, connect};
 
 /// TLS 1.3 (RFC 8446 section 4.1.2).
@@ -136,7 +137,10 @@ impl Dialler<'_> {
             CloseCause::TunnelFailed
         })?;
         match self.pod.pool.open(&options, &headers).await {
-            Ok((stream, _answer)) => Ok(stream),
+            Ok((stream, _answer)) => {
+                self.node.metrics.count(Counter::StreamsOpened);
+                Ok(stream)
+            }
             Err(error) => {
                 tracing::debug!(%error, %next_hop, %authority, "no tunnel");
                 Err(pool_cause(&error))

@@ -14,7 +14,7 @@ use super::pod::Pod;
 use super::registry::Registry;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
 use crate::access_log::queue::Recorder;
-use crate::metrics::{Limit, WorkerMetrics};
+use crate::metrics::{Counter, Gauge, Limit, WorkerMetrics};
 use crate::net::{
     Congestion, ConnectOptions, KEEPALIVE, ListenOptions, NetworkNamespace, SocketOptions, Transparent,
 };
@@ -136,6 +136,7 @@ impl Node {
         });
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
+        node.metrics.set(Gauge::ThreadId, thread_number());
         Registry::keep_books(&node);
         worker.spawn(node.clone().drain());
         Ok(node)
@@ -257,6 +258,21 @@ impl Node {
         }
     }
 
+    /// Tells the metrics how the worker is, and how `late` they are told.
+    pub(super) fn note_health(&self, now: Instant, late: Duration) {
+        let number = |amount: usize| u64::try_from(amount).unwrap_or(u64::MAX);
+        self.metrics.heartbeat(now, late);
+        let pods = self.pods.borrow();
+        self.metrics
+            .count_many(Counter::LinksConnected, pods.values().map(|pod| pod.pool.take_dialled()).sum());
+        let links =
+            pods.values().map(|pod| pod.pool.link_count()).sum::<usize>() + self.accepted_tunnels.get();
+        self.metrics.set(Gauge::Links, number(links));
+        self.metrics.set(Gauge::Connections, number(self.registry.len()));
+        self.metrics.set(Gauge::SpareBufferBytes, number(self.worker.spare_buffers().bytes()));
+        self.metrics.set(Gauge::SparePipes, number(self.worker.pipes().kept()));
+    }
+
     /// Whether there is no room for one more connection; counted where it is asked.
     pub(super) fn is_full(&self) -> bool {
         let full = self.registry.len() + self.accepted_tunnels.get() >= self.options.connections_max;
@@ -316,6 +332,11 @@ pub(super) fn workload_of(state: &NodeState, pod: &LocalPod) -> Option<Arc<Workl
 /// The certificate of a workload, if it has been issued.
 pub(super) fn contexts_of(state: &NodeState, workload: &Workload) -> Option<Arc<TlsContexts>> {
     state.credentials.get(&workload.identity).cloned()
+}
+
+/// The kernel's number of the calling thread.
+fn thread_number() -> u64 {
+    u64::try_from(rustix::thread::gettid().as_raw_nonzero().get()).unwrap_or(0)
 }
 
 /// Differs between workers and starts. The hasher's keys come from the system's random source.

@@ -1,6 +1,6 @@
 //! All live connections of a node on one worker: cut when their pod leaves or policy no longer allows them.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::{Rc, Weak};
 use std::time::{Duration, Instant};
 
@@ -13,7 +13,7 @@ use super::http::is_still_allowed;
 use super::node::{Node, workload_of};
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
-use crate::worker::Tick;
+use crate::worker::{TICK, Tick};
 
 /// How often the byte counters of long-lived connections reach the metrics.
 const ACCOUNT_EVERY: Duration = Duration::from_secs(1);
@@ -68,7 +68,9 @@ impl Registry {
 
     /// Keeps the metrics of long-lived connections up to date.
     pub(super) fn keep_books(node: &Rc<Node>) {
-        let books = Rc::new(Books { node: Rc::downgrade(node), last: std::cell::Cell::new(Instant::now()) });
+        let now = Instant::now();
+        let books =
+            Rc::new(Books { node: Rc::downgrade(node), accounted: Cell::new(now), ticked: Cell::new(now) });
         let ticking: Weak<Books> = Rc::downgrade(&books);
         node.worker.tick_list().add(ticking);
         // The books live as long as the worker: the drain latch opens once, at its end.
@@ -88,15 +90,17 @@ impl Registry {
 
 struct Books {
     node: Weak<Node>,
-    last: std::cell::Cell<Instant>,
+    accounted: Cell<Instant>,
+    ticked: Cell<Instant>,
 }
 
 impl Tick for Books {
     fn tick(self: Rc<Self>, now: Instant) {
-        if now.saturating_duration_since(self.last.get()) >= ACCOUNT_EVERY
-            && let Some(node) = self.node.upgrade()
-        {
-            self.last.set(now);
+        let Some(node) = self.node.upgrade() else { return };
+        let since = now.saturating_duration_since(self.ticked.replace(now));
+        node.note_health(now, since.saturating_sub(TICK));
+        if now.saturating_duration_since(self.accounted.get()) >= ACCOUNT_EVERY {
+            self.accounted.set(now);
             node.registry.account();
         }
     }

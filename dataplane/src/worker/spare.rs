@@ -23,6 +23,11 @@ impl SpareBuffers {
         buffer
     }
 
+    /// Bytes that are kept.
+    pub fn bytes(&self) -> usize {
+        self.bytes.get()
+    }
+
     /// Keeps `buffer` for later, if it is worth it.
     pub fn give_back(&self, mut buffer: Vec<u8>) {
         let bytes = self.bytes.get() + buffer.capacity();
