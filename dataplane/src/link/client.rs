@@ -94,6 +94,22 @@ impl Link {
         }
     }
 
+    /// Makes a link within a stream of another one and returns when whoever answers there has proved that it is one of
+    /// the expected. At most 10 s.
+    pub async fn within(
+        outer: TunnelStream,
+        context: &ClientContext,
+        expected: &Arc<[Identity]>,
+    ) -> Result<InnerLink, DialError> {
+        let to = outer.link().remote_address();
+        let session = Session::client(context, expected, Config::hbone_client(), Instant::now())?;
+        let inner = InnerLink { link: Self::start_within(outer, session), handed_over: false };
+        match inner.link.settled().await {
+            Ok(_peer) => Ok(inner),
+            Err(end) => Err(DialError::Link { to, end }),
+        }
+    }
+
     /// Asks the peer for a stream and waits for the answer. Dropping the future takes the request back.
     pub async fn request(
         self: &Rc<Self>,
@@ -119,5 +135,30 @@ impl Link {
         let stream = Stream::new(self, id);
         self.streams.borrow_mut().insert(id, stream.clone());
         Ok(TunnelStream { stream, permit: None })
+    }
+}
+
+/// A link within a stream of another link: good for one stream, and closed with it or without it.
+#[derive(Debug)]
+pub struct InnerLink {
+    link: Rc<Link>,
+    handed_over: bool,
+}
+
+impl InnerLink {
+    /// As [`Link::request`], once. The link, and the stream that carries it, end with the stream that this gives.
+    pub async fn request(mut self, headers: &Headers) -> Result<(TunnelStream, Headers), RequestError> {
+        let opened = self.link.request(headers).await?;
+        self.link.single_use.set(true);
+        self.handed_over = true;
+        Ok(opened)
+    }
+}
+
+impl Drop for InnerLink {
+    fn drop(&mut self) {
+        if !self.handed_over && self.link.end().is_none() {
+            self.link.close(CloseCause::LocalClose, "given up before it was used");
+        }
     }
 }

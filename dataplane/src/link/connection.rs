@@ -16,9 +16,10 @@ use tunnel::h2::{ErrorCode, StreamId};
 use tunnel::session::{Session, SessionError};
 use tunnel::tls::{CipherSuite, CloseCause};
 
+use super::carrier::{Carried, Carrier};
 use super::events::Batch;
 use super::server::Handler;
-use super::stream::{Stream, StreamEnd};
+use super::stream::{Stream, StreamEnd, TunnelStream};
 use super::{IncomingRequest, LinkEnd};
 use crate::net::Socket;
 use crate::worker::{CensusGuard, Flush, Latch, Signal, Tick, Worker};
@@ -49,7 +50,7 @@ pub(super) enum Role {
 /// One tunnel connection of a worker.
 pub struct Link {
     pub(super) worker: Worker,
-    socket: Socket,
+    pub(super) carrier: Carrier,
     pub(super) session: RefCell<Session>,
     pub(super) streams: RefCell<HashMap<StreamId, Rc<Stream>, foldhash::fast::RandomState>>,
     role: Role,
@@ -69,6 +70,12 @@ pub struct Link {
     starved: RefCell<Vec<Rc<Stream>>>,
     /// No new streams: GOAWAY was sent or received.
     pub(super) going_away: Cell<bool>,
+    /// Ends with the stream that it was made for.
+    pub(super) single_use: Cell<bool>,
+    /// Links within streams of this one.
+    pub(super) carried: RefCell<Carried>,
+    /// Those of them for which bytes have come in this turn.
+    pub(super) fed: RefCell<Vec<Rc<Self>>>,
     _live: CensusGuard,
 }
 
@@ -82,9 +89,28 @@ impl Link {
         role: Role,
     ) -> io::Result<Rc<Self>> {
         let local = socket.local_address()?;
+        Ok(Self::start_on(worker, Carrier::Socket(socket), (local, remote), session, role))
+    }
+
+    /// The same within a stream of another link.
+    pub(super) fn start_within(outer: TunnelStream, session: Session) -> Rc<Self> {
+        let link = outer.link().clone();
+        let addresses = (link.local, link.remote);
+        let within = Self::start_on(&link.worker, Carrier::Stream(outer), addresses, session, Role::Client);
+        within.carrier.attach(&within);
+        within
+    }
+
+    fn start_on(
+        worker: &Worker,
+        carrier: Carrier,
+        (local, remote): (SocketAddr, SocketAddr),
+        session: Session,
+        role: Role,
+    ) -> Rc<Self> {
         let link = Rc::new(Self {
             worker: worker.clone(),
-            socket,
+            carrier,
             session: RefCell::new(session),
             streams: RefCell::default(),
             role,
@@ -98,6 +124,9 @@ impl Link {
             send_blocked: Cell::new(false),
             starved: RefCell::default(),
             going_away: Cell::new(false),
+            single_use: Cell::new(false),
+            carried: RefCell::default(),
+            fed: RefCell::default(),
             _live: worker.hold(),
         });
         let ticking: Weak<Self> = Rc::downgrade(&link);
@@ -105,7 +134,7 @@ impl Link {
         worker.spawn(link.clone().run());
         // A client's first words are in the session already.
         link.queue_flush();
-        Ok(link)
+        link
     }
 
     /// Who is at the other end; `None` until the handshake is over.
@@ -217,7 +246,7 @@ impl Link {
                 self.worker.spare_buffers().give_back(spare);
                 return Ok(false);
             }
-            match self.socket.try_send(ready)? {
+            match self.carrier.try_send(ready)? {
                 Some(count) => session.consumed(count),
                 None => return Ok(true),
             }
@@ -251,7 +280,7 @@ impl Link {
     /// Runs while the kernel takes no more than the peer reads.
     async fn send_when_writable(self: Rc<Self>) {
         while self.send_blocked.get() {
-            if let Err(error) = self.socket.writable().await {
+            if let Err(error) = self.carrier.writable().await {
                 self.send_blocked.set(false);
                 return self.broken(&error);
             }
@@ -278,7 +307,7 @@ impl Link {
 
     /// Waits until the socket is readable; `false` if something else calls.
     async fn wait_readable(&self) -> io::Result<bool> {
-        let mut readable = pin!(self.socket.readable());
+        let mut readable = pin!(self.carrier.readable());
         std::future::poll_fn(|context| {
             if let Poll::Ready(result) = readable.as_mut().poll(context) {
                 return Poll::Ready(result.map(|()| true));
@@ -307,6 +336,14 @@ impl Link {
             }
         });
         self.dispatch(requests);
+        self.feed();
+    }
+
+    /// A read turn on behalf of the link that carries this one.
+    pub(super) fn turn(self: &Rc<Self>) {
+        if self.end.get().is_none() && !self.session.borrow().input_is_blocked() {
+            self.read();
+        }
     }
 
     /// Reads once; says whether it is worth to read again at once.
@@ -318,7 +355,7 @@ impl Link {
         let kept = self.session.borrow_mut().prepare_input(buffer);
         let room = buffer.get_mut(kept..).unwrap_or_default();
         let room_bytes = room.len();
-        let Some(count) = self.socket.try_recv(room)? else {
+        let Some(count) = self.carrier.try_recv(room)? else {
             // What was kept must be kept again.
             self.take_events(buffer.get_mut(..kept).unwrap_or_default(), requests);
             return Ok(false);
@@ -420,11 +457,11 @@ impl Link {
             while self.flush_queued.get() || self.send_blocked.get() {
                 self.roused.wait().await;
             }
-            self.socket.shutdown_write()?;
+            self.carrier.shutdown_write()?;
             let mut left = LINGER_BYTES_MAX;
             while left > 0 {
-                self.socket.readable().await?;
-                match self.worker.lend(|buffer| self.socket.try_recv(buffer))? {
+                self.carrier.readable().await?;
+                match self.worker.lend(|buffer| self.carrier.try_recv(buffer))? {
                     Some(0) => break,
                     Some(count) => left = left.saturating_sub(count),
                     None => {}

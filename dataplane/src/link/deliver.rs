@@ -42,6 +42,8 @@ impl Stream {
             self.keep(pieces, skip);
             match socket {
                 Some(socket) => self.drain_to(socket.clone()),
+                // A link within this stream gets its turn after that of the link around it.
+                None if self.link().note_fed(self) => {}
                 None => self.inbound.raise(),
             }
         }

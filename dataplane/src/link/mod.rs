@@ -6,7 +6,7 @@
 //!   socket and is how almost all bytes travel.
 //! - Server role: [`serve`] takes an accepted socket; each request arrives at a [`Handler`].
 //! - Client role: [`Pool::open`] gives a stream to a next hop over a shared link, dialling one where needed;
-//!   [`Link::dial`] makes a link of its own.
+//!   [`Link::dial`] makes a link of its own; [`Link::within`] makes one within a stream of another, for another network.
 //!
 //! Invariants:
 //! - Payload for an application's socket is written inside the read turn of the link, without waking a task. Only what
@@ -16,6 +16,7 @@
 //! - The end of one direction is passed on as such; a cut stream is never passed on as an ended one.
 //! - The session is borrowed only within one call, and no foreign code runs meanwhile: handlers are called after it.
 
+mod carrier;
 mod client;
 mod connection;
 mod deliver;
@@ -25,7 +26,7 @@ mod relay;
 mod server;
 mod stream;
 
-pub use client::{DialError, DialOptions, RequestError};
+pub use client::{DialError, DialOptions, InnerLink, RequestError};
 pub use connection::{Link, Peer};
 pub use pool::{Pool, PoolError};
 pub use relay::{Flow, StreamRelayEnd};

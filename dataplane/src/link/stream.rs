@@ -8,7 +8,7 @@ use bytes::{Buf, BytesMut};
 use tunnel::h2::{ErrorCode, Headers, SendError, StreamId};
 
 use super::pool::Permit;
-use super::{Link, LinkEnd};
+use super::{CloseCause, Link, LinkEnd};
 use crate::net::Socket;
 use crate::worker::Signal;
 
@@ -157,6 +157,14 @@ impl Stream {
         Ok(capacity)
     }
 
+    /// Waits until something may be sent.
+    pub(super) async fn wait_room(self: &Rc<Self>) -> Result<(), StreamError> {
+        while self.room()? == 0 {
+            self.outbound.wait().await;
+        }
+        Ok(())
+    }
+
     /// Sends what fits and says how much; the end goes with the last byte.
     pub(super) fn send(self: &Rc<Self>, bytes: &[u8], end_stream: bool) -> Result<usize, StreamError> {
         self.check()?;
@@ -301,6 +309,11 @@ impl TunnelStream {
         }
     }
 
+    /// Whether something was received that nobody has taken.
+    pub(super) fn holds_bytes(&self) -> bool {
+        !self.stream.pending.borrow().is_empty()
+    }
+
     /// Sends all of `bytes`, waiting for the peer's window where needed.
     pub async fn write_all(&self, mut bytes: &[u8]) -> Result<(), StreamError> {
         while !bytes.is_empty() {
@@ -333,6 +346,11 @@ impl Drop for TunnelStream {
     fn drop(&mut self) {
         self.stream.reset(ErrorCode::CANCEL);
         self.stream.discard_pending();
+        let link = self.stream.link();
+        link.forget_carried(&self.stream);
+        if link.single_use.get() && link.end().is_none() {
+            link.close(CloseCause::LocalClose, "its only stream has ended");
+        }
     }
 }
 

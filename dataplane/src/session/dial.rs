@@ -12,10 +12,10 @@ use xds::snapshot::resolve::{Refusal, Route, Target, Transport};
 
 use super::node::{Node, contexts_of};
 use super::pod::Pod;
-use super::state::NodeState;
+use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Party, Record, TlsFacts};
-use crate::link::{DialError, DialOptions, PoolError, RequestError, TunnelStream};
+use crate::link::{DialError, DialOptions, Link, PoolError, RequestError, TunnelStream};
 use crate::metrics::Counter;
 use crate::net::{ConnectError, Socket, connect};
 
@@ -49,8 +49,20 @@ impl UpstreamFacts {
                 facts.destination.address = Some(*next_hop);
                 facts.authority = Some(Authority::Address(*authority));
             }
+            Transport::DoubleHbone { next_hop, hostname, port, .. } => {
+                facts.destination.address = Some(*next_hop);
+                facts.authority = Some(Authority::Hostname(Arc::clone(hostname), *port));
+            }
         }
         facts
+    }
+
+    /// Who has proved to be at the other end.
+    fn learn(&mut self, stream: &TunnelStream) {
+        if let Some(peer) = stream.link().peer() {
+            self.destination.identity = Some(peer.identity.clone());
+            self.tls = Some(TlsFacts { version: TLS13, cipher_suite: code_point(peer.cipher) });
+        }
     }
 
     pub(super) fn describe(&self, record: &mut Record) {
@@ -90,12 +102,22 @@ impl Dialler<'_> {
                 Err(CloseCause::NoHealthyEndpoint)
             }
             Transport::Hbone { next_hop, authority, identities } => {
-                let service = route.service.as_ref().map(|entry| &*entry.service.key.hostname);
-                let stream = self.tunnel(state, *next_hop, *authority, identities, service).await?;
-                if let Some(peer) = stream.link().peer() {
-                    facts.destination.identity = Some(peer.identity.clone());
-                    facts.tls = Some(TlsFacts { version: TLS13, cipher_suite: code_point(peer.cipher) });
-                }
+                let authority = hbone::Authority::from_ip(*authority);
+                let leg = Leg::new(self, state, route, &authority, identities)?;
+                let stream = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
+                facts.learn(&stream);
+                Ok(Wire::Tunnel(stream))
+            }
+            Transport::DoubleHbone { next_hop, gateway_identities, hostname, port, identities } => {
+                let authority = hbone::Authority::from_name(hostname, *port).map_err(|error| {
+                    tracing::warn!(%hostname, %error, "a service whose name cannot be asked for");
+                    CloseCause::NoHealthyEndpoint
+                })?;
+                let leg = Leg::new(self, state, route, &authority, gateway_identities)?;
+                let outer = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
+                let inner = leg.headers(Some(&self.workload.network))?;
+                let stream = within(outer, &leg, identities, &inner).await?;
+                facts.learn(&stream);
                 Ok(Wire::Tunnel(stream))
             }
         }
@@ -105,47 +127,101 @@ impl Dialler<'_> {
         to.ip().is_loopback() || self.workload.addresses.contains(&to.ip())
     }
 
-    async fn tunnel(
+    /// A stream of a tunnel that this pod's connections share.
+    async fn pooled(
         &self,
-        state: &NodeState,
         next_hop: SocketAddr,
-        authority: SocketAddr,
-        identities: &[Identity],
-        service: Option<&str>,
+        leg: &Leg<'_>,
+        headers: &h2::Headers,
     ) -> Result<TunnelStream, CloseCause> {
-        let contexts = contexts_of(state, self.workload).ok_or(CloseCause::CertificateMissing)?;
         let options = DialOptions {
             to: next_hop,
             connect: self.node.connect_options(&self.pod.local.network),
-            context: contexts.client.clone(),
-            expected: Arc::from(identities),
+            context: leg.contexts.client.clone(),
+            expected: Arc::from(leg.identities),
             http: h2::Config::hbone_client(),
         };
-        let baggage = self.pod.baggage_of(self.workload);
-        let head = hbone::ConnectHead {
-            authority: &hbone::Authority::from_ip(authority),
-            baggage: &baggage,
-            forwarded: Some(&hbone::Forwarded { client: self.client, host: service.map(Box::from) }),
-            trace: Some(hbone::TraceParent::unsampled(
-                u128::from(self.node.random()) << 64 | u128::from(self.node.random()),
-                self.node.random(),
-            )),
-            network: None,
-        };
-        let headers = head.encode().map_err(|error| {
-            tracing::error!(%error, "a tunnel request cannot be written");
-            CloseCause::TunnelFailed
-        })?;
-        match self.pod.pool.open(&options, &headers).await {
+        match self.pod.pool.open(&options, headers).await {
             Ok((stream, _answer)) => {
                 self.node.metrics.count(Counter::StreamsOpened);
                 Ok(stream)
             }
             Err(error) => {
-                tracing::debug!(%error, %next_hop, %authority, "no tunnel");
+                tracing::debug!(%error, %next_hop, authority = %leg.authority, "no tunnel");
                 Err(pool_cause(&error))
             }
         }
+    }
+}
+
+/// A tunnel of its own within a stream to the gateway of another network: what is behind the gateway proves itself to us,
+/// and the gateway sees nothing.
+async fn within(
+    outer: TunnelStream,
+    leg: &Leg<'_>,
+    identities: &[Identity],
+    headers: &h2::Headers,
+) -> Result<TunnelStream, CloseCause> {
+    let opened = async {
+        let link = Link::within(outer, &leg.contexts.client, &Arc::from(identities)).await;
+        let link = link.map_err(|error| PoolError::Dial(Rc::new(error)))?;
+        link.request(headers).await.map_err(|error| PoolError::Request(Rc::new(error)))
+    };
+    match opened.await {
+        Ok((stream, _answer)) => Ok(stream),
+        Err(error) => {
+            tracing::debug!(%error, authority = %leg.authority, "no tunnel behind the gateway");
+            Err(pool_cause(&error))
+        }
+    }
+}
+
+/// What one connection says of itself on its tunnels.
+struct Leg<'a> {
+    contexts: Arc<TlsContexts>,
+    authority: &'a hbone::Authority,
+    identities: &'a [Identity],
+    baggage: Rc<str>,
+    forwarded: hbone::Forwarded,
+    trace: hbone::TraceParent,
+}
+
+impl<'a> Leg<'a> {
+    fn new(
+        dialler: &Dialler<'_>,
+        state: &NodeState,
+        route: &Route,
+        authority: &'a hbone::Authority,
+        identities: &'a [Identity],
+    ) -> Result<Self, CloseCause> {
+        let node = dialler.node;
+        let service = route.service.as_ref().map(|entry| Box::from(&*entry.service.key.hostname));
+        Ok(Self {
+            contexts: contexts_of(state, dialler.workload).ok_or(CloseCause::CertificateMissing)?,
+            authority,
+            identities,
+            baggage: dialler.pod.baggage_of(dialler.workload),
+            forwarded: hbone::Forwarded { client: dialler.client, host: service },
+            trace: hbone::TraceParent::unsampled(
+                u128::from(node.random()) << 64 | u128::from(node.random()),
+                node.random(),
+            ),
+        })
+    }
+
+    /// The request; `network` goes to the far side of a gateway only.
+    fn headers(&self, network: Option<&str>) -> Result<h2::Headers, CloseCause> {
+        let head = hbone::ConnectHead {
+            authority: self.authority,
+            baggage: &self.baggage,
+            forwarded: Some(&self.forwarded),
+            trace: Some(self.trace),
+            network,
+        };
+        head.encode().map_err(|error| {
+            tracing::error!(%error, "a tunnel request cannot be written");
+            CloseCause::TunnelFailed
+        })
     }
 }
 
@@ -164,6 +240,10 @@ pub(super) fn refusal_cause(refusal: &Refusal) -> CloseCause {
         Refusal::NoEndpoint { .. }
         | Refusal::UnknownWaypoint(_)
         | Refusal::NoAddress(_)
+        | Refusal::NoNetworkGateway(_)
+        | Refusal::UnknownNetworkGateway(_)
+        | Refusal::NoIdentity(_)
+        | Refusal::NotAService(_)
         | Refusal::Unsupported { .. } => CloseCause::NoHealthyEndpoint,
     }
 }

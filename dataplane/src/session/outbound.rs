@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use model::{AppProtocol, Workload};
-use xds::snapshot::resolve::{Client, Destination, Refusal, RouteKind};
+use model::AppProtocol;
+use xds::snapshot::resolve::{Client, Destination, Refusal};
 use xds::snapshot::{ServiceEntry, Snapshot};
 
 use super::connection::Connection;
@@ -78,18 +78,12 @@ async fn prepare(
     }
     let client = Client { workload: &workload, ip: remote.ip() };
     let destination = state.snapshot.destination(client, to).map_err(|refusal| refused(&refusal))?;
-    if let Some(entry) = governed(&state.snapshot, &destination, &workload, to.port()) {
+    if let Some(entry) = governed(&state.snapshot, client, &destination, to.port()) {
         connection.record.borrow_mut().service = Some(entry.service.clone());
         let (node, pod, service) = (node.clone(), pod.clone(), entry.key().clone());
         return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, service, to })));
     }
     let route = state.snapshot.resolve(client, to, node.random()).map_err(|refusal| refused(&refusal))?;
-    if route.kind == RouteKind::Passthrough
-        && node.is_own_port(to.port())
-        && workload.addresses.contains(&to.ip())
-    {
-        return Err(CloseCause::ReservedPort);
-    }
     connection.record.borrow_mut().service = route.service.as_ref().map(|entry| entry.service.clone());
     let mut facts = UpstreamFacts::of_route(&route);
     facts.describe(&mut connection.record.borrow_mut());
@@ -124,19 +118,18 @@ pub(super) async fn relay_plain(
 /// The routes of the addressed service, if requests to it are routed one by one. A waypoint does that itself.
 fn governed<'a>(
     snapshot: &Snapshot,
+    client: Client<'_>,
     destination: &Destination<'a>,
-    client: &Workload,
     port: u16,
 ) -> Option<&'a Arc<ServiceEntry>> {
-    let Destination::Service { entry, owner } = destination else { return None };
-    let behind_waypoint = entry.service.waypoint.is_some()
-        || !entry.service.weighted_waypoints.is_empty()
-        || owner.is_some_and(|owner| owner.waypoint.is_some());
+    let Destination::Service { entry, .. } = destination else { return None };
     let declared = entry.service.port(port)?.app_protocol;
-    if behind_waypoint || matches!(declared, AppProtocol::Tcp | AppProtocol::Tls) {
+    if snapshot.is_behind_waypoint(client, destination)
+        || matches!(declared, AppProtocol::Tcp | AppProtocol::Tls)
+    {
         return None;
     }
-    snapshot.routes_for(entry.key(), port, client.identity.namespace()).map(|_router| *entry)
+    snapshot.routes_for(entry.key(), port, client.workload.identity.namespace()).map(|_router| *entry)
 }
 
 fn refused(refusal: &Refusal) -> CloseCause {

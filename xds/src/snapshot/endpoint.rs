@@ -1,11 +1,14 @@
 //! The choice among the endpoints of a service: a pure function of the service, the client and a random number.
 //!
-//! Eligible is an endpoint that is healthy (or of a service that allows all), serves the port, can be reached and
-//! has capacity. Among those of the best locality rank the choice is random, weighted by capacity.
+//! Eligible is an endpoint that is healthy (or of a service that allows all), serves the port, can be reached (if need
+//! be through its network's gateway) and has capacity. Among those of the best locality rank the choice is random,
+//! weighted by capacity; a [`Chooser`] that knows the load of endpoints draws two and takes the one with less to do for
+//! its capacity.
 //!
 //! Without locality preferences the choice probes random endpoints, so that it costs the same for ten endpoints and
 //! for ten thousand; only if probing fails does it look at all of them.
 
+use std::fmt;
 use std::sync::Arc;
 
 use model::{EndpointPort, Health, HealthPolicy, LoadBalancing, LoadBalancingMode, RoutingScope, Workload};
@@ -35,8 +38,74 @@ pub struct Choice<'a> {
 pub enum NoEndpoint {
     /// None is healthy and serves the port.
     Unavailable,
-    /// There are some, all of them on networks that only a gateway reaches.
+    /// There are some, all of them on other networks and without a gateway that leads there.
     OtherNetwork,
+}
+
+/// What an endpoint is wanted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To serve a port of its service, directly or through its network's gateway.
+    Destination,
+    /// To be the waypoint. One that takes its traffic through an application tunnel need not declare the port: what
+    /// arrives at its HBONE port finds its way there.
+    Waypoint,
+    /// To be a network's gateway: dialled directly, on whichever network it is.
+    Gateway,
+}
+
+/// How to choose where several would do.
+#[derive(Clone, Copy)]
+pub struct Chooser<'a> {
+    seed: u64,
+    load: Option<&'a dyn Load>,
+    avoid: Option<&'a Workload>,
+}
+
+/// Live connections to a workload, as far as the asking worker knows.
+pub trait Load {
+    fn connections(&self, workload: &Workload) -> u32;
+}
+
+impl<'a> Chooser<'a> {
+    /// Chooses at random, weighted by capacity.
+    pub fn random(seed: u64) -> Self {
+        Self { seed, load: None, avoid: None }
+    }
+
+    /// Draws two, weighted by capacity, and takes the one with fewer connections for its capacity.
+    pub fn least_loaded(seed: u64, load: &'a dyn Load) -> Self {
+        Self { seed, load: Some(load), avoid: None }
+    }
+
+    /// The same, but never this endpoint.
+    #[must_use]
+    pub fn avoiding(self, workload: &'a Workload) -> Self {
+        Self { avoid: Some(workload), ..self }
+    }
+
+    pub(super) fn start(&self) -> Choosing<'a> {
+        Choosing { random: Random::new(self.seed), load: self.load, avoid: self.avoid }
+    }
+}
+
+impl From<u64> for Chooser<'_> {
+    fn from(seed: u64) -> Self {
+        Self::random(seed)
+    }
+}
+
+impl fmt::Debug for Chooser<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chooser").field("by_load", &self.load.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// A [`Chooser`] at work on one decision.
+pub(super) struct Choosing<'a> {
+    pub(super) random: Random,
+    load: Option<&'a dyn Load>,
+    avoid: Option<&'a Workload>,
 }
 
 /// A sequence of random numbers from one seed (splitmix64).
@@ -67,47 +136,73 @@ impl Random {
 }
 
 /// Chooses an endpoint of a service for one connection.
-pub fn choose<'a>(
+pub(super) fn choose<'a>(
     entry: &'a ServiceEntry,
     service_port: u16,
+    purpose: Purpose,
     client: &Workload,
-    random: &mut Random,
+    choosing: &mut Choosing<'_>,
 ) -> Result<Choice<'a>, NoEndpoint> {
-    let request = Request::new(entry, service_port, client);
-    if request.preferences.is_none()
-        && let Some(choice) = request.probe(random)
-    {
-        return Ok(choice);
-    }
-    request.look_at_all(random)
+    let request = Request::new(entry, service_port, purpose, client, choosing.avoid);
+    let first = request.draw(&mut choosing.random)?;
+    let Some(load) = choosing.load else { return Ok(first) };
+    let second = request.draw(&mut choosing.random)?;
+    Ok(lighter(load, first, second))
+}
+
+/// The one that would have fewer connections for its capacity with one more; the first where they are equal.
+fn lighter<'a>(load: &dyn Load, first: Choice<'a>, second: Choice<'a>) -> Choice<'a> {
+    let after = |choice: &Choice<'_>| u64::from(load.connections(&choice.endpoint.workload)) + 1;
+    let capacity = |choice: &Choice<'_>| u64::from(choice.endpoint.workload.capacity);
+    let (one, other) = (after(&first) * capacity(&second), after(&second) * capacity(&first));
+    if other < one { second } else { first }
 }
 
 /// What is asked of every endpoint.
 struct Request<'a, 'c> {
     entry: &'a ServiceEntry,
     service_port: u16,
+    purpose: Purpose,
     client: &'c Workload,
+    avoid: Option<&'c Workload>,
     unhealthy_too: bool,
     preferences: Option<&'a LoadBalancing>,
-    /// The service's own target port; `None` where each endpoint carries one.
+    /// The service's own target port, 0 where each endpoint carries one; `None` if the service has no such port.
     target_port: Option<u16>,
 }
 
 impl<'a, 'c> Request<'a, 'c> {
-    fn new(entry: &'a ServiceEntry, service_port: u16, client: &'c Workload) -> Self {
+    fn new(
+        entry: &'a ServiceEntry,
+        service_port: u16,
+        purpose: Purpose,
+        client: &'c Workload,
+        avoid: Option<&'c Workload>,
+    ) -> Self {
         let service = &entry.service;
         let balancing = service.load_balancing.as_ref();
         Self {
             entry,
             service_port,
+            purpose,
             client,
+            avoid,
             unhealthy_too: balancing.is_some_and(|it| it.health_policy == HealthPolicy::AllowAll),
             preferences: balancing.filter(|it| {
                 matches!(it.mode, LoadBalancingMode::Strict | LoadBalancingMode::Failover)
                     && !it.routing_preference.is_empty()
             }),
-            target_port: service.port(service_port).map(|port| port.target_port).filter(|port| *port != 0),
+            target_port: service.port(service_port).map(|port| port.target_port),
         }
+    }
+
+    fn draw(&self, random: &mut Random) -> Result<Choice<'a>, NoEndpoint> {
+        if self.preferences.is_none()
+            && let Some(choice) = self.probe(random)
+        {
+            return Ok(choice);
+        }
+        self.look_at_all(random)
     }
 
     /// Rejection sampling: an endpoint drawn uniformly is taken with probability capacity / greatest capacity, so
@@ -158,17 +253,33 @@ impl<'a, 'c> Request<'a, 'c> {
     fn eligible(&self, endpoint: &Endpoint) -> Option<u16> {
         let workload = &endpoint.workload;
         let healthy = self.unhealthy_too || workload.health == Health::Healthy;
-        let reachable = workload.network == self.client.network
-            && (!workload.addresses.is_empty() || !workload.hostname.is_empty());
-        if !healthy || !reachable || workload.capacity == 0 {
+        let avoided = self.avoid.is_some_and(|avoid| avoid.uid == workload.uid);
+        if !healthy || avoided || workload.capacity == 0 || !self.is_reachable(workload) {
             return None;
         }
-        endpoint
-            .ports
-            .iter()
-            .find(|port| port.service_port == self.service_port && port.target_port != 0)
-            .map(|port| port.target_port)
-            .or(self.target_port)
+        self.port_of(endpoint)
+    }
+
+    fn is_reachable(&self, workload: &Workload) -> bool {
+        let has_address = !workload.addresses.is_empty() || !workload.hostname.is_empty();
+        match self.purpose {
+            Purpose::Gateway => has_address,
+            _ if workload.network == self.client.network => has_address,
+            _ => workload.network_gateway.is_some(),
+        }
+    }
+
+    fn port_of(&self, endpoint: &Endpoint) -> Option<u16> {
+        let found_anyway =
+            self.purpose == Purpose::Waypoint && endpoint.workload.application_tunnel.is_some();
+        if self.target_port.is_none() && !found_anyway {
+            return None;
+        }
+        let own = endpoint.ports.iter().find(|port| port.service_port == self.service_port);
+        own.map(|port| port.target_port)
+            .filter(|port| *port != 0)
+            .or(self.target_port.filter(|port| *port != 0))
+            .or(found_anyway.then_some(self.service_port))
     }
 
     /// How well the endpoint fits the routing preferences; `None` if they rule it out.
@@ -182,8 +293,8 @@ impl<'a, 'c> Request<'a, 'c> {
             let same = self.same(*scope, workload);
             matched += usize::from(same);
             match (same, network_first) {
-                // The network outweighs what follows it, and its absence alone does not end the comparison.
-                (true, true) => rank += scopes.len() - 1,
+                // The network weighs as much as all that follows, and its absence alone does not end the comparison.
+                (true, true) => rank += (scopes.len() - 1).max(1),
                 (false, true) => {}
                 (true, false) => rank += 1,
                 (false, false) => break,

@@ -5,13 +5,16 @@
 //! counts. Lookups borrow their keys and allocate nothing.
 //!
 //! - [`Snapshot`]: lookups of workloads, services, policies and routes.
-//! - [`resolve`]: where a connection goes (`Snapshot::resolve` and its two halves).
+//! - [`resolve`]: where a connection goes (`Snapshot::resolve` and its two halves); `gateway`: by way of whom.
 //! - [`endpoint`]: the choice among the endpoints of a service.
 //! - [`dump`]: the JSON of `/config_dump`.
 
 pub mod dump;
 pub mod endpoint;
+mod gateway;
 mod keys;
+#[cfg(test)]
+mod network_tests;
 pub mod resolve;
 #[cfg(test)]
 mod resolve_tests;
@@ -28,7 +31,7 @@ use l7::router::Router;
 use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
 
-pub use endpoint::Endpoint;
+pub use endpoint::{Chooser, Endpoint, Load};
 pub(crate) use keys::{AddressKey, NameKey, PolicySetKey};
 use keys::{AddressQuery, HostQuery, NameQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};

@@ -2,8 +2,9 @@
 //!
 //! In order: the proxy's own ports on loopback are refused; an address that belongs to a service goes to the
 //! service's waypoint, or to an endpoint of the service; an address that belongs to a workload goes to the workload's
-//! waypoint, or to the workload; any other address is passed through. Whatever cannot be decided safely is refused,
-//! never passed through.
+//! waypoint, or to the workload; any other address is passed through. An endpoint or a waypoint on another network is
+//! reached through its network's gateway, and only where a service was addressed. Whatever cannot be decided safely is
+//! refused, never passed through.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -14,8 +15,11 @@ use model::{
     TunnelProtocol, Workload,
 };
 
-use super::endpoint::{NoEndpoint, Random, choose};
+use super::endpoint::{Choosing, NoEndpoint, Purpose, Random, choose};
+use super::gateway::Far;
 use super::{ServiceEntry, Snapshot};
+
+pub use super::endpoint::{Chooser, Load};
 
 /// Where workloads take HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -79,6 +83,18 @@ pub enum Transport {
         /// Any one of these the other side must prove. Never empty.
         identities: Vec<Identity>,
     },
+    /// To another network: HBONE to its gateway, and within that stream HBONE to the service behind it.
+    DoubleHbone {
+        /// The gateway.
+        next_hop: SocketAddr,
+        /// Any one of these the gateway must prove. Never empty.
+        gateway_identities: Vec<Identity>,
+        /// What both CONNECTs ask for: the service's host name and port.
+        hostname: Arc<str>,
+        port: u16,
+        /// Any one of these whoever answers behind the gateway must prove. Never empty.
+        identities: Vec<Identity>,
+    },
 }
 
 /// An address, or a name that has yet to be resolved to one.
@@ -99,35 +115,64 @@ pub enum Refusal {
     NoEndpoint { service: NamespacedHostname, port: u16 },
     #[error("waypoint {0} is not known (yet); check that its Gateway is programmed and has a Service")]
     UnknownWaypoint(String),
-    #[error("workload {0} has no address")]
+    #[error("workload {0} has no address of a family that the service offers")]
     NoAddress(Arc<str>),
+    #[error(
+        "what serves {0} is on another network, and no gateway of that network is named; check the \
+             topology.istio.io/network labels and the east-west gateway there"
+    )]
+    NoNetworkGateway(NamespacedHostname),
+    #[error(
+        "network gateway {0} is not known (yet); check that the east-west gateway's Service has an address"
+    )]
+    UnknownNetworkGateway(String),
+    #[error("{0} names no identity (subject_alt_names) that its instances on another network could prove")]
+    NoIdentity(String),
+    #[error("only traffic to a service crosses networks, and {0} is on another one; address a service")]
+    NotAService(String),
     #[error("{what} is not supported by this version, and going round it would not be safe")]
     Unsupported { what: &'static str },
 }
 
 impl Snapshot {
     /// Decides the way of one connection to its original destination.
-    pub fn resolve(&self, client: Client<'_>, to: SocketAddr, random: u64) -> Result<Route, Refusal> {
-        let mut random = Random::new(random);
+    pub fn resolve<'c>(
+        &self,
+        client: Client<'_>,
+        to: SocketAddr,
+        chooser: impl Into<Chooser<'c>>,
+    ) -> Result<Route, Refusal> {
+        let choosing = &mut chooser.into().start();
         match self.destination(client, to)? {
             Destination::Unknown => Ok(Route::passthrough(to, None)),
-            Destination::Workload(workload) => self.to_workload(client, workload, to, &mut random),
+            Destination::Workload(workload) => self.to_workload(client, workload, to, choosing),
+            Destination::Service { owner: Some(owner), .. } if self.needs_waypoint(client, owner) => {
+                self.to_workload(client, owner, to, choosing)
+            }
             Destination::Service { entry, owner } => {
-                if let Some(owner) = owner.filter(|owner| self.needs_waypoint(client, owner)) {
-                    return self.to_workload(client, owner, to, &mut random);
-                }
-                let waypoint =
-                    if owner.is_some() { None } else { pick_waypoint(&entry.service, &mut random) };
-                if let Some(waypoint) = waypoint {
-                    let mut route = self.to_waypoint(client, waypoint, to, &mut random)?;
-                    route.service = Some(Arc::clone(entry));
-                    return Ok(route);
+                let waypoint = pick_waypoint(&entry.service, &mut choosing.random);
+                if let Some(waypoint) = waypoint.filter(|_| owner.is_none()) {
+                    return self.to_waypoint(client, waypoint, to, Some(entry), choosing);
                 }
                 if mode(&entry.service) == LoadBalancingMode::Passthrough {
-                    return Ok(Route::passthrough(to, Some(Arc::clone(entry))));
+                    return Ok(Route::passthrough(
+                        passed_through(&entry.service, to),
+                        Some(Arc::clone(entry)),
+                    ));
                 }
-                to_endpoint(client, entry, to.port(), Some(to.ip()), &mut random)
+                self.to_endpoint(client, entry, to.port(), Some(to.ip()), choosing)
             }
+        }
+    }
+
+    /// Whether the connection goes to a waypoint, which then does all that is to be done with requests.
+    pub fn is_behind_waypoint(&self, client: Client<'_>, destination: &Destination<'_>) -> bool {
+        match destination {
+            Destination::Unknown => false,
+            Destination::Workload(owner) | Destination::Service { owner: Some(owner), .. } => {
+                self.needs_waypoint(client, owner)
+            }
+            Destination::Service { entry, owner: None } => has_waypoint(&entry.service),
         }
     }
 
@@ -148,16 +193,16 @@ impl Snapshot {
 
     /// The way to an endpoint of a service, past its waypoint: for a backend that an L7 route chose, and for the
     /// waypoint's own use.
-    pub fn resolve_backend(
+    pub fn resolve_backend<'c>(
         &self,
         client: Client<'_>,
         service: &NamespacedHostname,
         port: u16,
-        random: u64,
+        chooser: impl Into<Chooser<'c>>,
     ) -> Result<Route, Refusal> {
         let no_endpoint = || Refusal::NoEndpoint { service: service.clone(), port };
         let entry = self.services.get(service).ok_or_else(no_endpoint)?;
-        to_endpoint(client, entry, port, None, &mut Random::new(random))
+        self.to_endpoint(client, entry, port, None, &mut chooser.into().start())
     }
 
     fn to_workload(
@@ -165,13 +210,39 @@ impl Snapshot {
         client: Client<'_>,
         workload: &Arc<Workload>,
         to: SocketAddr,
-        random: &mut Random,
+        choosing: &mut Choosing<'_>,
     ) -> Result<Route, Refusal> {
         if let Some(waypoint) = workload.waypoint.as_ref().filter(|_| self.needs_waypoint(client, workload)) {
-            return self.to_waypoint(client, waypoint, to, random);
+            return self.to_waypoint(client, waypoint, to, None, choosing);
         }
         let transport = transport_to(workload, to.ip(), to.port(), &[]);
         Ok(Route { transport, service: None, workload: Some(Arc::clone(workload)), kind: RouteKind::Direct })
+    }
+
+    fn to_endpoint(
+        &self,
+        client: Client<'_>,
+        entry: &Arc<ServiceEntry>,
+        port: u16,
+        requested: Option<IpAddr>,
+        choosing: &mut Choosing<'_>,
+    ) -> Result<Route, Refusal> {
+        let chosen = choose(entry, port, Purpose::Destination, client.workload, choosing);
+        let choice = chosen.map_err(|error| no_endpoint(error, entry, port))?;
+        let (workload, service) = (&choice.endpoint.workload, &entry.service);
+        if workload.network != client.workload.network {
+            let far = Far { workload, service: Some(entry), kind: RouteKind::Direct };
+            return self.across(client, entry, port, &far, choosing);
+        }
+        let transport = match pick_address(workload, requested, service.ip_families, client.ip) {
+            Some(ip) => transport_to(workload, ip, choice.target_port, &service.subject_alt_names),
+            None if workload.hostname.is_empty() => {
+                return Err(Refusal::NoAddress(Arc::clone(&workload.uid)));
+            }
+            None => transport_to_name(workload, choice.target_port)?,
+        };
+        let (service, workload) = (Some(Arc::clone(entry)), Some(Arc::clone(workload)));
+        Ok(Route { transport, service, workload, kind: RouteKind::Direct })
     }
 
     /// True unless the workload has no waypoint, or the client is an instance of that waypoint: a member of the
@@ -193,66 +264,6 @@ impl Snapshot {
         };
         !(is_waypoint && client.workload.addresses.contains(&client.ip.to_canonical()))
     }
-
-    /// HBONE to an instance of the waypoint, which is told the original destination.
-    fn to_waypoint(
-        &self,
-        client: Client<'_>,
-        waypoint: &GatewayAddress,
-        to: SocketAddr,
-        random: &mut Random,
-    ) -> Result<Route, Refusal> {
-        let instance = self.waypoint_instance(client, waypoint, random)?;
-        let ip = pick_address(&instance.workload, None, IpFamilies::Automatic, client.ip)
-            .ok_or_else(|| Refusal::NoAddress(Arc::clone(&instance.workload.uid)))?;
-        let transport = Transport::Hbone {
-            next_hop: SocketAddr::new(ip, instance.port),
-            authority: to,
-            identities: identities(&instance.workload, instance.subject_alt_names),
-        };
-        Ok(Route { transport, service: None, workload: Some(instance.workload), kind: RouteKind::Waypoint })
-    }
-
-    fn waypoint_instance(
-        &self,
-        client: Client<'_>,
-        waypoint: &GatewayAddress,
-        random: &mut Random,
-    ) -> Result<WaypointInstance<'_>, Refusal> {
-        let port = waypoint.hbone_mtls_port;
-        let entry = match &waypoint.destination {
-            GatewayDestination::Hostname(key) => self.services.get(key),
-            GatewayDestination::Address(address) => {
-                if let Some(workload) = self.workload_by_address(&address.network, address.ip) {
-                    if workload.network != client.workload.network {
-                        return Err(Refusal::Unsupported { what: "a waypoint on another network" });
-                    }
-                    let workload = Arc::clone(workload);
-                    return Ok(WaypointInstance { workload, port, subject_alt_names: &[] });
-                }
-                let namespace = client.workload.identity.namespace();
-                self.service_by_vip(&address.network, address.ip, namespace)
-            }
-        };
-        let entry = entry.ok_or_else(|| Refusal::UnknownWaypoint(gateway_name(waypoint)))?;
-        match choose(entry, port, client.workload, random) {
-            Ok(choice) => Ok(WaypointInstance {
-                workload: Arc::clone(&choice.endpoint.workload),
-                port: choice.target_port,
-                subject_alt_names: &entry.service.subject_alt_names,
-            }),
-            Err(NoEndpoint::OtherNetwork) => {
-                Err(Refusal::Unsupported { what: "a waypoint on another network" })
-            }
-            Err(NoEndpoint::Unavailable) => Err(Refusal::NoEndpoint { service: entry.key().clone(), port }),
-        }
-    }
-}
-
-struct WaypointInstance<'a> {
-    workload: Arc<Workload>,
-    port: u16,
-    subject_alt_names: &'a [Identity],
 }
 
 impl Route {
@@ -292,26 +303,21 @@ fn mode(service: &Service) -> LoadBalancingMode {
     service.load_balancing.as_ref().map_or(LoadBalancingMode::Unspecified, |it| it.mode)
 }
 
-fn to_endpoint(
-    client: Client<'_>,
-    entry: &Arc<ServiceEntry>,
-    port: u16,
-    requested: Option<IpAddr>,
-    random: &mut Random,
-) -> Result<Route, Refusal> {
-    let choice = choose(entry, port, client.workload, random).map_err(|error| match error {
+pub(super) fn no_endpoint(error: NoEndpoint, entry: &ServiceEntry, port: u16) -> Refusal {
+    match error {
         NoEndpoint::Unavailable => Refusal::NoEndpoint { service: entry.key().clone(), port },
-        NoEndpoint::OtherNetwork => Refusal::Unsupported { what: "an endpoint on another network" },
-    })?;
-    let workload = &choice.endpoint.workload;
-    let service = &entry.service;
-    let transport = match pick_address(workload, requested, service.ip_families, client.ip) {
-        Some(ip) => transport_to(workload, ip, choice.target_port, &service.subject_alt_names),
-        None if workload.hostname.is_empty() => return Err(Refusal::NoAddress(Arc::clone(&workload.uid))),
-        None => transport_to_name(workload, choice.target_port)?,
-    };
-    let (service, workload) = (Some(Arc::clone(entry)), Some(Arc::clone(workload)));
-    Ok(Route { transport, service, workload, kind: RouteKind::Direct })
+        NoEndpoint::OtherNetwork => Refusal::NoNetworkGateway(entry.key().clone()),
+    }
+}
+
+/// Where a service without balancing is dialled: the address asked for, at the target port if the service has one.
+fn passed_through(service: &Service, to: SocketAddr) -> SocketAddr {
+    let target = service.port(to.port()).map(|port| port.target_port).filter(|port| *port != 0);
+    SocketAddr::new(to.ip(), target.unwrap_or(to.port()))
+}
+
+fn has_waypoint(service: &Service) -> bool {
+    service.waypoint.is_some() || service.weighted_waypoints.iter().any(|it| it.weight > 0)
 }
 
 fn transport_to(workload: &Workload, ip: IpAddr, port: u16, subject_alt_names: &[Identity]) -> Transport {
@@ -337,7 +343,7 @@ fn transport_to_name(workload: &Workload, port: u16) -> Result<Transport, Refusa
     }
 }
 
-fn identities(workload: &Workload, subject_alt_names: &[Identity]) -> Vec<Identity> {
+pub(super) fn identities(workload: &Workload, subject_alt_names: &[Identity]) -> Vec<Identity> {
     let mut identities = Vec::with_capacity(1 + subject_alt_names.len());
     identities.push(workload.identity.clone());
     identities.extend(subject_alt_names.iter().filter(|it| **it != workload.identity).cloned());
@@ -346,7 +352,7 @@ fn identities(workload: &Workload, subject_alt_names: &[Identity]) -> Vec<Identi
 
 /// The requested address if the workload has it; else one of a family that the service offers, of the client's family
 /// where there is one.
-fn pick_address(
+pub(super) fn pick_address(
     workload: &Workload,
     requested: Option<IpAddr>,
     families: IpFamilies,
@@ -363,11 +369,4 @@ fn pick_address(
     let client_is_ipv4 = client_ip.to_canonical().is_ipv4();
     let candidates = || workload.addresses.iter().filter(offered);
     candidates().find(|ip| ip.is_ipv4() == client_is_ipv4).or_else(|| candidates().next()).copied()
-}
-
-fn gateway_name(gateway: &GatewayAddress) -> String {
-    match &gateway.destination {
-        GatewayDestination::Hostname(key) => key.to_string(),
-        GatewayDestination::Address(address) => address.to_string(),
-    }
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use model::{
-    GatewayAddress, HealthPolicy, LoadBalancing, LoadBalancingMode, Locality, RoutingScope, Service,
-    ServicePort, WeightedWaypoint, Workload,
+    ApplicationTunnel, ApplicationTunnelProtocol, GatewayAddress, HealthPolicy, LoadBalancing,
+    LoadBalancingMode, Locality, RoutingScope, Service, ServicePort, WeightedWaypoint, Workload,
 };
 
 use super::*;
@@ -125,8 +125,18 @@ fn a_service_port_with_a_target_serves_endpoints_that_name_none() {
     let snapshot = snapshot(vec![serving(workload("app/a", "10.0.0.1"), &["app/web"])], vec![web]);
     let route = resolve(&snapshot, "10.1.0.1:90").unwrap();
     assert_eq!(route.transport, hbone("10.0.0.1:15008", "10.0.0.1:9090", &["a"]));
-    // The endpoint's own mapping goes first.
-    assert!(resolve(&snapshot, "10.1.0.1:80").is_ok());
+}
+
+#[test]
+fn an_endpoint_s_own_port_goes_first_and_only_ports_of_the_service_are_served() {
+    let mut web = service("app/web", &["10.1.0.1"]);
+    web.ports[0].target_port = 9090;
+    let member = || serving(workload("app/a", "10.0.0.1"), &["app/web"]);
+    let route = resolve(&snapshot(vec![member()], vec![web.clone()]), "10.1.0.1:80").unwrap();
+    assert_eq!(route.transport, hbone("10.0.0.1:15008", "10.0.0.1:8080", &["a"]));
+    web.ports[0].service_port = 90;
+    let refusal = resolve(&snapshot(vec![member()], vec![web]), "10.1.0.1:80").unwrap_err();
+    assert!(matches!(refusal, Refusal::NoEndpoint { port: 80, .. }), "{refusal:?}");
 }
 
 #[test]
@@ -137,6 +147,21 @@ fn passthrough_mode_keeps_the_original_destination() {
     let route = resolve(&snapshot, "1.2.3.4:80").unwrap();
     assert_eq!((route.transport, route.kind), (tcp("1.2.3.4:80"), RouteKind::Passthrough));
     assert!(route.service.is_some());
+}
+
+#[test]
+fn passthrough_mode_goes_to_the_target_port_where_the_service_has_one() {
+    let mut external = service("app/external", &["1.2.3.4", "10.3.0.0/16"]);
+    external.load_balancing = Some(balancing(LoadBalancingMode::Passthrough, &[]));
+    external.load_balancing.as_mut().unwrap().health_policy = HealthPolicy::AllowAll;
+    external.ports[0].target_port = 8181;
+    let snapshot = snapshot(vec![], vec![external]);
+    for (to, dialled) in
+        [("1.2.3.4:80", "1.2.3.4:8181"), ("1.2.3.4:81", "1.2.3.4:81"), ("10.3.9.9:80", "10.3.9.9:8181")]
+    {
+        let route = resolve(&snapshot, to).unwrap();
+        assert_eq!((route.transport, route.kind), (tcp(dialled), RouteKind::Passthrough), "{to}");
+    }
 }
 
 /// A mesh with a waypoint `app/wp` at VIP 10.1.0.9, with one instance at 10.0.0.5.
@@ -244,20 +269,6 @@ fn an_endpoint_known_by_name_only_is_left_to_be_resolved() {
     assert_eq!(route.transport, Transport::Tcp { to });
     let refusal = resolve(&snapshot(vec![named], vec![web()]), "10.1.0.1:80").unwrap_err();
     assert!(matches!(refusal, Refusal::Unsupported { .. }));
-}
-
-#[test]
-fn other_networks_are_refused_where_there_is_nothing_nearer() {
-    let far = Workload { network: "far".into(), ..serving(workload("app/far", "10.0.0.1"), &["app/web"]) };
-    let near = serving(workload("app/near", "10.0.0.2"), &["app/web"]);
-    let web = || service("app/web", &["10.1.0.1"]);
-    let only_far = snapshot(vec![far.clone()], vec![web()]);
-    assert!(matches!(resolve(&only_far, "10.1.0.1:80").unwrap_err(), Refusal::Unsupported { .. }));
-    let both = snapshot(vec![far, near], vec![web()]);
-    for random in 0..32 {
-        let route = resolve_as(&both, &client(), "10.1.0.1:80", random).unwrap();
-        assert_eq!(&*route.workload.unwrap().name, "near");
-    }
 }
 
 #[test]
@@ -374,4 +385,131 @@ fn a_backend_of_a_route_is_reached_past_its_waypoint_and_a_missing_one_is_refuse
     let route = snapshot.resolve_backend(me, &key("v1"), 80, 1).unwrap();
     assert_eq!(route.transport, hbone("10.0.0.1:15008", "10.0.0.1:8080", &["a"]));
     assert!(snapshot.resolve_backend(me, &key("v2"), 80, 1).is_err());
+}
+
+#[test]
+fn a_waypoint_behind_an_application_tunnel_need_not_declare_the_port() {
+    let web = Service { waypoint: Some(waypoint_host("app/wp")), ..service("app/web", &["10.1.0.1"]) };
+    let gateway = || service("app/wp", &[]);
+    let instance = |application_tunnel| Workload {
+        application_tunnel,
+        ..serving(workload("app/wp-0", "10.0.0.5"), &["app/wp"])
+    };
+    let tunnel = ApplicationTunnel { protocol: ApplicationTunnelProtocol::Proxy, port: 15088 };
+    let sandwich = snapshot(vec![instance(Some(tunnel))], vec![web.clone(), gateway()]);
+    let route = resolve(&sandwich, "10.1.0.1:80").unwrap();
+    assert_eq!(route.transport, hbone("10.0.0.5:15008", "10.1.0.1:80", &["wp-0"]));
+    assert!(resolve(&snapshot(vec![instance(None)], vec![web, gateway()]), "10.1.0.1:80").is_err());
+}
+
+#[test]
+fn a_waypoint_is_dialled_at_the_very_address_that_names_it_or_in_its_service_s_family() {
+    let mut instance = workload("app/wp-0", "10.0.0.5");
+    instance.addresses.push(ip("fd00::5"));
+    instance.services = waypoint_instance("app/wp-0", "10.0.0.5", "app/wp").services;
+    let mut gateway = service("app/wp", &[]);
+    gateway.ports[0].service_port = 15008;
+    let next_hop = |waypoint, families, client: &str| {
+        let web = Service { waypoint: Some(waypoint), ..service("app/web", &["10.1.0.1"]) };
+        let gateway = Service { ip_families: families, ..gateway.clone() };
+        let snapshot = snapshot(vec![instance.clone()], vec![web, gateway]);
+        let route = resolve_as(&snapshot, &workload("app/client", client), "10.1.0.1:80", 1).unwrap();
+        let Transport::Hbone { next_hop, .. } = route.transport else { panic!("must be HBONE") };
+        next_hop.ip()
+    };
+    use model::IpFamilies::{Automatic, Ipv4Only};
+    assert_eq!(next_hop(waypoint_address("10.0.0.5"), Automatic, "fd00::9"), ip("10.0.0.5"));
+    assert_eq!(next_hop(waypoint_host("app/wp"), Automatic, "fd00::9"), ip("fd00::5"));
+    assert_eq!(next_hop(waypoint_host("app/wp"), Ipv4Only, "fd00::9"), ip("10.0.0.5"));
+}
+
+#[test]
+fn what_goes_to_a_waypoint_is_known_beforehand() {
+    let weighted = |weight| vec![WeightedWaypoint { destination: waypoint_host("app/wp"), weight }];
+    let plain = service("app/web", &["10.1.0.1"]);
+    let direct = Service { waypoint: Some(waypoint_host("app/wp")), ..plain.clone() };
+    let shared = Service { weighted_waypoints: weighted(1), ..plain.clone() };
+    let weightless = Service { weighted_waypoints: weighted(0), ..plain.clone() };
+    for (web, expected) in [(plain, false), (direct.clone(), true), (shared, true), (weightless, false)] {
+        let member = serving(workload("app/a", "10.0.0.1"), &["app/web"]);
+        let snapshot = with_waypoint(vec![member], vec![web]);
+        let me = client();
+        let me = Client { workload: &me, ip: ip("10.0.0.9") };
+        let destination = snapshot.destination(me, at("10.1.0.1:80")).unwrap();
+        assert_eq!(snapshot.is_behind_waypoint(me, &destination), expected);
+        let route = snapshot.resolve(me, at("10.1.0.1:80"), 1).unwrap();
+        assert_eq!(route.kind == RouteKind::Waypoint, expected);
+    }
+    // A workload that owns the address counts alone.
+    let owned = Service { vips: service("app/web", &["10.0.0.1"]).vips, ..direct };
+    let member = serving(workload("app/a", "10.0.0.1"), &["app/web"]);
+    let snapshot = with_waypoint(vec![member], vec![owned]);
+    let me = client();
+    let me = Client { workload: &me, ip: ip("10.0.0.9") };
+    let destination = snapshot.destination(me, at("10.0.0.1:80")).unwrap();
+    assert!(!snapshot.is_behind_waypoint(me, &destination));
+}
+
+#[test]
+fn a_host_network_endpoint_serves_its_service_and_owns_no_address() {
+    let member = plain(serving(workload("app/a", "10.0.0.1"), &["app/web"]));
+    let member = Workload { network_mode: model::NetworkMode::HostNetwork, ..member };
+    let snapshot = snapshot(vec![member], vec![service("app/web", &["10.1.0.1"])]);
+    assert_eq!(resolve(&snapshot, "10.1.0.1:80").unwrap().transport, tcp("10.0.0.1:8080"));
+    let route = resolve(&snapshot, "10.0.0.1:8080").unwrap();
+    assert_eq!(route.kind, RouteKind::Passthrough);
+}
+
+struct Loads(BTreeMap<&'static str, u32>);
+
+impl Load for Loads {
+    fn connections(&self, workload: &Workload) -> u32 {
+        self.0.get(&*workload.name).copied().unwrap_or(0)
+    }
+}
+
+#[test]
+fn of_two_drawn_the_one_with_less_to_do_for_its_capacity_is_taken() {
+    let member = |name: &str, address: &str, capacity| Workload {
+        capacity,
+        ..serving(workload(name, address), &["app/web"])
+    };
+    let members = vec![member("app/busy", "10.0.0.1", 1), member("app/idle", "10.0.0.2", 1)];
+    let mesh = snapshot(members, vec![service("app/web", &["10.1.0.1"])]);
+    let share = |mesh: &Snapshot, loads: &Loads, name: &str| {
+        let me = client();
+        let me = Client { workload: &me, ip: ip("10.0.0.9") };
+        let taken = (0..2000_u64).filter(|seed| {
+            let chooser = Chooser::least_loaded(*seed, loads);
+            let route = mesh.resolve(me, at("10.1.0.1:80"), chooser).unwrap();
+            &*route.workload.unwrap().name == name
+        });
+        f64::from(u32::try_from(taken.count()).unwrap()) / 2000.0
+    };
+    // Only where both draws hit the busy one is it taken.
+    let busy = Loads(BTreeMap::from([("busy", 10)]));
+    assert!((share(&mesh, &busy, "busy") - 0.25).abs() < 0.04);
+    assert!((share(&mesh, &Loads(BTreeMap::new()), "busy") - 0.5).abs() < 0.04);
+    // Twice the connections of one with half the capacity is as much to do.
+    let members = vec![member("app/big", "10.0.0.1", 2), member("app/small", "10.0.0.2", 1)];
+    let mesh = snapshot(members, vec![service("app/web", &["10.1.0.1"])]);
+    let even = Loads(BTreeMap::from([("big", 3), ("small", 1)]));
+    assert!((share(&mesh, &even, "big") - 2.0 / 3.0).abs() < 0.04);
+}
+
+#[test]
+fn an_endpoint_that_is_avoided_is_not_taken_and_the_last_one_leaves_none() {
+    let member = |name: &str, address: &str| serving(workload(name, address), &["app/web"]);
+    let bad = member("app/bad", "10.0.0.1");
+    let me = client();
+    let me = Client { workload: &me, ip: ip("10.0.0.9") };
+    let web = || vec![service("app/web", &["10.1.0.1"])];
+    let two = snapshot(vec![bad.clone(), member("app/good", "10.0.0.2")], web());
+    for seed in 0..64 {
+        let chooser = Chooser::random(seed).avoiding(&bad);
+        let route = two.resolve(me, at("10.1.0.1:80"), chooser).unwrap();
+        assert_eq!(&*route.workload.unwrap().name, "good");
+    }
+    let one = snapshot(vec![bad.clone()], web());
+    assert!(one.resolve(me, at("10.1.0.1:80"), Chooser::random(1).avoiding(&bad)).is_err());
 }
