@@ -14,6 +14,8 @@ use tunnel::h2::{Config, ErrorCode, Headers};
 use tunnel::pool::PoolConfig;
 use tunnel::tls::{ClientContext, CloseCause, Credentials, CryptoPolicy, ServerContext};
 
+mod within;
+
 use super::*;
 use crate::net::testing::on_each_driver;
 use crate::net::{ConnectOptions, ListenOptions, Listener};
@@ -89,18 +91,31 @@ impl Inbox {
 fn lab(worker: &Worker) -> (Rc<Inbox>, DialOptions) {
     let (client, server) = credentials();
     let inbox = Rc::new(Inbox::default());
+    let to = listen(worker, &server, inbox.clone(), Some(inbox.clone()));
+    (inbox, dial_options(&client, to, SERVER))
+}
+
+/// Serves the links that come to a new port; `keeper` keeps them.
+fn listen(
+    worker: &Worker,
+    server: &Credentials,
+    handler: Rc<dyn Handler>,
+    keeper: Option<Rc<Inbox>>,
+) -> SocketAddr {
     let listener = Listener::bind("127.0.0.1:0".parse().unwrap(), &ListenOptions::default()).unwrap();
-    let to = listener.local_address().unwrap();
-    let context = ServerContext::new(&server, CryptoPolicy::default()).unwrap();
-    let (handler, serving) = (inbox.clone(), worker.clone());
+    let at = listener.local_address().unwrap();
+    let context = ServerContext::new(server, CryptoPolicy::default()).unwrap();
+    let serving = worker.clone();
     worker.spawn(async move {
         while let Some(Ok((socket, from))) = serving.unless_draining(listener.accept()).await {
             let link =
                 serve(&serving, socket, from, &context, &ServerOptions::default(), handler.clone()).unwrap();
-            handler.links.borrow_mut().push(link);
+            if let Some(keeper) = &keeper {
+                keeper.links.borrow_mut().push(link);
+            }
         }
     });
-    (inbox, dial_options(&client, to, SERVER))
+    at
 }
 
 fn dial_options(client: &Credentials, to: SocketAddr, expected: &str) -> DialOptions {
