@@ -1,7 +1,8 @@
 //! What a large mesh costs: `cargo run --release -p xds --example snapshot_scale [WORKLOADS] [SERVICES]`.
 //!
-//! Decodes and stores a generated mesh, then applies single deltas to it, and prints times and bytes a workload. The
-//! time of one delta may grow with the depth of the tables and with cache misses, not with what exists.
+//! The discovery client takes a generated mesh as one response, then single deltas, and prints times and bytes a
+//! workload as they were asked for of the allocator: client, store and newest snapshot together. The time of one delta
+//! may grow with the depth of the tables and with cache misses, not with what exists.
 
 // A measurement that cannot go on says so and stops.
 #![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
@@ -12,7 +13,8 @@ use std::time::Instant;
 
 use prost::Message;
 use prost_types::Any;
-use xds::delta::Sink;
+use xds::delta::{Client, Outcome, Subscription};
+use xds::proto::discovery::{DeltaDiscoveryResponse, Node, Resource};
 use xds::proto::{ADDRESS_TYPE, workload as wire};
 use xds::store::Store;
 
@@ -82,6 +84,26 @@ fn service(index: usize) -> (String, Any) {
     (name, wrapped(wire::address::Type::Service(service)))
 }
 
+/// A response that holds these resources, each in a version as istiod writes it.
+fn response(resources: impl IntoIterator<Item = (String, Any)>, version: u64) -> DeltaDiscoveryResponse {
+    let resource = |(name, body)| Resource {
+        name,
+        version: format!("{:016x}", version.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+        resource: Some(body),
+        ..Resource::default()
+    };
+    DeltaDiscoveryResponse {
+        type_url: ADDRESS_TYPE.to_owned(),
+        resources: resources.into_iter().map(resource).collect(),
+        ..DeltaDiscoveryResponse::default()
+    }
+}
+
+fn apply(client: &mut Client, store: &mut Store, response: &DeltaDiscoveryResponse) {
+    let (_, outcome) = client.response(response, store);
+    assert!(matches!(outcome, Outcome::Accepted { .. }), "{outcome:?}");
+}
+
 fn wrapped(kind: wire::address::Type) -> Any {
     let value = wire::Address { r#type: Some(kind) }.encode_to_vec();
     Any { type_url: ADDRESS_TYPE.to_owned(), value }
@@ -91,17 +113,17 @@ fn main() {
     let mut arguments = std::env::args().skip(1).map(|it| it.parse::<usize>().unwrap());
     let workloads = arguments.next().unwrap_or(100_000);
     let services = arguments.next().unwrap_or(5_000);
-    let messages: Vec<_> = (0..services)
-        .map(service)
-        .chain((0..workloads).map(|index| workload(index, services, "v1")))
-        .collect();
+    let everything =
+        (0..services).map(service).chain((0..workloads).map(|index| workload(index, services, "v1")));
+    let everything = response(everything, 1);
 
     let before = LIVE.load(Ordering::Relaxed);
     let start = Instant::now();
     let mut store = Store::new();
-    for (name, body) in &messages {
-        store.upsert(ADDRESS_TYPE, name, body).unwrap();
-    }
+    let mut client = Client::new(Node::default(), vec![Subscription::wildcard(ADDRESS_TYPE)], start);
+    client.connecting();
+    client.opened();
+    apply(&mut client, &mut store, &everything);
     let mut snapshot = store.snapshot().unwrap();
     let first = start.elapsed();
     let bytes = LIVE.load(Ordering::Relaxed) - before;
@@ -111,9 +133,9 @@ fn main() {
 
     let mut times = Vec::new();
     for index in 0..2000 {
-        let (name, body) = workload(index * 7919 % workloads, services, "v2");
+        let delta = response([workload(index * 7919 % workloads, services, "v2")], 2);
         let start = Instant::now();
-        store.upsert(ADDRESS_TYPE, &name, &body).unwrap();
+        apply(&mut client, &mut store, &delta);
         if let Some(next) = store.snapshot() {
             // The last holder of the older one pays for what only that one held.
             snapshot = next;

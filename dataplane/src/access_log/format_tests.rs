@@ -25,7 +25,7 @@ pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
         network_gateway: None,
         application_tunnel: None,
         authorization_policies: Vec::new(),
-        services: std::collections::BTreeMap::new(),
+        services: model::Services::default(),
         health: model::Health::Healthy,
         locality: model::Locality::default(),
         node: "node-a".into(),

@@ -64,6 +64,11 @@ impl Identity {
         self.slice(self.namespace_end as usize + "/sa/".len(), self.uri.len())
     }
 
+    /// Whether this is not the only copy, so that whoever keeps it does not keep it alone.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.uri) > 1
+    }
+
     fn slice(&self, start: usize, end: usize) -> &str {
         self.uri.get(start..end).unwrap_or_default()
     }

@@ -23,6 +23,6 @@ pub use service::{
 };
 pub use source::SourceRef;
 pub use workload::{
-    ApplicationTunnel, ApplicationTunnelProtocol, EndpointPort, Health, Locality, NetworkMode,
-    TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, ApplicationTunnelProtocol, EndpointPort, Health, Locality, Membership, NetworkMode,
+    Services, TunnelProtocol, Workload, WorkloadType,
 };

@@ -30,7 +30,7 @@ pub struct Workload {
     /// Keys `namespace/name` of the policies that select this workload. A key without its policy fails closed.
     pub authorization_policies: Vec<Arc<str>>,
     /// Memberships, with the ports of this endpoint for each service.
-    pub services: BTreeMap<NamespacedHostname, Vec<EndpointPort>>,
+    pub services: Services,
     pub health: Health,
     pub locality: Locality,
     pub node: Arc<str>,
@@ -42,6 +42,65 @@ pub struct Workload {
     pub workload_type: WorkloadType,
     pub canonical_name: Arc<str>,
     pub canonical_revision: Arc<str>,
+}
+
+/// The services that a workload belongs to, each with the ports of this endpoint, sorted by service.
+///
+/// Cloning is one reference count: the pods of one deployment share one list.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Services(Arc<[Membership]>);
+
+/// One service, and its ports as this endpoint serves them.
+pub type Membership = (NamespacedHostname, Arc<[EndpointPort]>);
+
+impl Services {
+    pub fn get(&self, service: &NamespacedHostname) -> Option<&[EndpointPort]> {
+        let index = self.0.binary_search_by(|(key, _)| key.cmp(service)).ok()?;
+        self.0.get(index).map(|(_, ports)| &**ports)
+    }
+
+    pub fn contains_key(&self, service: &NamespacedHostname) -> bool {
+        self.get(service).is_some()
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &NamespacedHostname> {
+        self.0.iter().map(|(key, _)| key)
+    }
+
+    pub fn iter(&self) -> std::slice::Iter<'_, Membership> {
+        self.0.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether this is not the only copy, so that whoever keeps it does not keep it alone.
+    pub fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl<P: Into<Arc<[EndpointPort]>>> FromIterator<(NamespacedHostname, P)> for Services {
+    /// Of two entries of one service the later one counts.
+    fn from_iter<I: IntoIterator<Item = (NamespacedHostname, P)>>(entries: I) -> Self {
+        let sorted: BTreeMap<_, Arc<[EndpointPort]>> =
+            entries.into_iter().map(|(key, ports)| (key, ports.into())).collect();
+        Self(sorted.into_iter().collect())
+    }
+}
+
+impl<'a> IntoIterator for &'a Services {
+    type Item = &'a Membership;
+    type IntoIter = std::slice::Iter<'a, Membership>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.iter()
+    }
 }
 
 /// Port of a service as one endpoint serves it.

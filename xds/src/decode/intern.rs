@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use model::{EndpointPort, Identity};
+use model::{EndpointPort, Identity, Services};
 
 /// Entries before the first sweep.
 const SWEEP_FIRST: usize = 1024;
@@ -16,6 +16,7 @@ const SWEEP_FIRST: usize = 1024;
 pub struct Interner {
     texts: Pool<Arc<str>>,
     ports: Pool<Arc<[EndpointPort]>>,
+    services: Pool<Services>,
     identities: Pool<Identity>,
 }
 
@@ -27,7 +28,7 @@ struct Pool<T> {
 
 impl Interner {
     pub fn new() -> Self {
-        Self { texts: Pool::new(), ports: Pool::new(), identities: Pool::new() }
+        Self { texts: Pool::new(), ports: Pool::new(), services: Pool::new(), identities: Pool::new() }
     }
 
     pub(crate) fn text(&mut self, text: &str) -> Arc<str> {
@@ -48,12 +49,20 @@ impl Interner {
         fresh
     }
 
+    /// The memberships of a workload: one list for all pods of a deployment.
+    pub(crate) fn services(&mut self, services: Services) -> Services {
+        if let Some(known) = self.services.entries.get(&services) {
+            return known.clone();
+        }
+        self.services.add(services.clone(), Services::is_shared);
+        services
+    }
+
     pub(crate) fn identity(&mut self, identity: Identity) -> Identity {
         if let Some(known) = self.identities.entries.get(&identity) {
             return known.clone();
         }
-        // An identity does not tell who else holds it; at the sweep all go, and those in use come back.
-        self.identities.add(identity.clone(), |_| false);
+        self.identities.add(identity.clone(), Identity::is_shared);
         identity
     }
 }

@@ -1,10 +1,8 @@
 //! `istio.workload.Workload`.
 
-use std::collections::BTreeMap;
-
 use model::{
-    ApplicationTunnel, ApplicationTunnelProtocol, EndpointPort, Health, Identity, Locality,
-    NamespacedHostname, NetworkMode, TunnelProtocol, Workload, WorkloadType,
+    ApplicationTunnel, ApplicationTunnelProtocol, EndpointPort, Health, Identity, Locality, NetworkMode,
+    Services, TunnelProtocol, Workload, WorkloadType,
 };
 
 use super::{DecodeError, Interner, ip, known, optional_gateway, port, text};
@@ -106,11 +104,8 @@ fn application_tunnel(message: wire::ApplicationTunnel) -> Result<ApplicationTun
     Ok(ApplicationTunnel { protocol, port: port("application_tunnel.port", message.port)? })
 }
 
-fn services(
-    message: &wire::Workload,
-    interner: &mut Interner,
-) -> Result<BTreeMap<NamespacedHostname, Vec<EndpointPort>>, DecodeError> {
-    let mut services = BTreeMap::new();
+fn services(message: &wire::Workload, interner: &mut Interner) -> Result<Services, DecodeError> {
+    let mut services = Vec::with_capacity(message.services.len());
     for (key, list) in &message.services {
         let (namespace, hostname) = key.split_once('/').unwrap_or_default();
         let path = format!("services[{key:?}]");
@@ -127,7 +122,7 @@ fn services(
                 })
             })
             .collect::<Result<Vec<_>, DecodeError>>()?;
-        services.insert(name, ports);
+        services.push((name, interner.ports(&ports)));
     }
-    Ok(services)
+    Ok(interner.services(services.into_iter().collect()))
 }

@@ -14,8 +14,9 @@
 mod backoff;
 #[cfg(test)]
 mod tests;
+mod version;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -23,6 +24,7 @@ use std::time::Instant;
 use backoff::Backoff;
 pub use backoff::{BACKOFF_FIRST, BACKOFF_MAX, End};
 use prost_types::Any;
+use version::Version;
 
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 use crate::proto::rpc::Status;
@@ -43,6 +45,11 @@ pub trait Sink {
 
     /// Takes a resource out of force. Only called for names whose upsert was accepted.
     fn remove(&mut self, type_url: &str, name: &str);
+
+    /// The sink's own copy of the name of something that it holds, to be shared instead of copied.
+    fn shared_name(&self, _type_url: &str, _name: &str) -> Option<Arc<str>> {
+        None
+    }
 }
 
 /// One type of resource to be held.
@@ -119,7 +126,7 @@ struct TypeState {
     type_url: Arc<str>,
     mode: Mode,
     /// Name to version of everything that the sink holds.
-    held: BTreeMap<Box<str>, Box<str>>,
+    held: HashMap<Arc<str>, Version, foldhash::fast::RandomState>,
     demands: BTreeMap<Box<str>, DemandState>,
     accepted_once: bool,
 }
@@ -140,7 +147,7 @@ impl Client {
             .map(|subscription| TypeState {
                 type_url: subscription.type_url,
                 mode: subscription.mode,
-                held: BTreeMap::new(),
+                held: HashMap::default(),
                 demands: BTreeMap::new(),
                 accepted_once: false,
             })
@@ -237,9 +244,9 @@ impl Client {
     }
 
     /// Names and versions held of a type, in order of the names.
-    pub fn held(&self, type_url: &str) -> impl Iterator<Item = (&str, &str)> {
-        let types = self.types.iter().filter(move |it| &*it.type_url == type_url);
-        types.flat_map(|it| it.held.iter().map(|(name, version)| (&**name, &**version)))
+    pub fn held(&self, type_url: &str) -> BTreeMap<&str, String> {
+        let types = self.types.iter().filter(|it| &*it.type_url == type_url);
+        types.flat_map(|it| it.held.iter().map(|(name, version)| (&**name, version.to_string()))).collect()
     }
 }
 
@@ -333,7 +340,13 @@ impl TypeState {
             ));
         }
         sink.upsert(&self.type_url, &resource.name, body)?;
-        self.held.insert(resource.name.as_str().into(), resource.version.as_str().into());
+        let version = Version::from(resource.version.as_str());
+        if let Some(held) = self.held.get_mut(resource.name.as_str()) {
+            *held = version;
+            return Ok(());
+        }
+        let name = sink.shared_name(&self.type_url, &resource.name);
+        self.held.insert(name.unwrap_or_else(|| resource.name.as_str().into()), version);
         Ok(())
     }
 }

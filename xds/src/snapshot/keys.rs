@@ -28,25 +28,6 @@ impl Equivalent<AddressKey> for AddressQuery<'_> {
     }
 }
 
-/// A workload's name within its namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(crate) struct NameKey {
-    pub(crate) namespace: Arc<str>,
-    pub(crate) name: Arc<str>,
-}
-
-#[derive(Hash)]
-pub(super) struct NameQuery<'a> {
-    pub(super) namespace: &'a str,
-    pub(super) name: &'a str,
-}
-
-impl Equivalent<NameKey> for NameQuery<'_> {
-    fn equivalent(&self, key: &NameKey) -> bool {
-        self.name == &*key.name && self.namespace == &*key.namespace
-    }
-}
-
 /// Twin of [`NamespacedHostname`].
 #[derive(Hash)]
 pub(super) struct HostQuery<'a> {
@@ -93,8 +74,6 @@ mod tests {
                 let ip = IpAddr::from(ip.to_ne_bytes());
                 let key = AddressKey { network: one.as_str().into(), ip };
                 assert_eq!(state.hash_one(&key), state.hash_one(AddressQuery { network: one, ip }));
-                let key = NameKey { namespace: one.as_str().into(), name: two.as_str().into() };
-                assert_eq!(state.hash_one(&key), state.hash_one(NameQuery { namespace: one, name: two }));
                 let key = NamespacedHostname::new(one.as_str(), two.as_str());
                 assert_eq!(state.hash_one(&key), state.hash_one(HostQuery { namespace: one, hostname: two }));
                 let names: Arc<[Arc<str>]> = many.iter().map(|name| Arc::from(name.as_str())).collect();

@@ -19,7 +19,9 @@ pub mod resolve;
 #[cfg(test)]
 mod resolve_tests;
 mod routes;
+mod table;
 mod vip_blocks;
+mod workloads;
 
 use std::fmt;
 use std::net::IpAddr;
@@ -32,11 +34,12 @@ use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
 
 pub use endpoint::{Chooser, Endpoint, Load};
-pub(crate) use keys::{AddressKey, NameKey, PolicySetKey};
-use keys::{AddressQuery, HostQuery, NameQuery, PolicySetQuery};
+pub(crate) use keys::{AddressKey, PolicySetKey};
+use keys::{AddressQuery, HostQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
 pub(crate) use routes::ServiceRoutes;
 pub(crate) use vip_blocks::VipBlocks;
+pub(crate) use workloads::Workloads;
 
 /// A persistent map with the hasher of this crate.
 pub(crate) type Map<K, V> =
@@ -49,11 +52,7 @@ pub(crate) type Few<T> = SmallVec<[T; 1]>;
 #[derive(Clone, Default)]
 pub struct Snapshot {
     pub(crate) generation: u64,
-    /// By uid.
-    pub(crate) workloads: Map<Arc<str>, Arc<Workload>>,
-    /// Preferred workload first. Host-network workloads are not in it.
-    pub(crate) workloads_by_address: Map<AddressKey, Few<Arc<Workload>>>,
-    pub(crate) workloads_by_name: Map<NameKey, Few<Arc<Workload>>>,
+    pub(crate) workloads: Workloads,
     pub(crate) services: Map<NamespacedHostname, Arc<ServiceEntry>>,
     /// Oldest first.
     pub(crate) services_by_host: Map<Arc<str>, Few<NamespacedHostname>>,
@@ -118,13 +117,13 @@ impl Snapshot {
     // --- Workloads ---
 
     pub fn workload_by_uid(&self, uid: &str) -> Option<&Arc<Workload>> {
-        self.workloads.get(uid)
+        self.workloads.by_uid(uid)
     }
 
     /// The workload that owns an address. Of several, the pod is preferred, then the one that takes HBONE;
     /// one in the host's network is never found.
     pub fn workload_by_address(&self, network: &str, ip: IpAddr) -> Option<&Arc<Workload>> {
-        self.workloads_by_address.get(&AddressQuery { network, ip })?.first()
+        self.workloads.by_address(network, ip)
     }
 
     /// The workload that a node agent speaks of.
@@ -134,14 +133,12 @@ impl Snapshot {
         name: &str,
         service_account: Option<&str>,
     ) -> Option<&Arc<Workload>> {
-        self.workloads_by_name.get(&NameQuery { namespace, name })?.iter().find(|workload| {
-            service_account.is_none_or(|account| workload.identity.service_account() == account)
-        })
+        self.workloads.by_name(namespace, name, service_account)
     }
 
     /// In no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
-        self.workloads.values()
+        self.workloads.iter()
     }
 
     // --- Services ---

@@ -1,14 +1,13 @@
 //! Workloads, services and policies for tests: plain ones, to be changed field by field.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use l7::ir::{Action, AuthorizationPolicy, Rule};
 use model::{
     EndpointPort, GatewayAddress, GatewayDestination, Health, Identity, IpFamilies, Locality,
-    NamespacedHostname, NetworkAddress, NetworkMode, Service, ServicePort, ServiceVip, TunnelProtocol,
-    Visibility, Workload, WorkloadType,
+    NamespacedHostname, NetworkAddress, NetworkMode, Service, ServicePort, ServiceVip, Services,
+    TunnelProtocol, Visibility, Workload, WorkloadType,
 };
 
 use super::Store;
@@ -37,7 +36,7 @@ pub(crate) fn workload(name: &str, address: &str) -> Workload {
         network_gateway: None,
         application_tunnel: None,
         authorization_policies: Vec::new(),
-        services: BTreeMap::new(),
+        services: Services::default(),
         health: Health::Healthy,
         locality: Locality::default(),
         node: "".into(),
@@ -52,10 +51,9 @@ pub(crate) fn workload(name: &str, address: &str) -> Workload {
 
 /// The same as a member of services, each serving 80 on 8080.
 pub(crate) fn serving(mut workload: Workload, services: &[&str]) -> Workload {
-    for service in services {
-        let ports = vec![EndpointPort { service_port: 80, target_port: 8080 }];
-        workload.services.insert(NamespacedHostname::parse(service).unwrap(), ports);
-    }
+    let ports = || vec![EndpointPort { service_port: 80, target_port: 8080 }];
+    workload.services =
+        services.iter().map(|service| (NamespacedHostname::parse(service).unwrap(), ports())).collect();
     workload
 }
 
@@ -101,7 +99,7 @@ pub(crate) fn waypoint_address(address: &str) -> GatewayAddress {
 pub(crate) fn waypoint_instance(name: &str, address: &str, service: &str) -> Workload {
     let mut instance = workload(name, address);
     let ports = vec![EndpointPort { service_port: 15008, target_port: 15008 }];
-    instance.services.insert(NamespacedHostname::parse(service).unwrap(), ports);
+    instance.services = [(NamespacedHostname::parse(service).unwrap(), ports)].into_iter().collect();
     instance
 }
 

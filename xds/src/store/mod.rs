@@ -118,6 +118,11 @@ impl Sink for Store {
             _ => {}
         }
     }
+
+    fn shared_name(&self, type_url: &str, name: &str) -> Option<Arc<str>> {
+        let is_address = matches!(type_url, ADDRESS_TYPE | WORKLOAD_TYPE);
+        is_address.then(|| self.state.workload_by_uid(name).map(|workload| Arc::clone(&workload.uid)))?
+    }
 }
 
 impl Store {

@@ -261,7 +261,7 @@ fn policy_sets_go_with_their_last_workload() {
     store.remove(ADDRESS_TYPE, "Kubernetes//Pod/app/a");
     let snapshot = store.snapshot().unwrap();
     assert!(snapshot.policy_sets.is_empty());
-    assert!(snapshot.workloads_by_name.is_empty() && snapshot.workloads_by_address.is_empty());
+    assert!(snapshot.workloads.is_empty());
 }
 
 #[derive(Debug, Clone, Copy, bolero::generator::TypeGenerator)]
