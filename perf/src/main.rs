@@ -8,6 +8,7 @@ mod machine;
 mod peers;
 mod process;
 mod runtimes;
+mod scale;
 mod sockets;
 mod statistics;
 mod tunnel;
@@ -35,6 +36,8 @@ enum Command {
     Tunnel(tunnel::Args),
     /// The same echo and relay on monoio, tokio and glommio.
     Runtimes(runtimes::Args),
+    /// A large mesh: first snapshot, single deltas, memory a workload, and data traffic meanwhile.
+    Scale(scale::Args),
     /// Loads an address with framed requests, closed loop or at a fixed rate, and prints latency percentiles.
     Load(load::Args),
     /// Answers framed requests: the backend that `load` talks to.
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Tunnel(args) => tunnel::run(&args),
         Command::Runtimes(args) => runtimes::run(&args),
+        Command::Scale(args) => scale::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Backend(args) => work::backend::run(&args),
         Command::Peer(command) => peers::run(command),

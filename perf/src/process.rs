@@ -33,13 +33,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// Starts `program` on every CPU of this process.
+    pub(crate) fn start_anywhere(program: &Program) -> Result<Self, Failure> {
+        let child = Command::new(&program.path).args(&program.arguments).stdin(Stdio::null()).spawn();
+        let child = child.map_err(|error| format!("cannot start {}: {error}", program.path.display()))?;
+        Ok(Self { child })
+    }
+
     /// Starts `program` on `core` and leaves the calling thread on `back_to`.
     pub(crate) fn start(program: &Program, core: usize, back_to: usize) -> Result<Self, Failure> {
         machine::pin(core)?;
-        let child = Command::new(&program.path).args(&program.arguments).stdin(Stdio::null()).spawn();
+        let started = Self::start_anywhere(program);
         machine::pin(back_to)?;
-        let child = child.map_err(|error| format!("cannot start {}: {error}", program.path.display()))?;
-        Ok(Self { child })
+        started
     }
 
     /// Waits until `address` accepts connections, at most ten seconds.
