@@ -70,11 +70,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (_demands, asked) = mpsc::channel(1);
-    match runtime.block_on(discovery::run(config, asked, |event| match event {
+    let told = |event| match event {
         Event::Snapshot { snapshot, .. } => publisher.publish(snapshot),
         Event::Rejected { reason, .. } | Event::Disconnected { reason, .. } => eprintln!("perf: {reason}"),
         _ => {}
-    })) {}
+    };
+    runtime.block_on(async {
+        discovery::run(config, asked, told).await;
+    });
+    Ok(())
 }
 
 fn follow(worker: &Worker, mailbox: Mailbox<Snapshot>, report: TcpStream) -> Result<(), BoxError> {

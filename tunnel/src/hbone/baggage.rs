@@ -1,6 +1,5 @@
 //! The `baggage` header (W3C Baggage): a workload's description, for the metrics and logs of the other side.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -85,7 +84,7 @@ impl Baggage {
             network_gateway: None,
             application_tunnel: None,
             authorization_policies: Vec::new(),
-            services: BTreeMap::new(),
+            services: model::Services::default(),
             health: Health::Healthy,
             locality: Locality {
                 region: Arc::clone(&self.region),

@@ -79,6 +79,11 @@ impl Services {
         self.0.len()
     }
 
+    /// Adds a membership, or replaces that of the same service. Copies the list.
+    pub fn insert(&mut self, service: NamespacedHostname, ports: impl Into<Arc<[EndpointPort]>>) {
+        *self = self.iter().cloned().chain([(service, ports.into())]).collect();
+    }
+
     /// Whether this is not the only copy, so that whoever keeps it does not keep it alone.
     pub fn is_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
