@@ -258,6 +258,28 @@ fn a_broken_file_changes_nothing() {
     });
 }
 
+/// Whether `ours` has every key of `theirs`, each with a value of the same type; of lists the first entries count.
+fn same_shape(path: &str, theirs: &serde_json::Value, ours: &serde_json::Value) {
+    use serde_json::Value;
+    match (theirs, ours) {
+        (Value::Object(theirs), Value::Object(ours)) => {
+            // The keys of a map are the mesh's own, not the form's.
+            let is_map = [".ports", ".port", ".endpoints"].iter().any(|map| path.ends_with(map));
+            for (key, value) in theirs {
+                let path = format!("{path}.{key}");
+                let own = if is_map { ours.values().next() } else { ours.get(key) };
+                same_shape(&path, value, own.unwrap_or_else(|| panic!("{path} is missing")));
+            }
+        }
+        (Value::Array(theirs), Value::Array(ours)) => {
+            if let (Some(theirs), Some(ours)) = (theirs.last(), ours.last()) {
+                same_shape(&format!("{path}[]"), theirs, ours);
+            }
+        }
+        _ => assert_eq!(std::mem::discriminant(theirs), std::mem::discriminant(ours), "{path}: {ours}"),
+    }
+}
+
 #[test]
 fn the_pages_show_what_happens() {
     with_mesh("the_pages_show_what_happens", async |test| {
@@ -272,12 +294,20 @@ fn the_pages_show_what_happens() {
         assert!(dump["certificates"][0]["certChain"][0]["serialNumber"].is_string());
         let state = dump["workloadState"].as_object().unwrap().values().next().unwrap();
         assert_eq!((&state["state"], &state["info"]["name"]), (&"Up".into(), &"client".into()));
-        assert_eq!(state["connections"]["outbound"][0]["protocol"], "HBONE");
+        let open = &state["connections"]["outbound"][0];
+        assert_eq!((&open["protocol"], &open["originalDst"]), (&"HBONE".into(), &"10.96.7.1:80".into()));
+        assert!(open["actualDst"].as_str().unwrap().ends_with(":15008"), "{open}");
+        let theirs = include_str!("../../xds/testdata/ztunnel-config_dump.json");
+        let theirs: serde_json::Value = serde_json::from_str(theirs).unwrap();
+        for list in ["certificates", "workloads", "services"] {
+            same_shape(list, &theirs[list], &dump[list]);
+        }
         let connections: serde_json::Value =
             serde_json::from_str(&test.page("a", "admin", "/connections").await).unwrap();
         assert_eq!(connections[0]["direction"], "outbound");
         assert_eq!(connections[0]["protocol"], "HBONE");
-        assert_eq!(connections[0]["originalDst"], "web.app.svc.cluster.local");
+        assert_eq!(connections[0]["originalDst"], "10.96.7.1:80");
+        assert_eq!(connections[0]["service"], "web.app.svc.cluster.local");
         let workers: serde_json::Value =
             serde_json::from_str(&test.page("b", "admin", "/workers").await).unwrap();
         assert_eq!((&workers[0]["worker"], &workers[0]["connections"]), (&0.into(), &1.into()));

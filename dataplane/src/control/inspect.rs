@@ -15,6 +15,9 @@ use crate::session::Node;
 /// How long a worker may take to answer.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
 
+/// What `/config_dump` shows of a connection; `/connections` shows more.
+const DUMPED: [&str; 4] = ["src", "originalDst", "actualDst", "protocol"];
+
 /// The admin view of a node proxy.
 #[derive(Debug)]
 pub struct NodeInspect {
@@ -58,7 +61,8 @@ impl Inspect for NodeInspect {
         let of = |uid: &str, direction: &str| {
             let all = connections.as_array().into_iter().flatten();
             let own = all.filter(|it| it["workload"] == uid && it["direction"] == direction);
-            own.cloned().collect::<Value>()
+            let entry = |it: &Value| -> Value { DUMPED.iter().map(|key| (*key, it[*key].clone())).collect() };
+            own.map(entry).collect::<Value>()
         };
         let snapshot = self.shared.snapshot();
         let mut dump = dump::state(&snapshot);

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub(super) struct Shared {
     pub(super) counters: Rc<ByteCounters>,
     /// The connection's own, for whoever lists connections.
     pub(super) record: Rc<RefCell<Record>>,
+    /// Where the client wanted to go, of outbound connections.
+    pub(super) wanted: Cell<Option<SocketAddr>>,
     /// Set once the connection counts in a series.
     pub(super) series: RefCell<Option<Counted>>,
     /// What policy decided about; only of inbound connections that were authorized.
@@ -112,6 +115,7 @@ impl Connection {
             direction,
             counters: Rc::default(),
             record: record.clone(),
+            wanted: Cell::new(None),
             series: RefCell::default(),
             authorized: RefCell::default(),
             cut: Signal::default(),

@@ -1,5 +1,7 @@
 //! What a worker shows of its connections to operators.
 
+use std::net::SocketAddr;
+
 use serde_json::{Value, json};
 
 use super::connection::Shared;
@@ -31,27 +33,32 @@ impl Node {
     }
 }
 
+/// `originalDst` is the address that an outbound client dialled, and the service that an inbound one named;
+/// `actualDst` is the next hop, which for HBONE is the port of tunnels, and at the end the application.
 fn entry(worker: usize, connection: &Shared) -> Value {
     let record = connection.record.borrow();
-    let address = |address: Option<std::net::SocketAddr>| address.map(|it| it.to_string());
+    let address = |address: Option<SocketAddr>| address.map(|it| it.to_string());
+    let service = record.service.as_ref().map(|service| service.key.hostname.to_string());
+    let counters = &connection.counters;
+    // The counters are the client's view; the list is the local pod's.
+    let (to_server, to_client) = (counters.sent.get(), counters.received.get());
+    let (original, sent, received) = match connection.direction {
+        Direction::Outbound => (address(connection.wanted.get()), to_server, to_client),
+        Direction::Inbound => (service.clone(), to_client, to_server),
+    };
     let authority = record.hbone_authority.as_ref().map(|authority| match authority {
         Authority::Address(it) => it.to_string(),
         Authority::Hostname(host, port) => format!("{host}:{port}"),
     });
-    let counters = &connection.counters;
-    // The counters are the client's view; the list is the local pod's.
-    let (to_server, to_client) = (counters.sent.get(), counters.received.get());
-    let (sent, received) = match connection.direction {
-        Direction::Outbound => (to_server, to_client),
-        Direction::Inbound => (to_client, to_server),
-    };
     json!({
         "workload": &*connection.pod.uid,
         "direction": connection.direction.label(),
         "src": address(record.source.address),
-        "originalDst": record.service.as_ref().map(|service| service.key.hostname.to_string()),
-        "actualDst": authority.or_else(|| address(record.destination.address)),
+        "originalDst": original,
+        "actualDst": address(record.destination.address),
         "protocol": if record.tls.is_some() { "HBONE" } else { "TCP" },
+        "hboneTarget": authority,
+        "service": service,
         "srcIdentity": record.source.identity.as_ref().map(|identity| identity.uri().to_owned()),
         "dstIdentity": record.destination.identity.as_ref().map(|identity| identity.uri().to_owned()),
         "bytesSent": sent,

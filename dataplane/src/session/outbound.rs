@@ -66,6 +66,7 @@ async fn prepare(
         .or_else(|| socket.local_address().ok())
         .ok_or(CloseCause::ConnectFailed)?;
     connection.record.borrow_mut().destination.address = Some(to);
+    connection.shared.wanted.set(Some(to));
     // A connection that was not redirected was made to the proxy itself, and passing it on would come back here.
     if node.is_own_port(to.port()) && socket.local_address().is_ok_and(|local| local == to) {
         return Err(CloseCause::ReservedPort);

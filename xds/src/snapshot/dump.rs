@@ -273,6 +273,7 @@ fn one_match(conditions: &[Condition]) -> Value {
     let mut object = Object(Map::new());
     for condition in conditions {
         let name = attribute(&condition.attribute);
+        let test = |it| test(&condition.attribute, it);
         object.put_list(&name, condition.any_of.iter().map(test).collect());
         let mut letters = name.chars();
         let capital: String = letters.next().map(|letter| letter.to_ascii_uppercase()).into_iter().collect();
@@ -308,12 +309,17 @@ fn attribute(attribute: &Attribute) -> String {
     name.to_owned()
 }
 
-fn test(test: &Test) -> Value {
+/// The forms are ztunnel's where it has them: `istioctl` refuses a dump with others.
+fn test(attribute: &Attribute, test: &Test) -> Value {
     match test {
+        Test::Exact(text) if *attribute == Attribute::SourceServiceAccount => {
+            let (namespace, name) = text.split_once('/').unwrap_or_default();
+            json!({ "namespace": namespace, "serviceAccount": name })
+        }
         Test::Exact(text) => json!({ "Exact": &**text }),
         Test::Prefix(text) => json!({ "Prefix": &**text }),
         Test::Suffix(text) => json!({ "Suffix": &**text }),
-        Test::Present => json!("Presence"),
+        Test::Present => json!({ "Presence": [] }),
         Test::Glob(text) => json!({ "Glob": &**text }),
         Test::Template(text) => json!({ "Template": &**text }),
         Test::Ip(block) => json!(block.to_string()),
@@ -325,3 +331,7 @@ fn test(test: &Test) -> Value {
 pub fn route(route: &HttpRoute) -> Value {
     serde_json::to_value(route).unwrap_or_default()
 }
+
+#[cfg(test)]
+#[path = "dump_tests.rs"]
+mod tests;
