@@ -8,7 +8,7 @@ use model::Identity;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tunnel::tls::{Credentials, CryptoPolicy};
+use tunnel::tls::{Credentials, CryptoPolicy, RevocationLists};
 use xds::ca::{CertificateBundle, Command, Priority};
 
 use crate::session::TlsContexts;
@@ -29,6 +29,8 @@ pub(super) struct Certificates {
     bundles: BTreeMap<Identity, Arc<CertificateBundle>>,
     failures: BTreeMap<Identity, String>,
     contexts: Arc<Contexts>,
+    /// Whom both roles refuse.
+    revocation: RevocationLists,
 }
 
 impl Certificates {
@@ -40,6 +42,27 @@ impl Certificates {
             bundles: BTreeMap::new(),
             failures: BTreeMap::new(),
             contexts: Arc::default(),
+            revocation: RevocationLists::default(),
+        }
+    }
+
+    pub(super) fn revocation(&self) -> RevocationLists {
+        self.revocation.clone()
+    }
+
+    /// Puts other revocation lists into force, for all certificates that are held and will be.
+    pub(super) fn revoke(&mut self, lists: RevocationLists) {
+        self.revocation = lists;
+        for (identity, bundle) in &self.bundles {
+            match contexts(bundle, self.crypto, &self.revocation) {
+                Ok(contexts) => {
+                    Arc::make_mut(&mut self.contexts).insert(identity.clone(), Arc::new(contexts));
+                }
+                Err(reason) => {
+                    tracing::error!(%identity, reason, "the certificate cannot be used any more");
+                    Arc::make_mut(&mut self.contexts).remove(identity);
+                }
+            }
         }
     }
 
@@ -79,7 +102,7 @@ impl Certificates {
         if !self.wanted.contains_key(&identity) {
             return Ok(());
         }
-        let made = contexts(&bundle, self.crypto);
+        let made = contexts(&bundle, self.crypto, &self.revocation);
         match made {
             Ok(contexts) => {
                 Arc::make_mut(&mut self.contexts).insert(identity.clone(), Arc::new(contexts));
@@ -139,12 +162,17 @@ impl Certificates {
     }
 }
 
-fn contexts(bundle: &CertificateBundle, crypto: CryptoPolicy) -> Result<TlsContexts, String> {
+fn contexts(
+    bundle: &CertificateBundle,
+    crypto: CryptoPolicy,
+    revocation: &RevocationLists,
+) -> Result<TlsContexts, String> {
     let chain = bundle.chain_der.iter().map(|der| CertificateDer::from(der.clone())).collect();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(bundle.key_pkcs8_der.clone()));
     let roots: Vec<_> = bundle.roots_der.iter().map(|der| CertificateDer::from(der.as_slice())).collect();
     let credentials = Credentials::from_der(chain, key, &roots).map_err(|error| error.to_string())?;
-    TlsContexts::new(&credentials, crypto).map_err(|error| error.to_string())
+    TlsContexts::new(&credentials.with_revocation_lists(revocation), crypto)
+        .map_err(|error| error.to_string())
 }
 
 fn dump_certificate(der: &[u8]) -> Value {

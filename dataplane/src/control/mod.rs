@@ -10,6 +10,7 @@ mod inspect;
 mod log_pump;
 mod node;
 mod pods;
+mod revocation;
 mod workers;
 
 pub use log_pump::LogPump;

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,7 +11,7 @@ use crossbeam_channel::Receiver;
 use model::Identity;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
-use tunnel::tls::CryptoPolicy;
+use tunnel::tls::{CryptoPolicy, RevocationLists};
 use xds::ca::{self, CaConfig};
 use xds::delta::{End, Mode, Subscription};
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
@@ -21,6 +22,7 @@ use xds::transport::{Credentials, Server};
 
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
 use super::pods::{PodBook, PodError, WORKERS_PATIENCE};
+use super::revocation::{POLL, RevocationFile, RevocationFileError};
 use super::workers;
 use crate::access_log::Recorder;
 use crate::admin::{Pending, Readiness};
@@ -47,6 +49,9 @@ pub struct NodeConfig {
     pub driver: DriverChoice,
     pub options: NodeOptions,
     pub crypto: CryptoPolicy,
+    /// Certificates that count no more, as a file of revocation lists in PEM. Followed as it changes; what cannot be read
+    /// leaves the last good lists in force.
+    pub crl_file: Option<PathBuf>,
     /// Also takes the types that only our own control plane serves: routes and request policies for the node.
     pub layer_7: bool,
 }
@@ -128,7 +133,7 @@ impl NodeProxy {
             readiness: readiness.clone(),
         });
         let state_pending = readiness.pending("state manager");
-        let tasks = Tasks(vec![
+        let mut tasks = Tasks(vec![
             tokio::task::spawn_local(Shared::follow_discovery(
                 Rc::clone(&shared),
                 discovery_config(&config),
@@ -141,6 +146,12 @@ impl NodeProxy {
             )),
             tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared), told)),
         ]);
+        if let Some(path) = config.crl_file {
+            let mut file = RevocationFile::new(path);
+            // In force before the first certificate is there to make a handshake with.
+            shared.take_revocation(file.look());
+            tasks.0.push(tokio::task::spawn_local(Shared::follow_revocation(Rc::clone(&shared), file)));
+        }
         Ok(Self { shared, supervisor, tasks })
     }
 
@@ -239,6 +250,7 @@ impl Shared {
         let state = NodeState {
             snapshot: self.snapshot(),
             credentials: self.certificates.borrow().contexts(),
+            revocation: self.certificates.borrow().revocation(),
             pods: self.book.borrow().pods(),
         };
         self.publisher.borrow_mut().publish(Arc::new(state));
@@ -327,6 +339,34 @@ impl Shared {
             }
         })
         .await;
+    }
+
+    async fn follow_revocation(self: Rc<Self>, mut file: RevocationFile) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            // Reading and parsing block.
+            let looked = tokio::task::spawn_blocking(move || {
+                let found = file.look();
+                (file, found)
+            });
+            let Ok((again, found)) = looked.await else { return };
+            file = again;
+            self.take_revocation(found);
+        }
+    }
+
+    fn take_revocation(&self, found: Option<Result<RevocationLists, RevocationFileError>>) {
+        match found {
+            None => {}
+            Some(Ok(lists)) => {
+                tracing::info!(node = %self.node, lists = lists.len(), "revocation lists are in force");
+                self.certificates.borrow_mut().revoke(lists);
+                self.publish();
+            }
+            Some(Err(error)) => {
+                tracing::error!(node = %self.node, %error, "the revocation lists that were in force stay so");
+            }
+        }
     }
 
     async fn keep_house(self: Rc<Self>, told: Receiver<PodEvent>) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use model::Identity;
 use tunnel::h2::{ErrorCode, StreamId};
 use tunnel::session::{Session, SessionError};
-use tunnel::tls::{CipherSuite, CloseCause};
+use tunnel::tls::{CipherSuite, CloseCause, VerifiedIdentity};
 
 use super::carrier::{Carried, Carrier};
 use super::events::Batch;
@@ -39,6 +39,8 @@ const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
 pub struct Peer {
     pub identity: Identity,
     pub cipher: CipherSuite,
+    /// By which a later revocation finds it.
+    pub proof: VerifiedIdentity,
 }
 
 /// What a link does with requests.
@@ -135,6 +137,11 @@ impl Link {
         // A client's first words are in the session already.
         link.queue_flush();
         link
+    }
+
+    /// All links of a worker that have not been dropped, in both roles.
+    pub fn all(worker: &Worker) -> Vec<Rc<Self>> {
+        worker.tick_list().members().into_iter().filter_map(|member| member.downcast().ok()).collect()
     }
 
     /// Who is at the other end; `None` until the handshake is over.
@@ -409,7 +416,8 @@ impl Link {
         }
     }
 
-    pub(super) fn is_server(&self) -> bool {
+    /// Whether others opened it to us.
+    pub fn is_server(&self) -> bool {
         matches!(self.role, Role::Server(_))
     }
 

@@ -53,7 +53,7 @@ impl<'l, 'b> Batch<'l, 'b> {
     fn take(&mut self, event: SessionEvent<'b>, session: &mut Session) -> bool {
         match event {
             SessionEvent::Established { peer, cipher } => {
-                let peer = Peer { identity: peer.into_identity(), cipher };
+                let peer = Peer { identity: peer.identity().clone(), cipher, proof: peer };
                 // The session says this once.
                 drop(self.link.peer.set(peer));
             }

@@ -225,6 +225,7 @@ fn node_config(
         driver: config.driver,
         options: NodeOptions::default(),
         crypto: tunnel::tls::CryptoPolicy::default(),
+        crl_file: None,
         layer_7: true,
     })
 }

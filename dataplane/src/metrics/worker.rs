@@ -28,9 +28,9 @@ pub enum Counter {
     CrlRejectionsSource,
     /// Certificates of clients that are on a revocation list.
     CrlRejectionsDestination,
-    /// Tunnels to peers whose issuer no revocation list covers.
+    /// Connections to peers of whose issuer no revocation list speaks.
     CrlUntrackedSource,
-    /// Tunnels from peers whose issuer no revocation list covers.
+    /// Connections from peers of whose issuer no revocation list speaks.
     CrlUntrackedDestination,
 }
 

@@ -17,7 +17,8 @@ use super::pod::Pod;
 use super::state::LocalPod;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, HttpFacts, Party, Record, TlsFacts};
-use crate::link::{Flow, StreamRelayEnd, TunnelStream};
+use crate::link::CloseCause::TlsCertificateRevoked;
+use crate::link::{Flow, StreamEnd, StreamRelayEnd, TunnelStream};
 use crate::metrics::{ConnectionSecurity, Gauge, Labels, Reporter, Subject, TcpSeries};
 use crate::net::{ByteCounters, Socket};
 use crate::worker::{CensusGuard, Signal};
@@ -290,6 +291,9 @@ fn attributed(cause: CloseCause, cutting: bool) -> CloseCause {
 fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
     match (end, flow) {
         (StreamRelayEnd::Complete, _) => CloseCause::Finished,
+        (StreamRelayEnd::Stream(StreamEnd::Link(end)), _) if end.cause == TlsCertificateRevoked => {
+            CloseCause::CertificateRevoked
+        }
         (StreamRelayEnd::Stream(_), Flow::Downstream) | (StreamRelayEnd::Application(_), Flow::Upstream) => {
             CloseCause::ServerReset
         }

@@ -16,7 +16,7 @@ use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Party, Record, TlsFacts};
 use crate::link::{DialError, DialOptions, Link, PoolError, RequestError, TunnelStream};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Reporter};
 use crate::net::{ConnectError, Socket, connect};
 
 /// TLS 1.3 (RFC 8446 section 4.1.2).
@@ -116,7 +116,11 @@ impl Dialler<'_> {
                 let leg = Leg::new(self, state, route, &authority, gateway_identities)?;
                 let outer = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
                 let inner = leg.headers(Some(&self.workload.network))?;
-                let stream = within(outer, &leg, identities, &inner).await?;
+                let stream = within(outer, &leg, identities, &inner).await.map_err(|error| {
+                    tracing::debug!(%error, %authority, "no tunnel behind the gateway");
+                    self.no_tunnel(&error)
+                })?;
+                self.node.refuse_revoked(stream.link())?;
                 facts.learn(&stream);
                 Ok(Wire::Tunnel(stream))
             }
@@ -125,6 +129,14 @@ impl Dialler<'_> {
 
     fn is_own_address(&self, to: SocketAddr) -> bool {
         to.ip().is_loopback() || self.workload.addresses.contains(&to.ip())
+    }
+
+    /// What a connection is told that got no tunnel.
+    fn no_tunnel(&self, error: &PoolError) -> CloseCause {
+        match pool_cause(error) {
+            CloseCause::CertificateRevoked => self.node.note_revoked(Reporter::Source),
+            other => other,
+        }
     }
 
     /// A stream of a tunnel that this pod's connections share.
@@ -143,12 +155,13 @@ impl Dialler<'_> {
         };
         match self.pod.pool.open(&options, headers).await {
             Ok((stream, _answer)) => {
+                self.node.refuse_revoked(stream.link())?;
                 self.node.metrics.count(Counter::StreamsOpened);
                 Ok(stream)
             }
             Err(error) => {
                 tracing::debug!(%error, %next_hop, authority = %leg.authority, "no tunnel");
-                Err(pool_cause(&error))
+                Err(self.no_tunnel(&error))
             }
         }
     }
@@ -161,19 +174,12 @@ async fn within(
     leg: &Leg<'_>,
     identities: &[Identity],
     headers: &h2::Headers,
-) -> Result<TunnelStream, CloseCause> {
-    let opened = async {
-        let link = Link::within(outer, &leg.contexts.client, &Arc::from(identities)).await;
-        let link = link.map_err(|error| PoolError::Dial(Rc::new(error)))?;
-        link.request(headers).await.map_err(|error| PoolError::Request(Rc::new(error)))
-    };
-    match opened.await {
-        Ok((stream, _answer)) => Ok(stream),
-        Err(error) => {
-            tracing::debug!(%error, authority = %leg.authority, "no tunnel behind the gateway");
-            Err(pool_cause(&error))
-        }
-    }
+) -> Result<TunnelStream, PoolError> {
+    let link = Link::within(outer, &leg.contexts.client, &Arc::from(identities)).await;
+    let link = link.map_err(|error| PoolError::Dial(Rc::new(error)))?;
+    let (stream, _answer) =
+        link.request(headers).await.map_err(|error| PoolError::Request(Rc::new(error)))?;
+    Ok(stream)
 }
 
 /// What one connection says of itself on its tunnels.
@@ -272,6 +278,7 @@ fn pool_cause(error: &PoolError) -> CloseCause {
         }
     }
     match error.close_cause() {
+        Some(Tunnel::TlsCertificateRevoked) => CloseCause::CertificateRevoked,
         Some(Tunnel::TlsIdentityUnexpected | Tunnel::TlsTrustDomain) => CloseCause::IdentityMismatch,
         Some(cause) if cause.label().starts_with("tls_") => CloseCause::TlsFailed,
         _ => CloseCause::TunnelFailed,

@@ -21,8 +21,9 @@ use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, HttpFacts, Party};
+use crate::link::CloseCause::TlsCertificateRevoked;
 use crate::link::{Flow, Handler, IncomingRequest, Link, LinkEnd, ServerOptions, TunnelStream};
-use crate::metrics::Counter;
+use crate::metrics::{Counter, Reporter};
 use crate::net::Socket;
 
 /// The answer to a request for which there is no room.
@@ -135,7 +136,10 @@ impl Handler for Gate {
             let connection = Connection::begin(&self.node, &self.pod, Direction::Inbound, source);
             connection.record.borrow_mut().destination.address = Some(link.local_address());
             tracing::warn!(remote = %self.remote, pod = %self.pod.local.uid, reason = %end, "a tunnel was not accepted");
-            connection.end(CloseCause::TlsFailed);
+            connection.end(match end.cause {
+                TlsCertificateRevoked => self.node.note_revoked(Reporter::Destination),
+                _ => CloseCause::TlsFailed,
+            });
         }
     }
 }
@@ -194,6 +198,9 @@ async fn prepare(
     let Some((state, workload)) = node.workload(&pod.local).await else {
         return refuse(request, &DestinationError::UnknownWorkload, CloseCause::UnknownWorkload);
     };
+    if let Some(link) = request.link() {
+        node.refuse_revoked(link)?;
+    }
     describe_parties(connection, &state, &workload, remote, &asked);
     let lookup = Lookup { state: &state, workload: &workload };
     let destination = match destination(node, &lookup, &asked.authority, dialled) {

@@ -25,6 +25,7 @@ mod outbound;
 mod passthrough;
 mod pod;
 mod registry;
+mod revocation;
 mod state;
 
 pub use node::{Node, NodeOptions, NodeParts, Ports};

@@ -217,7 +217,10 @@ impl Node {
 
     fn take(self: &Rc<Self>, state: Arc<NodeState>) {
         self.metrics.set_generation(state.snapshot.generation());
-        self.state.replace(state.clone());
+        let before = self.state.replace(state.clone());
+        if !before.revocation.is_same(&state.revocation) {
+            self.end_revoked(&state.revocation);
+        }
         self.sync_pods(&state);
         self.registry.enforce(&state);
         self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use model::Identity;
-use tunnel::tls::{ClientContext, Credentials, CryptoPolicy, ServerContext, TlsError};
+use tunnel::tls::{ClientContext, Credentials, CryptoPolicy, RevocationLists, ServerContext, TlsError};
 use xds::snapshot::Snapshot;
 
 use crate::net::NetworkNamespace;
@@ -17,6 +17,9 @@ pub struct NodeState {
     /// Certificates of the identities that run on this node. An identity that is missing here can neither dial nor
     /// accept: its connections are closed, never passed on in plain text.
     pub credentials: Arc<HashMap<Identity, Arc<TlsContexts>>>,
+    /// Whose certificates count no more. The same lists are in the credentials, for new handshakes; here they are for
+    /// the tunnels that are there already.
+    pub revocation: RevocationLists,
     /// The pods whose traffic is captured, by uid.
     pub pods: Arc<HashMap<Arc<str>, Arc<LocalPod>>>,
 }

@@ -2,6 +2,7 @@
 //!
 //! While anything is registered, the worker wakes every [`TICK`] and asks each thing; an idle worker sleeps.
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::fmt;
 use std::rc::{Rc, Weak};
@@ -13,7 +14,7 @@ use super::signal::Signal;
 pub const TICK: Duration = Duration::from_millis(250);
 
 /// Something with coarse deadlines (keep-alive pings, idle timeouts).
-pub trait Tick {
+pub trait Tick: Any {
     fn tick(self: Rc<Self>, now: Instant);
 }
 
@@ -32,6 +33,11 @@ impl TickList {
         if members.len() == 1 {
             self.first.raise();
         }
+    }
+
+    /// Those that are alive, for whoever must find some of them.
+    pub fn members(&self) -> Vec<Rc<dyn Any>> {
+        self.members.borrow().iter().filter_map(Weak::upgrade).map(|member| member as Rc<dyn Any>).collect()
     }
 
     /// The ticker: runs for as long as the worker does.

@@ -11,7 +11,7 @@ pub mod pki;
 pub mod raw;
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -31,7 +31,7 @@ use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodE
 use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
 use model::{Identity, Service, Workload};
 use socket2::{Domain, Protocol, Socket, Type};
-use tunnel::tls::CryptoPolicy;
+use tunnel::tls::{Credentials, CryptoPolicy};
 use xds::control::desired::ResourceKind;
 use xds::control::index::{Indexed, Indexer};
 use xds::control::{ClusterView, ControlConfig};
@@ -69,6 +69,8 @@ pub struct Bed {
     pub view: ClusterView,
     pub publisher: Publisher<NodeState>,
     pub state: NodeState,
+    /// What the node's identities prove themselves with.
+    pub issued: BTreeMap<Identity, Credentials>,
     supervisor: Option<Supervisor>,
     store: Store,
     indexer: Indexer,
@@ -127,6 +129,7 @@ impl Bed {
             view: ClusterView::default(),
             publisher,
             state: NodeState::default(),
+            issued: BTreeMap::new(),
             supervisor: Some(Supervisor::start(&workers, start).unwrap()),
             store: Store::new(),
             indexer: Indexer::new(&ControlConfig::new("/nowhere", "/nowhere", "node")),
@@ -193,8 +196,24 @@ impl Bed {
 
     /// Gives the node a certificate of the identity.
     pub fn issue(&mut self, identity: &Identity) {
-        let contexts = TlsContexts::new(&self.pki.issue(identity.uri()), CryptoPolicy::default()).unwrap();
+        self.issued.insert(identity.clone(), self.pki.issue(identity.uri()));
+        self.make_contexts(identity);
+    }
+
+    fn make_contexts(&mut self, identity: &Identity) {
+        let credentials = self.issued[identity].with_revocation_lists(&self.state.revocation);
+        let contexts = TlsContexts::new(&credentials, CryptoPolicy::default()).unwrap();
         Arc::make_mut(&mut self.state.credentials).insert(identity.clone(), Arc::new(contexts));
+    }
+
+    /// Revokes the certificates that these pods have now, and no others.
+    pub fn revoke(&mut self, pods: &[&str]) {
+        let revoked: Vec<_> = pods.iter().map(|pod| &self.issued[&self.identity(pod)]).collect();
+        self.state.revocation = self.pki.revoke(&revoked);
+        for identity in self.issued.keys().cloned().collect::<Vec<_>>() {
+            self.make_contexts(&identity);
+        }
+        self.publish();
     }
 
     /// Takes a pod in, and captures it when every worker listens.

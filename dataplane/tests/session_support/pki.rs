@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
+    SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use tunnel::tls::Credentials;
+use tunnel::tls::{Credentials, RevocationLists};
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 pub struct Pki {
     issuer: Issuer<'static, KeyPair>,
@@ -31,6 +33,28 @@ impl Pki {
     pub fn issue(&self, uri: &str) -> Credentials {
         let (chain, key) = self.leaf(&[uri], 2090);
         Credentials::from_der(chain, key, std::slice::from_ref(&self.root)).unwrap()
+    }
+
+    /// The revocation list that names these certificates.
+    pub fn revoke(&self, revoked: &[&Credentials]) -> RevocationLists {
+        let revoked = revoked.iter().map(|credentials| {
+            let leaf = X509Certificate::from_der(&credentials.chain()[0]).unwrap().1;
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
+                revocation_time: rcgen::date_time_ymd(2021, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        });
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2021, 1, 1),
+            next_update: rcgen::date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        RevocationLists::parse(params.signed_by(&self.issuer).unwrap().pem().unwrap().as_bytes()).unwrap()
     }
 
     /// A certificate with these URI names that is valid until the begin of a year.

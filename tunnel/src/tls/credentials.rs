@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use model::identity::Identity;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer, TrustAnchor};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::CertifiedKey;
-use webpki::{CertRevocationList, OwnedCertRevocationList};
 
 use super::verifier::identity_of;
-use super::{VerifiedIdentity, VerifyError, context};
+use super::{RevocationLists, VerifyError, context};
 
 /// Bounds on what a certificate authority may hand us; real chains have 1 to 4 certificates, real bundles a few roots.
 const CHAIN_CERTIFICATES_MAX: usize = 16;
@@ -28,7 +27,7 @@ pub(super) struct Shared {
     pub(super) identity: Identity,
     pub(super) certified_key: Arc<CertifiedKey>,
     pub(super) roots: Vec<TrustAnchor<'static>>,
-    pub(super) revocation_lists: Vec<CertRevocationList<'static>>,
+    pub(super) revocation: RevocationLists,
 }
 
 /// Why certificate, key and roots do not make usable credentials.
@@ -48,8 +47,6 @@ pub enum CredentialsError {
     Identity(VerifyError),
     #[error("root certificate {index} cannot be read: {reason}")]
     Root { index: usize, reason: String },
-    #[error("revocation list {index} cannot be read: {reason}")]
-    RevocationList { index: usize, reason: String },
 }
 
 impl Credentials {
@@ -86,7 +83,7 @@ impl Credentials {
                 identity,
                 certified_key: Arc::new(certified_key),
                 roots,
-                revocation_lists: Vec::new(),
+                revocation: RevocationLists::default(),
             }),
         })
     }
@@ -105,7 +102,7 @@ impl Credentials {
                 identity,
                 certified_key: Arc::new(certified_key),
                 roots: anchors(roots).unwrap(),
-                revocation_lists: Vec::new(),
+                revocation: RevocationLists::default(),
             }),
         }
     }
@@ -116,30 +113,17 @@ impl Credentials {
         Arc::new(rustls::sign::SingleCertAndKey::from(Arc::clone(&self.shared.certified_key)))
     }
 
-    /// The same credentials, refusing every peer that one of `lists` (PEM) revokes. Peers on which the lists say
-    /// nothing pass.
-    pub fn with_revocation_lists(&self, lists: &[u8]) -> Result<Self, CredentialsError> {
-        let mut revocation_lists = Vec::new();
-        for (index, list) in CertificateRevocationListDer::pem_slice_iter(lists).enumerate() {
-            let list = list
-                .map_err(|e| CredentialsError::Pem { what: "the revocation list", reason: e.to_string() })?;
-            let list = OwnedCertRevocationList::from_der(&list)
-                .map_err(|e| CredentialsError::RevocationList { index, reason: e.to_string() })?;
-            revocation_lists.push(CertRevocationList::from(list));
-        }
-        Ok(Self {
+    /// The same credentials, refusing every peer that one of `lists` revokes. Peers on which they say nothing pass.
+    #[must_use]
+    pub fn with_revocation_lists(&self, lists: &RevocationLists) -> Self {
+        Self {
             shared: Arc::new(Shared {
                 identity: self.shared.identity.clone(),
                 certified_key: Arc::clone(&self.shared.certified_key),
                 roots: self.shared.roots.clone(),
-                revocation_lists,
+                revocation: lists.clone(),
             }),
-        })
-    }
-
-    /// Whether the lists revoke what an already connected peer proved itself with: end its connection then.
-    pub fn revokes(&self, peer: &VerifiedIdentity) -> bool {
-        peer.is_revoked_by(&self.shared.revocation_lists)
+        }
     }
 
     /// Who these credentials say we are.

@@ -15,12 +15,14 @@ mod credentials;
 mod error;
 mod handshake;
 pub mod record;
+mod revocation;
 mod verifier;
 
 pub use context::{ClientContext, CryptoPolicy, ServerContext};
 pub use credentials::{Credentials, CredentialsError};
 pub use error::{AlertCode, CloseCause, TlsError, VerifyError};
 pub use handshake::{CipherSuite, Established, Handshake, Progress};
+pub use revocation::{REVOCATION_BYTES_MAX, REVOCATION_LISTS_MAX, RevocationError, RevocationLists};
 pub use verifier::VerifiedIdentity;
 
 #[cfg(test)]

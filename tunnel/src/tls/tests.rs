@@ -186,11 +186,16 @@ fn names_of_other_kinds_beside_the_one_uri_do_not_matter() {
 fn revoked_peers_are_refused_and_unlisted_ones_pass() {
     let authority = Authority::new();
     let list = authority.revoke(7);
-    let good = authority.identity(SERVER).with_revocation_lists(list.as_bytes()).unwrap();
+    let lists = RevocationLists::parse(list.as_bytes()).unwrap();
+    let good = authority.identity(SERVER).with_revocation_lists(&lists);
     for (serial, label) in [(7, "tls_certificate_revoked"), (8, "established")] {
         let peer = authority.issue(&Leaf { serial, ..Leaf::of(CLIENT) });
         let (_, accepted) = shake(&client(&peer), &[SERVER], &server(&good));
         assert_eq!(cause(accepted), label);
+        let client_role = authority.identity(CLIENT).with_revocation_lists(&lists);
+        let peer = authority.issue(&Leaf { serial, ..Leaf::of(SERVER) });
+        let (dialled, _) = shake(&client(&client_role), &[SERVER], &server(&peer));
+        assert_eq!(cause(dialled), label);
     }
 }
 
@@ -200,13 +205,13 @@ fn a_later_revocation_finds_the_peers_that_are_already_connected() {
     let good = authority.identity(SERVER);
     let (_, accepted) = shake(&client(&authority.identity(CLIENT)), &[SERVER], &server(&good));
     let peer = accepted.unwrap().unwrap().peer;
-    assert!(!good.revokes(&peer));
-    let listing = |authority: &Authority, serial| {
-        good.with_revocation_lists(authority.revoke(serial).as_bytes()).unwrap().revokes(&peer)
-    };
-    assert!(listing(&authority, 7));
-    assert!(!listing(&authority, 8));
-    assert!(!listing(&Authority::named("another authority"), 7), "serial numbers are the issuer's own");
+    let lists =
+        |authority: &Authority, serial| RevocationLists::parse(authority.revoke(serial).as_bytes()).unwrap();
+    assert!(!RevocationLists::default().revokes(&peer));
+    assert!(lists(&authority, 7).revokes(&peer));
+    assert!(!lists(&authority, 8).revokes(&peer) && lists(&authority, 8).covers(&peer));
+    let another = lists(&Authority::named("another authority"), 7);
+    assert!(!another.revokes(&peer) && !another.covers(&peer), "serial numbers are the issuer's own");
 }
 
 #[test]

@@ -15,10 +15,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{
     CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, PeerIncompatible, SignatureScheme,
 };
-use webpki::{
-    CertRevocationList, EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder,
-    UnknownStatusPolicy,
-};
+use webpki::{EndEntityCert, KeyUsage, RevocationCheckDepth, RevocationOptionsBuilder, UnknownStatusPolicy};
 use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -51,15 +48,9 @@ impl VerifiedIdentity {
         self.identity
     }
 
-    /// Whether one of `lists` revokes a certificate that proved this identity.
-    pub(super) fn is_revoked_by(&self, lists: &[CertRevocationList<'_>]) -> bool {
-        self.certificates.iter().any(|certificate| {
-            lists.iter().any(|list| {
-                // A list that cannot be read to its end might have held the name: it counts as revoked.
-                list.issuer() == &*certificate.issuer
-                    && !matches!(list.find_serial(&certificate.serial), Ok(None))
-            })
-        })
+    /// Issuer and serial number of each certificate that proved it, leaf first.
+    pub(super) fn names(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.certificates.iter().map(|certificate| (&*certificate.issuer, &*certificate.serial))
     }
 }
 
@@ -100,7 +91,7 @@ impl Verifier {
     ) -> Result<(), VerifyError> {
         let shared = &self.credentials.shared;
         let certificate = EndEntityCert::try_from(leaf).map_err(|e| webpki_error(&e))?;
-        let lists: Vec<_> = shared.revocation_lists.iter().collect();
+        let lists: Vec<_> = shared.revocation.iter().collect();
         let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
             builder
                 .with_depth(RevocationCheckDepth::Chain)
