@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::record::Direction;
+
 /// Each value is one thing an operator can act upon. `label` is stable: dashboards and alerts name it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CloseCause {
@@ -147,6 +149,21 @@ impl CloseCause {
             Self::LimitReached => "a limit of the proxy was reached",
             Self::Drained => "the proxy is draining",
         })
+    }
+
+    /// Whether it ends connections before their destination is known or, for those from outside, their client.
+    pub const fn is_early(self, direction: Direction) -> bool {
+        match self {
+            Self::UnknownWorkload
+            | Self::NoHealthyEndpoint
+            | Self::ReservedPort
+            | Self::CertificateMissing
+            | Self::WrongDestination => true,
+            Self::TlsFailed | Self::IdentityMismatch | Self::CertificateRevoked => {
+                matches!(direction, Direction::Inbound)
+            }
+            _ => false,
+        }
     }
 
     /// Istio's coarser `response_flags` value.

@@ -6,9 +6,10 @@
 use std::fmt::{Display, Write};
 
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::BorrowedFormatItem;
+use time::macros::format_description;
 
-use super::record::{Authority, Party, Record};
+use super::record::{Authority, Party, Record, Stage};
 
 /// Receives the keys and values of a record in order.
 trait Fields {
@@ -18,36 +19,74 @@ trait Fields {
     fn number(&mut self, key: &str, value: u64);
 }
 
-/// Appends the text form, without the end of line.
-pub fn text(out: &mut String, now: OffsetDateTime, record: &Record) {
+/// Times with microseconds, as ztunnel writes them.
+const TIME: &[BorrowedFormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// Appends the text form, without the end of line. Time, level, scope, message and fields stand apart by tabs. The
+/// time must be in UTC; `repeated` is how many records the line stands for where it is not one.
+pub fn text(out: &mut String, now: OffsetDateTime, record: &Record, repeated: Option<u64>) {
     // Writing into a String cannot fail; formatting of a time within the years 0 to 9999 neither.
-    let time = now.format(&Rfc3339).unwrap_or_default();
-    let _ = write!(out, "{time} {} access {}", level(record), message(record));
-    visit(record, &mut Text { out });
+    let time = now.format(TIME).unwrap_or_default();
+    let _ = write!(out, "{time}\t{}\taccess\t{}\t", record.level().label(), message(record));
+    visit(record, repeated, &mut Text { out, first: true });
 }
 
-/// Appends the JSON form, without the end of line.
-pub fn json(out: &mut String, now: OffsetDateTime, record: &Record) {
-    let time = now.format(&Rfc3339).unwrap_or_default();
+/// Appends the JSON form, likewise.
+pub fn json(out: &mut String, now: OffsetDateTime, record: &Record, repeated: Option<u64>) {
+    let time = now.format(TIME).unwrap_or_default();
     let _ = write!(
         out,
         r#"{{"level":"{}","time":"{time}","scope":"access","message":"{}""#,
-        level(record),
+        record.level().label(),
         message(record)
     );
-    visit(record, &mut Json { out });
+    visit(record, repeated, &mut Json { out });
     out.push('}');
 }
 
-fn level(record: &Record) -> &'static str {
-    if record.cause.error().is_some() { "error" } else { "info" }
-}
-
 fn message(record: &Record) -> &'static str {
-    if record.http.is_some() { "request complete" } else { "connection complete" }
+    match record.stage {
+        Stage::Opened => "connection opened",
+        Stage::Ended if record.is_early_denial() => "connection failed",
+        Stage::Ended if record.http.is_some() => "request complete",
+        Stage::Ended => "connection complete",
+    }
 }
 
-fn visit(record: &Record, fields: &mut dyn Fields) {
+/// What is known of a connection that was turned away at once.
+fn visit_early(record: &Record, fields: &mut dyn Fields) {
+    if let Some(address) = record.source.address {
+        fields.bare("src.addr", &address);
+    }
+    if let Some(address) = record.destination.address {
+        fields.bare("dst.addr", &address);
+    }
+    fields.quoted("direction", record.direction.label());
+    fields.quoted("error", record.cause.error().unwrap_or_default());
+    if let Some(workload) = &record.source.workload {
+        fields.quoted("src.workload", &workload.name);
+        fields.quoted("src.namespace", &workload.namespace);
+    }
+    if let Some(service) = &record.service {
+        fields.quoted("dst.service", &service.key.hostname);
+    }
+    fields.quoted("close_cause", record.cause.label());
+    fields.number("worker", u64::from(record.worker));
+}
+
+fn visit(record: &Record, repeated: Option<u64>, fields: &mut dyn Fields) {
+    if record.is_early_denial() {
+        visit_early(record, fields);
+    } else {
+        visit_known(record, fields);
+    }
+    if let Some(count) = repeated {
+        fields.number("repeated", count);
+    }
+}
+
+fn visit_known(record: &Record, fields: &mut dyn Fields) {
     visit_party(fields, &SOURCE, &record.source);
     if let Some(address) = record.destination.address {
         fields.bare("dst.addr", &address);
@@ -62,6 +101,9 @@ fn visit(record: &Record, fields: &mut dyn Fields) {
     }
     visit_party(fields, &DESTINATION, &Party { address: None, ..record.destination.clone() });
     fields.quoted("direction", record.direction.label());
+    if record.stage == Stage::Opened {
+        return fields.number("worker", u64::from(record.worker));
+    }
     fields.number("bytes_sent", record.bytes_sent);
     fields.number("bytes_recv", record.bytes_received);
     fields.quoted("duration", &format!("{}ms", record.duration.as_millis()));
@@ -138,20 +180,28 @@ fn visit_party(fields: &mut dyn Fields, keys: &PartyKeys, party: &Party) {
 
 struct Text<'a> {
     out: &'a mut String,
+    first: bool,
+}
+
+impl Text<'_> {
+    fn field(&mut self, key: &str, value: std::fmt::Arguments<'_>) {
+        let space = if std::mem::take(&mut self.first) { "" } else { " " };
+        let _ = write!(self.out, "{space}{key}={value}");
+    }
 }
 
 impl Fields for Text<'_> {
     fn bare(&mut self, key: &str, value: &dyn Display) {
-        let _ = write!(self.out, " {key}={value}");
+        self.field(key, format_args!("{value}"));
     }
 
     fn quoted(&mut self, key: &str, value: &str) {
-        // `escape_debug` leaves printable characters alone and escapes quotes, backslashes and control characters.
-        let _ = write!(self.out, " {key}=\"{}\"", value.escape_debug());
+        // The debug form leaves printable characters alone and escapes quotes, backslashes and control characters.
+        self.field(key, format_args!("{value:?}"));
     }
 
     fn number(&mut self, key: &str, value: u64) {
-        let _ = write!(self.out, " {key}={value}");
+        self.field(key, format_args!("{value}"));
     }
 }
 

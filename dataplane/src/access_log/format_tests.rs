@@ -7,7 +7,7 @@ use model::{Identity, NamespacedHostname, Service, Workload};
 use time::OffsetDateTime;
 
 use super::super::cause::CloseCause;
-use super::super::record::{Authority, Direction, HttpFacts, Party, Path, Record, TlsFacts, method};
+use super::super::record::{Authority, Direction, HttpFacts, Party, Path, Record, Stage, TlsFacts, method};
 
 pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
     Arc::new(Workload {
@@ -68,6 +68,7 @@ fn party(namespace: &str, name: &str, address: &str) -> Party {
 
 pub(crate) fn plain_record() -> Record {
     Record {
+        stage: Stage::Ended,
         direction: Direction::Outbound,
         source: Party { address: "10.0.0.1:4000".parse().ok(), ..Party::default() },
         destination: Party { address: "10.0.0.2:80".parse().ok(), ..Party::default() },
@@ -95,9 +96,9 @@ fn tunnel_record() -> Record {
     }
 }
 
-fn line(form: fn(&mut String, OffsetDateTime, &Record), record: &Record) -> String {
+fn line(form: fn(&mut String, OffsetDateTime, &Record, Option<u64>), record: &Record) -> String {
     let mut out = String::new();
-    form(&mut out, OffsetDateTime::UNIX_EPOCH, record);
+    form(&mut out, OffsetDateTime::UNIX_EPOCH, record, None);
     out
 }
 
@@ -105,7 +106,7 @@ fn line(form: fn(&mut String, OffsetDateTime, &Record), record: &Record) -> Stri
 fn plain_connection_in_text() {
     assert_eq!(
         line(super::text, &plain_record()),
-        "1970-01-01T00:00:00Z info access connection complete src.addr=10.0.0.1:4000 dst.addr=10.0.0.2:80 \
+        "1970-01-01T00:00:00.000000Z\tinfo\taccess\tconnection complete\tsrc.addr=10.0.0.1:4000 dst.addr=10.0.0.2:80 \
          direction=\"outbound\" bytes_sent=1 bytes_recv=2 duration=\"3ms\" worker=0"
     );
 }
@@ -114,7 +115,7 @@ fn plain_connection_in_text() {
 fn tunnelled_connection_in_text() {
     assert_eq!(
         line(super::text, &tunnel_record()),
-        "1970-01-01T00:00:00Z info access connection complete src.addr=10.0.0.1:4000 src.workload=\"client\" \
+        "1970-01-01T00:00:00.000000Z\tinfo\taccess\tconnection complete\tsrc.addr=10.0.0.1:4000 src.workload=\"client\" \
          src.namespace=\"app\" src.identity=\"spiffe://cluster.local/ns/app/sa/client\" src.cluster=\"Kubernetes\" \
          dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 dst.service=\"web.app.svc.cluster.local\" \
          dst.workload=\"web\" dst.namespace=\"app\" dst.identity=\"spiffe://cluster.local/ns/app/sa/web\" \
@@ -139,7 +140,54 @@ fn denied_request_in_json() {
     };
     assert_eq!(
         line(super::json, &record),
-        r#"{"level":"error","time":"1970-01-01T00:00:00Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","worker":0,"response_flags":"DENY","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
+        r#"{"level":"error","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","worker":0,"response_flags":"DENY","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
+    );
+}
+
+#[test]
+fn failed_connection_in_text() {
+    let record = Record { cause: CloseCause::TunnelRefused, ..tunnel_record() };
+    let line = line(super::text, &record);
+    assert!(
+        line.starts_with("1970-01-01T00:00:00.000000Z\terror\taccess\tconnection complete\tsrc.addr="),
+        "{line}"
+    );
+    assert!(
+        line.ends_with(
+            " worker=1 response_flags=\"CONNECT\" close_cause=\"tunnel_refused\" \
+             error=\"the peer's proxy refused the tunnel\""
+        ),
+        "{line}"
+    );
+}
+
+#[test]
+fn early_denials_in_both_forms() {
+    let record = Record { cause: CloseCause::UnknownWorkload, ..plain_record() };
+    assert_eq!(
+        line(super::text, &record),
+        "1970-01-01T00:00:00.000000Z\twarn\taccess\tconnection failed\tsrc.addr=10.0.0.1:4000 dst.addr=10.0.0.2:80 \
+         direction=\"outbound\" error=\"the workload is not known to the control plane\" \
+         close_cause=\"unknown_workload\" worker=0"
+    );
+    let mut repeated = String::new();
+    super::json(&mut repeated, OffsetDateTime::UNIX_EPOCH, &record, Some(7));
+    assert_eq!(
+        repeated,
+        r#"{"level":"warn","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"connection failed","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"outbound","error":"the workload is not known to the control plane","close_cause":"unknown_workload","worker":0,"repeated":7}"#
+    );
+}
+
+#[test]
+fn openings_have_no_bytes_and_no_duration() {
+    let record = Record { stage: Stage::Opened, service: None, ..tunnel_record() };
+    assert_eq!(
+        line(super::text, &record),
+        "1970-01-01T00:00:00.000000Z\tdebug\taccess\tconnection opened\tsrc.addr=10.0.0.1:4000 \
+         src.workload=\"client\" src.namespace=\"app\" src.identity=\"spiffe://cluster.local/ns/app/sa/client\" \
+         src.cluster=\"Kubernetes\" dst.addr=10.0.0.2:15008 dst.hbone_addr=10.0.0.2:8080 dst.workload=\"web\" \
+         dst.namespace=\"app\" dst.identity=\"spiffe://cluster.local/ns/app/sa/web\" dst.cluster=\"Kubernetes\" \
+         direction=\"outbound\" worker=1"
     );
 }
 

@@ -8,9 +8,11 @@ pub mod cause;
 pub mod format;
 pub mod queue;
 pub mod record;
+mod repeats;
 pub mod writer;
 
 pub use cause::CloseCause;
 pub use queue::{Recorder, Records, queue};
-pub use record::{Authority, Direction, HttpFacts, Method, Party, Path, Record, TlsFacts};
+pub use record::{Authority, Direction, HttpFacts, Level, Method, Party, Path, Record, Stage, TlsFacts};
+pub use repeats::{REPEATS_KINDS_MAX, REPEATS_PERIOD};
 pub use writer::{LogFormat, LogWriter};

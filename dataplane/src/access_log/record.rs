@@ -67,9 +67,28 @@ pub struct HttpFacts {
     pub policy: Option<Arc<str>>,
 }
 
-/// A finished connection, or a finished request of one.
+/// Which moment a record tells of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Stage {
+    /// The connection is established. Only told of where the log filter asks for it.
+    Opened,
+    #[default]
+    Ended,
+}
+
+/// How much a line matters, in the words of the log filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    Debug,
+    Info,
+    Warn,
+    Error,
+}
+
+/// A finished connection, or a finished request of one; or the opening of one.
 #[derive(Debug, Clone)]
 pub struct Record {
+    pub stage: Stage,
     pub direction: Direction,
     pub source: Party,
     /// Its address is the next hop, tunnel port included.
@@ -96,6 +115,38 @@ impl Direction {
         match self {
             Self::Inbound => "inbound",
             Self::Outbound => "outbound",
+        }
+    }
+}
+
+// === impl Level ===
+
+impl Level {
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Debug => "debug",
+            Self::Info => "info",
+            Self::Warn => "warn",
+            Self::Error => "error",
+        }
+    }
+}
+
+// === impl Record ===
+
+impl Record {
+    /// Whether it was turned away before it was known where it should go, or to whom: there are no bytes and no
+    /// duration to speak of.
+    pub fn is_early_denial(&self) -> bool {
+        self.stage == Stage::Ended && self.http.is_none() && self.cause.is_early(self.direction)
+    }
+
+    pub fn level(&self) -> Level {
+        match self.stage {
+            Stage::Opened => Level::Debug,
+            Stage::Ended if self.is_early_denial() => Level::Warn,
+            Stage::Ended if self.cause.error().is_some() => Level::Error,
+            Stage::Ended => Level::Info,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! Where formatted lines go: many lines in one write, on the control thread.
 
 use std::io::{self, Write};
+use std::time::Instant;
 
 use time::OffsetDateTime;
 
 use super::format;
-use super::record::Record;
+use super::record::{Level, Record};
+use super::repeats::Repeats;
 
 /// How a line looks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -20,6 +22,9 @@ pub struct LogWriter {
     format: LogFormat,
     sink: Box<dyn Write + Send>,
     batch: String,
+    repeats: Repeats,
+    /// Whether lines of this level are wanted.
+    wants: fn(Level) -> bool,
 }
 
 impl std::fmt::Debug for LogWriter {
@@ -30,14 +35,39 @@ impl std::fmt::Debug for LogWriter {
 
 impl LogWriter {
     pub fn new(format: LogFormat, sink: Box<dyn Write + Send>) -> Self {
-        Self { format, sink, batch: String::new() }
+        Self { format, sink, batch: String::new(), repeats: Repeats::default(), wants: |_| true }
     }
 
-    /// Adds a line to the batch.
-    pub fn add(&mut self, now: OffsetDateTime, record: &Record) {
+    /// Writes only what the program's log filter lets pass for the target `access`.
+    pub fn following_the_filter(self) -> Self {
+        Self { wants: is_wanted, ..self }
+    }
+
+    /// Adds a line to the batch, or counts the record if it repeats others.
+    pub fn add(&mut self, now: OffsetDateTime, at: Instant, record: &Record) {
+        if (self.wants)(record.level()) && self.repeats.admit(at, record) {
+            self.push(now, record, None);
+        }
+    }
+
+    /// Adds the lines of repetitions whose period is over.
+    pub fn add_repetitions(&mut self, now: OffsetDateTime, at: Instant) {
+        for (record, count) in self.repeats.take_due(at) {
+            self.push(now, &record, Some(count));
+        }
+    }
+
+    /// Adds the lines of all repetitions, for the end.
+    pub fn add_last_repetitions(&mut self, now: OffsetDateTime) {
+        for (record, count) in self.repeats.take_all() {
+            self.push(now, &record, Some(count));
+        }
+    }
+
+    fn push(&mut self, now: OffsetDateTime, record: &Record, repeated: Option<u64>) {
         match self.format {
-            LogFormat::Text => format::text(&mut self.batch, now, record),
-            LogFormat::Json => format::json(&mut self.batch, now, record),
+            LogFormat::Text => format::text(&mut self.batch, now, record, repeated),
+            LogFormat::Json => format::json(&mut self.batch, now, record, repeated),
         }
         self.batch.push('\n');
     }
@@ -50,5 +80,15 @@ impl LogWriter {
         let result = self.sink.write_all(self.batch.as_bytes()).and_then(|()| self.sink.flush());
         self.batch.clear();
         result
+    }
+}
+
+/// Whether the log filter wants lines of the target `access` at this level.
+fn is_wanted(level: Level) -> bool {
+    match level {
+        Level::Debug => tracing::enabled!(target: "access", tracing::Level::DEBUG),
+        Level::Info => tracing::enabled!(target: "access", tracing::Level::INFO),
+        Level::Warn => tracing::enabled!(target: "access", tracing::Level::WARN),
+        Level::Error => tracing::enabled!(target: "access", tracing::Level::ERROR),
     }
 }

@@ -1,11 +1,11 @@
 //! Takes access-log records out of their queue and has them written, and shown to whoever watches.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use crate::access_log::{LogWriter, Record, Records};
+use crate::access_log::{LogWriter, Record, Records, Stage};
 use crate::metrics::Metrics;
 
 /// How long a record may wait. Polling costs the workers nothing; a wake-up for each record would.
@@ -58,16 +58,19 @@ impl LogPump {
 
     /// Takes what is there, at most a turn's worth.
     fn turn(&mut self) {
-        let now = OffsetDateTime::now_utc();
+        let (now, at) = (OffsetDateTime::now_utc(), Instant::now());
         let (writer, watcher) = (&mut self.writer, &mut self.watcher);
         self.records.drain(|record| {
             if let Some(writer) = writer {
-                writer.add(now, &record);
+                writer.add(now, at, &record);
             }
-            if let Some(watcher) = watcher {
+            if let (Stage::Ended, Some(watcher)) = (record.stage, &mut *watcher) {
                 watcher(&record);
             }
         });
+        if let Some(writer) = &mut self.writer {
+            writer.add_repetitions(now, at);
+        }
         let written = self.writer.as_mut().map_or(Ok(()), LogWriter::flush);
         if let Err(error) = written
             && !std::mem::replace(&mut self.complained, true)
@@ -85,6 +88,11 @@ impl Drop for LogPump {
     fn drop(&mut self) {
         // What was noted before the end is written as well.
         self.turn();
+        if let Some(writer) = &mut self.writer {
+            writer.add_last_repetitions(OffsetDateTime::now_utc());
+            // Nothing could be done about it, and there is no other place to say it.
+            let _ = writer.flush();
+        }
     }
 }
 

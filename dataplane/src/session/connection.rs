@@ -16,7 +16,7 @@ use super::node::Node;
 use super::pod::Pod;
 use super::state::LocalPod;
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Authority, Direction, HttpFacts, Party, Record, TlsFacts};
+use crate::access_log::record::{Authority, Direction, HttpFacts, Party, Record, Stage, TlsFacts};
 use crate::link::CloseCause::TlsCertificateRevoked;
 use crate::link::{Flow, StreamEnd, StreamRelayEnd, TunnelStream};
 use crate::metrics::{ConnectionSecurity, Gauge, Labels, Reporter, Subject, TcpSeries};
@@ -98,6 +98,7 @@ impl Connection {
     /// Enters an accepted connection into the books.
     pub(super) fn begin(node: &Rc<Node>, pod: &Pod, direction: Direction, source: Party) -> Self {
         let record = Rc::new(RefCell::new(Record {
+            stage: Stage::Ended,
             direction,
             source,
             destination: Party::default(),
@@ -140,6 +141,9 @@ impl Connection {
         let series = self.series(CloseCause::Finished);
         series.opened();
         self.shared.series.replace(Some(Counted { series, sent: 0, received: 0 }));
+        if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
+            self.node.recorder.record(Record { stage: Stage::Opened, ..self.record.borrow().clone() });
+        }
     }
 
     /// Runs `work` until it is done or the connection is cut.
