@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use crossbeam_channel::Sender;
 use model::Workload;
 use xds::publish::Mailbox;
 
+use super::dns::{DnsOptions, Resolver};
 use super::pod::Pod;
 use super::registry::Registry;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
@@ -69,6 +71,10 @@ pub struct NodeOptions {
     pub connections_max: usize,
     /// How long a connection waits for its own pod to be known to the control plane.
     pub workload_wait: Duration,
+    /// Answers the pods' name queries; `None` leaves names alone.
+    pub dns: Option<DnsOptions>,
+    /// The file that names the node's name servers.
+    pub resolv_conf: PathBuf,
 }
 
 impl Default for NodeOptions {
@@ -85,6 +91,8 @@ impl Default for NodeOptions {
             congestion: None,
             connections_max: 100_000,
             workload_wait: WORKLOAD_WAIT,
+            dns: None,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
         }
     }
 }
@@ -107,6 +115,7 @@ pub struct Node {
     pub(super) metrics: WorkerMetrics,
     pub(super) recorder: Recorder,
     pub(super) registry: Registry,
+    pub(super) resolver: Resolver,
     /// Tunnels that others have made to the pods, those included that have not proved themselves.
     pub(super) accepted_tunnels: Cell<usize>,
     events: Sender<PodEvent>,
@@ -127,6 +136,7 @@ impl Node {
             metrics: parts.metrics,
             recorder: parts.recorder,
             registry: Registry::default(),
+            resolver: Resolver::default(),
             accepted_tunnels: Cell::new(0),
             events: parts.events,
             state: RefCell::default(),
