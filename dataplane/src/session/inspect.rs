@@ -21,6 +21,11 @@ impl Node {
         self.registry.len()
     }
 
+    /// Tunnels that others have made to the pods and that are open.
+    pub fn accepted_tunnels(&self) -> usize {
+        self.accepted_tunnels.get()
+    }
+
     /// The live connections with ztunnel's keys and ours, at most [`LISTED_MAX`].
     pub fn connections(&self) -> Vec<Value> {
         let mut list = Vec::new();
@@ -50,13 +55,20 @@ fn entry(worker: usize, connection: &Shared) -> Value {
         Authority::Address(it) => it.to_string(),
         Authority::Hostname(host, port) => format!("{host}:{port}"),
     });
+    let across = matches!(record.hbone_authority, Some(Authority::Hostname(..)));
+    let protocol = match (record.tls.is_some(), connection.direction) {
+        (false, _) => "TCP",
+        // Only what leaves for another network asks for a name.
+        (true, Direction::Outbound) if across => "DOUBLEHBONE",
+        (true, _) => "HBONE",
+    };
     json!({
         "workload": &*connection.pod.uid,
         "direction": connection.direction.label(),
         "src": address(record.source.address),
         "originalDst": original,
         "actualDst": address(record.destination.address),
-        "protocol": if record.tls.is_some() { "HBONE" } else { "TCP" },
+        "protocol": protocol,
         "hboneTarget": authority,
         "service": service,
         "srcIdentity": record.source.identity.as_ref().map(|identity| identity.uri().to_owned()),

@@ -6,8 +6,8 @@
 #![allow(dead_code, unreachable_pub)] // each test program uses a part
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the support of tests only
 
+pub mod hop;
 pub mod http;
-pub mod names;
 pub mod pki;
 pub mod raw;
 
@@ -28,9 +28,7 @@ use dataplane::capture::{self, Redirection};
 use dataplane::mesh::{fabric::Fabric, sandbox};
 use dataplane::metrics::{Metrics, metrics};
 use dataplane::net::{NetworkNamespace, canonical};
-use dataplane::session::{
-    DNS_PORT, LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, ResolvConf, TlsContexts,
-};
+use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, TlsContexts};
 use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
 use model::{Identity, Service, Workload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -83,7 +81,6 @@ pub struct Bed {
     pub records: Vec<Record>,
     metrics: Metrics,
     workers: usize,
-    redirection: Redirection,
 }
 
 /// What differs between beds.
@@ -92,21 +89,13 @@ pub struct Setup {
     pub driver: DriverChoice,
     pub workers: usize,
     pub options: NodeOptions,
-    /// The node's own.
-    pub resolv_conf: String,
     /// Runs on each worker's thread before it does anything.
     pub prepare: fn(),
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self {
-            driver: DriverChoice::Auto,
-            workers: 2,
-            options: NodeOptions::default(),
-            resolv_conf: String::new(),
-            prepare: || (),
-        }
+        Self { driver: DriverChoice::Auto, workers: 2, options: NodeOptions::default(), prepare: || () }
     }
 }
 
@@ -151,12 +140,7 @@ impl Bed {
             records: Vec::new(),
             metrics,
             workers: setup.workers,
-            redirection: Redirection {
-                dns_port: setup.options.dns.as_ref().map(|_| DNS_PORT),
-                ..Redirection::default()
-            },
         };
-        bed.state.resolv_conf = Arc::new(ResolvConf::parse(&setup.resolv_conf));
         bed.index(yaml);
         bed.place();
         bed.publish();
@@ -245,7 +229,7 @@ impl Bed {
                 other => panic!("{other:?}"),
             }
         }
-        capture::enroll(self.network(name), &self.redirection).unwrap();
+        capture::enroll(self.network(name), &Redirection::default()).unwrap();
     }
 
     /// Takes a resource from the node, as if its update were late.
@@ -275,7 +259,10 @@ impl Bed {
     }
 
     fn take_up(&mut self) {
-        self.state.snapshot = self.store.snapshot().unwrap();
+        // Nothing changed if there is none.
+        if let Some(snapshot) = self.store.snapshot() {
+            self.state.snapshot = snapshot;
+        }
         self.publish();
         self.settle();
     }
