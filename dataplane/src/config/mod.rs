@@ -19,6 +19,7 @@ use model::Identity;
 use tunnel::tls::CryptoPolicy;
 
 use crate::net::Congestion;
+use crate::session::EndpointChoice;
 use crate::worker::DriverChoice;
 
 pub use control_plane::{ControlPlane, Upstream};
@@ -46,10 +47,11 @@ const DNS_PORT: u16 = 15053;
 
 /// The variables of our own.
 const OWN_PREFIX: &str = "CORELANE_";
-const OWN: [&str; 9] = [
+const OWN: [&str; 10] = [
     "CORELANE_CONGESTION",
     "CORELANE_CONNECTIONS_MAX",
     "CORELANE_DRIVER",
+    "CORELANE_ENDPOINT_CHOICE",
     "CORELANE_IDLE_TIMEOUT",
     "CORELANE_LAYER_7",
     "CORELANE_LOG",
@@ -216,6 +218,7 @@ pub struct OwnSettings {
     /// A connection over which nothing went for so long is cut; `None` never.
     pub idle_timeout: Option<Duration>,
     pub congestion: Option<Congestion>,
+    pub endpoint_choice: EndpointChoice,
 }
 
 // === impl Config ===
@@ -310,7 +313,7 @@ fn refuse_unknown(variables: &Environment) -> Result<(), ConfigError> {
     for (rest, _) in variables.prefixed(OWN_PREFIX) {
         let name = format!("{OWN_PREFIX}{rest}");
         if !known(&name) {
-            return Err(ConfigError::Unknown { name, known: OWN[..7].join(", ") });
+            return Err(ConfigError::Unknown { name, known: OWN[..8].join(", ") });
         }
     }
     Ok(())
@@ -512,6 +515,7 @@ impl OwnSettings {
     fn read(variables: &Environment) -> Result<Self, ConfigError> {
         let driver = "it must be auto, io_uring or epoll";
         let congestion = "it must be the name of a congestion control such as cubic";
+        let choice = "it must be random or least-loaded";
         let connections = variables.number("CORELANE_CONNECTIONS_MAX", 1..=u64::from(u32::MAX))?;
         Ok(Self {
             driver: variables
@@ -523,6 +527,9 @@ impl OwnSettings {
             idle_timeout: Some(variables.duration("CORELANE_IDLE_TIMEOUT", Duration::ZERO)?)
                 .filter(|timeout| !timeout.is_zero()),
             congestion: variables.parse("CORELANE_CONGESTION", congestion, |text| text.parse().ok())?,
+            endpoint_choice: variables
+                .parse("CORELANE_ENDPOINT_CHOICE", choice, |text| text.parse().ok())?
+                .unwrap_or_default(),
         })
     }
 }

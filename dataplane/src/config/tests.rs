@@ -59,6 +59,7 @@ fn without_variables_everything_is_as_ztunnel_has_it() {
         connections_max: 100_000,
         idle_timeout: None,
         congestion: None,
+        endpoint_choice: EndpointChoice::Random,
     };
     assert_eq!(config.own, own);
     assert_eq!(config.crypto, CryptoPolicy::Standard);
@@ -318,6 +319,7 @@ fn variables_of_our_own_are_spelled_right_or_refused() {
         ("CORELANE_CONNECTIONS_MAX", "10"),
         ("CORELANE_IDLE_TIMEOUT", "1h"),
         ("CORELANE_CONGESTION", "reno"),
+        ("CORELANE_ENDPOINT_CHOICE", "least-loaded"),
         ("CORELANE_LOG", "warn"),
         ("CORELANE_LOG_JSON", "true"),
         ("RUST_LOG", "debug"),
@@ -326,6 +328,7 @@ fn variables_of_our_own_are_spelled_right_or_refused() {
     assert_eq!((config.own.driver, config.own.connections_max), (DriverChoice::Epoll, 10));
     assert_eq!(config.own.idle_timeout, Some(Duration::from_hours(1)));
     assert_eq!(config.own.congestion.unwrap().to_string(), "reno");
+    assert_eq!(config.own.endpoint_choice, EndpointChoice::LeastLoaded);
     assert_eq!(config.log, Log { filter: "warn".into(), json: true, policy_decisions: false });
     assert_eq!(read(&[("CORELANE_IDLE_TIMEOUT", "0s")]).own.idle_timeout, None);
     let error = try_read(&[("CORELANE_DRIVERS", "epoll")]).unwrap_err().to_string();
@@ -336,6 +339,7 @@ fn variables_of_our_own_are_spelled_right_or_refused() {
     refused("CORELANE_DRIVER", "kqueue");
     refused("CORELANE_CONNECTIONS_MAX", "0");
     refused("CORELANE_CONGESTION", "a b");
+    refused("CORELANE_ENDPOINT_CHOICE", "best");
     refused("CORELANE_IDLE_TIMEOUT", "x");
 }
 

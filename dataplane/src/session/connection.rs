@@ -12,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tunnel::h2::ErrorCode;
 
+use super::load::LoadGuard;
 use super::node::Node;
 use super::pod::Pod;
 use super::state::LocalPod;
@@ -30,6 +31,8 @@ pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
     /// What the log line will say; filled in as it becomes known.
     pub(super) record: Rc<RefCell<Record>>,
+    /// Counts at the endpoint where endpoints are chosen by load.
+    pub(super) load: RefCell<Option<Box<LoadGuard>>>,
     started: Instant,
     key: usize,
     ended: Cell<bool>,
@@ -129,6 +132,7 @@ impl Connection {
             node: node.clone(),
             shared,
             record,
+            load: RefCell::default(),
             started: Instant::now(),
             key,
             ended: Cell::new(false),
@@ -171,6 +175,12 @@ impl Connection {
                 cause
             }
         }
+    }
+
+    /// The same for a task of its own, which closes the books.
+    pub(super) async fn carry(self, stream: TunnelStream, socket: Socket, flow: Flow) {
+        let cause = self.relay(stream, socket, flow).await;
+        self.end(cause);
     }
 
     /// Closes the books with the connection's log line.

@@ -2,7 +2,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,8 +9,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use model::Workload;
 use xds::publish::Mailbox;
+use xds::snapshot::{Chooser, Route};
 
-use super::dns::{DnsOptions, Resolver};
+use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
 use super::pod::Pod;
 use super::registry::Registry;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
@@ -71,10 +71,8 @@ pub struct NodeOptions {
     pub connections_max: usize,
     /// How long a connection waits for its own pod to be known to the control plane.
     pub workload_wait: Duration,
-    /// Answers the pods' name queries; `None` leaves names alone.
-    pub dns: Option<DnsOptions>,
-    /// The file that names the node's name servers.
-    pub resolv_conf: PathBuf,
+    /// How one of several endpoints is chosen.
+    pub endpoint_choice: EndpointChoice,
 }
 
 impl Default for NodeOptions {
@@ -91,8 +89,7 @@ impl Default for NodeOptions {
             congestion: None,
             connections_max: 100_000,
             workload_wait: WORKLOAD_WAIT,
-            dns: None,
-            resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            endpoint_choice: EndpointChoice::default(),
         }
     }
 }
@@ -115,7 +112,6 @@ pub struct Node {
     pub(super) metrics: WorkerMetrics,
     pub(super) recorder: Recorder,
     pub(super) registry: Registry,
-    pub(super) resolver: Resolver,
     /// Tunnels that others have made to the pods, those included that have not proved themselves.
     pub(super) accepted_tunnels: Cell<usize>,
     events: Sender<PodEvent>,
@@ -124,25 +120,28 @@ pub struct Node {
     superseded: RefCell<Rc<Latch>>,
     pods: RefCell<HashMap<Arc<str>, Rc<Pod>>>,
     random: Cell<u64>,
+    /// Kept only where endpoints are chosen by it.
+    loads: Option<Rc<EndpointLoads>>,
 }
 
 impl Node {
     /// Starts following the mailbox. Lives as long as the worker.
     pub fn start(worker: &Worker, parts: NodeParts, options: NodeOptions) -> Result<Rc<Self>, BoxError> {
         let seed = Instant::now();
+        let by_load = options.endpoint_choice == EndpointChoice::LeastLoaded;
         let node = Rc::new(Self {
             worker: worker.clone(),
             options,
             metrics: parts.metrics,
             recorder: parts.recorder,
             registry: Registry::default(),
-            resolver: Resolver::default(),
             accepted_tunnels: Cell::new(0),
             events: parts.events,
             state: RefCell::default(),
             superseded: RefCell::default(),
             pods: RefCell::default(),
             random: Cell::new(random_seed(seed, worker.index())),
+            loads: by_load.then(Rc::default),
         });
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
@@ -189,6 +188,17 @@ impl Node {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^ (mixed >> 31)
+    }
+
+    /// How to choose an endpoint for one connection.
+    pub(super) fn chooser(&self) -> Chooser<'_> {
+        let seed = self.random();
+        self.loads.as_ref().map_or_else(|| Chooser::random(seed), |loads| loads.chooser(seed))
+    }
+
+    /// Counts a connection at the endpoint of its route, where that is asked for by the choice.
+    pub(super) fn loaded(&self, route: &Route) -> Option<LoadGuard> {
+        Some(self.loads.as_ref()?.enter(route.workload.as_ref()?))
     }
 
     /// Tells of the end of a pod when its last connection has been closed: until then its redirection is needed.

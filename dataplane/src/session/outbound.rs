@@ -1,18 +1,20 @@
 //! What a pod dials (port 15001): to the mesh through HBONE, elsewhere in plain text, by request where routes say so.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use model::AppProtocol;
 use xds::snapshot::resolve::{Client, Destination, Refusal};
-use xds::snapshot::{ServiceEntry, Snapshot};
+use xds::snapshot::{Route, ServiceEntry, Snapshot};
 
 use super::connection::Connection;
 use super::dial::{Dialler, UpstreamFacts, Wire, refusal_cause};
 use super::http;
 use super::node::Node;
 use super::pod::Pod;
+use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Direction, Party};
 use crate::link::{Flow, TunnelStream};
@@ -20,31 +22,44 @@ use crate::net::{self, RelayEnd, Socket, original_destination};
 
 pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let worker = node.worker.clone();
-    worker.spawn(async move {
-        let source = Party { address: Some(remote), workload: None, identity: None };
-        let connection = Connection::begin(&node, &pod, Direction::Outbound, source);
-        let ready = connection.until_cut(prepare(&connection, &node, &pod, &socket, remote)).await;
-        match ready.and_then(|ready| ready) {
-            Err(cause) => {
-                socket.reset_on_close();
-                connection.end(cause);
-            }
-            Ok(Ready::Tunnel(stream)) => {
-                connection.established();
-                let cause = connection.relay(stream, socket, Flow::Downstream).await;
-                connection.end(cause);
-            }
-            Ok(Ready::Plain(upstream)) => {
-                connection.established();
-                let cause = relay_plain(&connection, &socket, &upstream).await;
-                connection.end(cause);
-            }
-            Ok(Ready::Http(caller)) => {
-                let cause = http::route(&connection, *caller, &Wire::Socket(socket)).await;
-                connection.end_silently(cause);
-            }
+    worker.spawn(open(node, pod, socket, remote));
+}
+
+/// Opens the way. What then carries the bytes is a task of its own: it may be idle for days and must not keep the room
+/// that finding and dialling took.
+async fn open(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
+    let source = Party { address: Some(remote), workload: None, identity: None };
+    let connection = Connection::begin(&node, &pod, Direction::Outbound, source);
+    let ready = {
+        let preparing = pin!(prepare(&connection, &node, &pod, &socket, remote));
+        connection.until_cut(preparing).await
+    };
+    match ready.and_then(|ready| ready) {
+        Err(cause) => {
+            socket.reset_on_close();
+            connection.end(cause);
         }
-    });
+        Ok(Ready::Tunnel(stream)) => {
+            connection.established();
+            node.worker.spawn(connection.carry(stream, socket, Flow::Downstream));
+        }
+        Ok(Ready::Plain(upstream)) => {
+            connection.established();
+            node.worker.spawn(carry_plain(connection, socket, upstream));
+        }
+        Ok(Ready::Http(caller)) => node.worker.spawn(carry_http(connection, *caller, socket)),
+    }
+}
+
+async fn carry_plain(connection: Connection, socket: Socket, upstream: Socket) {
+    let cause = relay_plain(&connection, &socket, &upstream).await;
+    drop((socket, upstream));
+    connection.end(cause);
+}
+
+async fn carry_http(connection: Connection, caller: http::Caller, socket: Socket) {
+    let cause = http::route(&connection, caller, &Wire::Socket(socket)).await;
+    connection.end_silently(cause);
 }
 
 /// A captured connection whose way is decided and open.
@@ -84,17 +99,51 @@ async fn prepare(
         let (node, pod, service) = (node.clone(), pod.clone(), entry.key().clone());
         return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, service, to })));
     }
-    let route = state.snapshot.resolve(client, to, node.random()).map_err(|refusal| refused(&refusal))?;
-    connection.record.borrow_mut().service = route.service.as_ref().map(|entry| entry.service.clone());
-    let mut facts = UpstreamFacts::of_route(&route);
-    facts.describe(&mut connection.record.borrow_mut());
     let dialler = Dialler { node, pod, workload: &workload, client: remote };
-    let wire = dialler.dial(&state, &route, &mut facts).await?;
+    match reach(connection, &state, &dialler, to).await? {
+        Wire::Tunnel(stream) => Ok(Ready::Tunnel(stream)),
+        Wire::Socket(upstream) => Ok(Ready::Plain(upstream)),
+    }
+}
+
+/// Decides the way and opens it. An endpoint that takes no connection is told from one that breaks one off: nothing has
+/// been sent to it, so another one is tried, once.
+async fn reach(
+    connection: &Connection,
+    state: &NodeState,
+    dialler: &Dialler<'_>,
+    to: SocketAddr,
+) -> Result<Wire, CloseCause> {
+    let (node, snapshot) = (dialler.node, &state.snapshot);
+    let client = Client { workload: dialler.workload, ip: dialler.client.ip() };
+    let route = snapshot.resolve(client, to, node.chooser()).map_err(|refusal| refused(&refusal))?;
+    let failed = match dial(connection, state, dialler, &route).await {
+        Err(CloseCause::ConnectFailed) => route.workload,
+        result => return result,
+    };
+    let Some(failed) = failed else { return Err(CloseCause::ConnectFailed) };
+    match snapshot.resolve(client, to, node.chooser().avoiding(&failed)) {
+        Ok(other) if other.workload.as_ref().is_some_and(|it| it.uid != failed.uid) => {
+            tracing::debug!(endpoint = %failed.uid, "takes no connection; another one is tried");
+            dial(connection, state, dialler, &other).await
+        }
+        _ => Err(CloseCause::ConnectFailed),
+    }
+}
+
+async fn dial(
+    connection: &Connection,
+    state: &NodeState,
+    dialler: &Dialler<'_>,
+    route: &Route,
+) -> Result<Wire, CloseCause> {
+    connection.load.replace(dialler.node.loaded(route).map(Box::new));
+    connection.record.borrow_mut().service = route.service.as_ref().map(|entry| entry.service.clone());
+    let mut facts = UpstreamFacts::of_route(route);
     facts.describe(&mut connection.record.borrow_mut());
-    Ok(match wire {
-        Wire::Tunnel(stream) => Ready::Tunnel(stream),
-        Wire::Socket(upstream) => Ready::Plain(upstream),
-    })
+    let wire = dialler.dial(state, route, &mut facts).await?;
+    facts.describe(&mut connection.record.borrow_mut());
+    Ok(wire)
 }
 
 /// Relays between two plain sockets until the end; a cut resets both.
@@ -103,7 +152,7 @@ pub(super) async fn relay_plain(
     downstream: &Socket,
     upstream: &Socket,
 ) -> CloseCause {
-    let relay = net::relay(&connection.node.worker, downstream, upstream, &connection.shared.counters);
+    let relay = pin!(net::relay(&connection.node.worker, downstream, upstream, &connection.shared.counters));
     match connection.until_cut(relay).await {
         Ok(RelayEnd::Complete) => CloseCause::Finished,
         Ok(RelayEnd::Downstream(_)) => CloseCause::ClientReset,

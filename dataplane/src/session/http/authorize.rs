@@ -42,7 +42,7 @@ pub(in crate::session) async fn authorize(
     application: Application,
 ) -> CloseCause {
     let Application { node, pod, target, socket } = application;
-    let idle = Some(Upstream::new(Wire::Socket(socket)));
+    let idle = Some(Upstream::new(Wire::Socket(socket), None));
     let mut gate = Gate { connection, node, pod, arrival, target, idle };
     converse(connection, downstream, &mut gate).await
 }
@@ -89,7 +89,7 @@ impl Director for Gate<'_> {
             return Ok(idle);
         }
         match dial_application(&self.node, &self.pod, &self.arrival, self.target).await {
-            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket))),
+            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket), None)),
             Err(cause) => Err(Reply { status: 503, body: "upstream connect error", cause }),
         }
     }

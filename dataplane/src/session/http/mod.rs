@@ -19,6 +19,7 @@ use l7::filter::Chain;
 use l7::ir::RequestHead;
 
 pub(super) use super::dial::Wire;
+use super::load::LoadGuard;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::HttpFacts;
 pub(super) use authorize::{Application, authorize, is_still_allowed};
@@ -54,11 +55,13 @@ struct Upstream {
     reader: Reader,
     /// A request is on its way. Dropped meanwhile, the upstream must see a reset and not an end.
     busy: bool,
+    /// Counts at the endpoint where endpoints are chosen by load.
+    _load: Option<LoadGuard>,
 }
 
 impl Upstream {
-    fn new(wire: Wire) -> Self {
-        Self { wire, reader: Reader::default(), busy: false }
+    fn new(wire: Wire, load: Option<LoadGuard>) -> Self {
+        Self { wire, reader: Reader::default(), busy: false, _load: load }
     }
 }
 

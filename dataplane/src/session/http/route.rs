@@ -116,7 +116,7 @@ impl Director for Steering<'_> {
             },
         };
         let client = Client { workload: &workload, ip: caller.remote.ip() };
-        let chosen = state.snapshot.resolve_backend(client, &service, port, caller.node.random());
+        let chosen = state.snapshot.resolve_backend(client, &service, port, caller.node.chooser());
         match chosen {
             Ok(route) => Ok(Box::new(Way { state, workload, route })),
             Err(refusal) => Err(refused(&refusal)),
@@ -142,7 +142,7 @@ impl Director for Steering<'_> {
             let Caller { node, pod, remote, .. } = &self.caller;
             let dialler = Dialler { node, pod, workload: &workload, client: *remote };
             let wire = dialler.dial(&state, &route, &mut facts).await.map_err(unreachable)?;
-            Upstream::new(wire)
+            Upstream::new(wire, node.loaded(&route))
         };
         facts.describe(&mut self.connection.record.borrow_mut());
         if !std::mem::replace(&mut self.counted, true) {
