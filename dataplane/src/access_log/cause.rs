@@ -18,6 +18,8 @@ pub enum CloseCause {
     UnknownWorkload,
     /// The service has no endpoint that may be used.
     NoHealthyEndpoint,
+    /// The endpoint is known by host name only, and no name server has an address for it.
+    NameUnresolved,
     /// The destination is one of the proxy's own ports.
     ReservedPort,
     /// The TCP connection to the next hop or to the application failed.
@@ -67,12 +69,13 @@ pub enum ResponseFlag {
 // === impl CloseCause ===
 
 impl CloseCause {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Finished,
         Self::PolicyDenied,
         Self::PolicyChanged,
         Self::UnknownWorkload,
         Self::NoHealthyEndpoint,
+        Self::NameUnresolved,
         Self::ReservedPort,
         Self::ConnectFailed,
         Self::ConnectTimedOut,
@@ -101,6 +104,7 @@ impl CloseCause {
             Self::PolicyChanged => "policy_changed",
             Self::UnknownWorkload => "unknown_workload",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
+            Self::NameUnresolved => "name_unresolved",
             Self::ReservedPort => "reserved_port",
             Self::ConnectFailed => "connect_failed",
             Self::ConnectTimedOut => "connect_timed_out",
@@ -130,6 +134,7 @@ impl CloseCause {
             Self::PolicyChanged => "connection closed due to policy change",
             Self::UnknownWorkload => "the workload is not known to the control plane",
             Self::NoHealthyEndpoint => "no healthy upstream",
+            Self::NameUnresolved => "the host name of the upstream has no address",
             Self::ReservedPort => "the destination is a port of the proxy itself",
             Self::ConnectFailed => "connection to the next hop failed",
             Self::ConnectTimedOut => "connection to the next hop timed out",
@@ -173,6 +178,7 @@ impl CloseCause {
             Self::ConnectFailed
             | Self::ConnectTimedOut
             | Self::NoHealthyEndpoint
+            | Self::NameUnresolved
             | Self::UnknownWorkload
             | Self::TunnelRefused
             | Self::WrongDestination

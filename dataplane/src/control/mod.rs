@@ -8,6 +8,7 @@
 mod certificates;
 mod inspect;
 mod log_pump;
+mod name_servers;
 mod node;
 mod pods;
 mod revocation;

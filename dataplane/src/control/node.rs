@@ -21,6 +21,7 @@ use xds::transport::discovery::{self, DiscoveryConfig, NodeIdentity};
 use xds::transport::{Credentials, Server};
 
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
+use super::name_servers::{self, NameServers};
 use super::pods::{PodBook, PodError, WORKERS_PATIENCE};
 use super::revocation::{POLL, RevocationFile, RevocationFileError};
 use super::workers;
@@ -83,6 +84,7 @@ pub(super) struct Shared {
     pub(super) readiness: Readiness,
     pub(super) book: RefCell<PodBook>,
     pub(super) certificates: RefCell<Certificates>,
+    name_servers: RefCell<NameServers>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     publisher: RefCell<Publisher<NodeState>>,
     /// Rises with everything that somebody may wait for.
@@ -126,6 +128,7 @@ impl NodeProxy {
             metrics: Rc::new(metrics),
             book: RefCell::new(PodBook::new(supervisor.handles().len())),
             certificates: RefCell::new(Certificates::new(commands, config.crypto)),
+            name_servers: RefCell::new(NameServers::new(config.options.resolv_conf.clone())),
             snapshots: watch::Sender::new(Arc::default()),
             publisher: RefCell::new(publisher),
             progress: watch::Sender::new(0),
@@ -145,6 +148,7 @@ impl NodeProxy {
                 orders,
             )),
             tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared), told)),
+            tokio::task::spawn_local(Shared::follow_name_servers(Rc::clone(&shared))),
         ]);
         if let Some(path) = config.crl_file {
             let mut file = RevocationFile::new(path);
@@ -252,6 +256,7 @@ impl Shared {
             credentials: self.certificates.borrow().contexts(),
             revocation: self.certificates.borrow().revocation(),
             pods: self.book.borrow().pods(),
+            resolv_conf: self.name_servers.borrow().conf(),
         };
         self.publisher.borrow_mut().publish(Arc::new(state));
         self.advance();
@@ -365,6 +370,16 @@ impl Shared {
             }
             Some(Err(error)) => {
                 tracing::error!(node = %self.node, %error, "the revocation lists that were in force stay so");
+            }
+        }
+    }
+
+    async fn follow_name_servers(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(name_servers::LOOK_EVERY).await;
+            let changed = self.name_servers.borrow_mut().look();
+            if changed {
+                self.publish();
             }
         }
     }

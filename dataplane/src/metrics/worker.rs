@@ -64,6 +64,10 @@ pub enum Limit {
     Connections,
     /// Metric series of a worker.
     MetricSeries,
+    /// Name queries of a pod under way.
+    DnsQueries,
+    /// TCP connections of a pod to its name server.
+    DnsConnections,
 }
 
 /// Upper bounds of the histogram of how late a worker's tick was, in seconds; the last bucket has none.
@@ -144,12 +148,15 @@ impl Gauge {
 }
 
 impl Limit {
-    pub const ALL: [Self; 2] = [Self::Connections, Self::MetricSeries];
+    pub const ALL: [Self; 4] =
+        [Self::Connections, Self::MetricSeries, Self::DnsQueries, Self::DnsConnections];
 
     pub const fn label(self) -> &'static str {
         match self {
             Self::Connections => "connections",
             Self::MetricSeries => "metric_series",
+            Self::DnsQueries => "dns_queries",
+            Self::DnsConnections => "dns_connections",
         }
     }
 }

@@ -6,6 +6,7 @@
 //! [`NetworkNamespace::within`], for the few microseconds of two setns(2) calls.
 
 mod connect;
+mod datagram;
 mod descriptor;
 mod listen;
 mod namespace;
@@ -15,6 +16,7 @@ mod pipe;
 mod splice;
 
 pub use connect::{CONNECT_TIMEOUT, ConnectError, ConnectOptions, connect};
+pub use datagram::{Datagram, DatagramOptions};
 pub use descriptor::{Descriptor, Socket};
 pub use listen::{LISTEN_BACKLOG, ListenOptions, Listener, Transparent, wildcard};
 pub use namespace::{NamespaceError, NetworkNamespace};

@@ -1,6 +1,6 @@
 //! Reaching the next hop of a decided route: a tunnel stream, or a plain socket.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,13 +10,14 @@ use tunnel::hbone;
 use tunnel::tls::CipherSuite;
 use xds::snapshot::resolve::{Refusal, Route, Target, Transport};
 
+use super::dns::ResolveError;
 use super::node::{Node, contexts_of};
 use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Party, Record, TlsFacts};
 use crate::link::{DialError, DialOptions, Link, PoolError, RequestError, TunnelStream};
-use crate::metrics::{Counter, Reporter};
+use crate::metrics::{Counter, OnDemandLabels, Reporter, Subject};
 use crate::net::{ConnectError, Socket, connect};
 
 /// TLS 1.3 (RFC 8446 section 4.1.2).
@@ -90,16 +91,11 @@ impl Dialler<'_> {
         facts: &mut UpstreamFacts,
     ) -> Result<Wire, CloseCause> {
         match &route.transport {
-            Transport::Tcp { to: Target::Address(to) } => {
-                if self.node.is_own_port(to.port()) && self.is_own_address(*to) {
-                    return Err(CloseCause::ReservedPort);
-                }
-                let options = self.node.connect_options(&self.pod.local.network);
-                connect(*to, &options).await.map(Wire::Socket).map_err(|error| connect_cause(&error))
-            }
-            Transport::Tcp { to: Target::Name { hostname, .. } } => {
-                tracing::warn!(%hostname, "endpoints that are known by name only are not dialled by this version");
-                Err(CloseCause::NoHealthyEndpoint)
+            Transport::Tcp { to: Target::Address(to) } => self.plain(*to).await.map(Wire::Socket),
+            Transport::Tcp { to: Target::Name { hostname, port } } => {
+                let to = SocketAddr::new(self.resolve(hostname).await?, *port);
+                facts.destination.address = Some(to);
+                self.plain(to).await.map(Wire::Socket)
             }
             Transport::Hbone { next_hop, authority, identities } => {
                 let authority = hbone::Authority::from_ip(*authority);
@@ -125,6 +121,30 @@ impl Dialler<'_> {
                 Ok(Wire::Tunnel(stream))
             }
         }
+    }
+
+    async fn plain(&self, to: SocketAddr) -> Result<Socket, CloseCause> {
+        if self.node.is_own_port(to.port()) && self.is_own_address(to) {
+            return Err(CloseCause::ReservedPort);
+        }
+        let options = self.node.connect_options(&self.pod.local.network);
+        connect(to, &options).await.map_err(|error| connect_cause(&error))
+    }
+
+    /// An address of a workload that is known by its host name.
+    async fn resolve(&self, hostname: &Arc<str>) -> Result<IpAddr, CloseCause> {
+        let source = Subject {
+            workload: Some(Arc::clone(self.workload)),
+            identity: Some(self.workload.identity.clone()),
+        };
+        self.node.metrics.on_demand_dns(&OnDemandLabels { source, hostname: Arc::clone(hostname) });
+        self.node.address_of(hostname, self.client.ip()).await.map_err(|error| {
+            tracing::debug!(%error, "no address to dial");
+            match error {
+                ResolveError::Busy => CloseCause::LimitReached,
+                _ => CloseCause::NameUnresolved,
+            }
+        })
     }
 
     fn is_own_address(&self, to: SocketAddr) -> bool {

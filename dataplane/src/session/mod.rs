@@ -1,11 +1,12 @@
 //! The work of a node proxy: connections of its pods, captured, decided, carried.
 //!
-//! One [`Node`] per worker. It follows the published [`NodeState`]; for each pod of that state it opens the three
+//! One [`Node`] per worker. It follows the published [`NodeState`]; for each pod of that state it opens
 //! listeners inside the pod's network namespace and serves them until the pod leaves:
 //! - [`outbound`](mod@outbound) (15001): what the pod dials goes through HBONE to mesh workloads, in plain text to others; where
 //!   HTTPRoutes govern the service, each request is routed on its own;
 //! - [`inbound`](mod@inbound) (15008): what other proxies send is authorized and handed to the application;
-//! - [`passthrough`](mod@passthrough) (15006): what comes in plain text, likewise, without an identity.
+//! - [`passthrough`](mod@passthrough) (15006): what comes in plain text, likewise, without an identity;
+//! - [`dns`] (15053, where it is turned on): names that the pod asks for.
 //!
 //! Invariants:
 //! - A connection is decided from one state, taken when it begins; a request from the state when its head arrives.
@@ -16,6 +17,7 @@ mod admission;
 mod application;
 mod connection;
 mod dial;
+mod dns;
 mod http;
 mod inbound;
 mod inspect;
@@ -29,6 +31,8 @@ mod registry;
 mod revocation;
 mod state;
 
+pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
+pub use dns::{DNS_PORT, DnsOptions, SearchDomains};
 pub use load::EndpointChoice;
 pub use node::{Node, NodeOptions, NodeParts, Ports};
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};

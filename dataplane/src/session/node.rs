@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use model::Workload;
 use xds::publish::Mailbox;
 use xds::snapshot::{Chooser, Route};
 
+use super::dns::{DnsOptions, Resolver};
 use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
 use super::pod::Pod;
 use super::registry::Registry;
@@ -71,6 +73,10 @@ pub struct NodeOptions {
     pub connections_max: usize,
     /// How long a connection waits for its own pod to be known to the control plane.
     pub workload_wait: Duration,
+    /// Answers the pods' name queries; `None` leaves names alone.
+    pub dns: Option<DnsOptions>,
+    /// The file that names the node's name servers.
+    pub resolv_conf: PathBuf,
     /// How one of several endpoints is chosen.
     pub endpoint_choice: EndpointChoice,
 }
@@ -89,6 +95,8 @@ impl Default for NodeOptions {
             congestion: None,
             connections_max: 100_000,
             workload_wait: WORKLOAD_WAIT,
+            dns: None,
+            resolv_conf: PathBuf::from("/etc/resolv.conf"),
             endpoint_choice: EndpointChoice::default(),
         }
     }
@@ -112,6 +120,7 @@ pub struct Node {
     pub(super) metrics: WorkerMetrics,
     pub(super) recorder: Recorder,
     pub(super) registry: Registry,
+    pub(super) resolver: Resolver,
     /// Tunnels that others have made to the pods, those included that have not proved themselves.
     pub(super) accepted_tunnels: Cell<usize>,
     events: Sender<PodEvent>,
@@ -135,6 +144,7 @@ impl Node {
             metrics: parts.metrics,
             recorder: parts.recorder,
             registry: Registry::default(),
+            resolver: Resolver::default(),
             accepted_tunnels: Cell::new(0),
             events: parts.events,
             state: RefCell::default(),

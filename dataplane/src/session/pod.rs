@@ -14,7 +14,7 @@ use tunnel::pool::PoolConfig;
 
 use super::node::Node;
 use super::state::LocalPod;
-use super::{inbound, outbound, passthrough};
+use super::{dns, inbound, outbound, passthrough};
 use crate::link::{Link, Pool};
 use crate::net::{Listener, Socket, wildcard};
 use crate::worker::{Census, Latch, Worker};
@@ -30,7 +30,9 @@ pub(super) struct Pod {
     accepted: RefCell<Slab<Rc<Link>>>,
     /// Connections to the pod's applications wear the client's address. Given up where the process may not.
     pub(super) wears_clients: Cell<bool>,
-    closing: Rc<Latch>,
+    pub(super) closing: Rc<Latch>,
+    /// Opens when the pod leaves, but not when only the proxy ends.
+    pub(super) gone: Rc<Latch>,
     /// Its connections.
     pub(super) live: Rc<Census>,
     /// The workload's description as it is sent with each request, and the workload it was made from.
@@ -50,6 +52,7 @@ impl Pod {
             (bind(ports.inbound_plaintext)?, passthrough::serve),
             (bind(ports.inbound_hbone)?, inbound::serve),
         ];
+        let names = dns::Listeners::open(node, local)?;
         let pool = Pool::new(&node.worker, PoolConfig::default());
         let pod = Rc::new(Self {
             local: local.clone(),
@@ -57,11 +60,15 @@ impl Pod {
             accepted: RefCell::default(),
             wears_clients: Cell::new(node.options.keeps_source_address),
             closing: Rc::default(),
+            gone: Rc::default(),
             live: Rc::default(),
             baggage: RefCell::default(),
         });
         for (listener, serve) in listeners {
             node.worker.spawn(accept(node.clone(), pod.clone(), listener, serve));
+        }
+        if let Some(names) = names {
+            names.serve(node, &pod);
         }
         Ok(pod)
     }
@@ -88,6 +95,7 @@ impl Pod {
     /// registry cuts what is open, before.
     pub(super) fn stop(&self) {
         self.closing.open();
+        self.gone.open();
         self.pool.drain();
         // Out of the slab first: a link calls back when it ends.
         let accepted = std::mem::take(&mut *self.accepted.borrow_mut());

@@ -7,6 +7,7 @@ use model::Identity;
 use tunnel::tls::{ClientContext, Credentials, CryptoPolicy, RevocationLists, ServerContext, TlsError};
 use xds::snapshot::Snapshot;
 
+use super::dns::resolv_conf::ResolvConf;
 use crate::net::NetworkNamespace;
 
 /// Everything that a worker decides from. Parts that did not change are shared with the state before.
@@ -22,6 +23,8 @@ pub struct NodeState {
     pub revocation: RevocationLists,
     /// The pods whose traffic is captured, by uid.
     pub pods: Arc<HashMap<Arc<str>, Arc<LocalPod>>>,
+    /// The node's name servers.
+    pub resolv_conf: Arc<ResolvConf>,
 }
 
 /// Both roles of one certificate.

@@ -8,6 +8,7 @@
 
 pub mod hop;
 pub mod http;
+pub mod names;
 pub mod pki;
 pub mod raw;
 
@@ -28,7 +29,9 @@ use dataplane::capture::{self, Redirection};
 use dataplane::mesh::{fabric::Fabric, sandbox};
 use dataplane::metrics::{Metrics, metrics};
 use dataplane::net::{NetworkNamespace, canonical};
-use dataplane::session::{LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, TlsContexts};
+use dataplane::session::{
+    DNS_PORT, LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, ResolvConf, TlsContexts,
+};
 use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
 use model::{Identity, Service, Workload};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -81,6 +84,7 @@ pub struct Bed {
     pub records: Vec<Record>,
     metrics: Metrics,
     workers: usize,
+    redirection: Redirection,
 }
 
 /// What differs between beds.
@@ -89,13 +93,21 @@ pub struct Setup {
     pub driver: DriverChoice,
     pub workers: usize,
     pub options: NodeOptions,
+    /// The node's own.
+    pub resolv_conf: String,
     /// Runs on each worker's thread before it does anything.
     pub prepare: fn(),
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { driver: DriverChoice::Auto, workers: 2, options: NodeOptions::default(), prepare: || () }
+        Self {
+            driver: DriverChoice::Auto,
+            workers: 2,
+            options: NodeOptions::default(),
+            resolv_conf: String::new(),
+            prepare: || (),
+        }
     }
 }
 
@@ -140,7 +152,12 @@ impl Bed {
             records: Vec::new(),
             metrics,
             workers: setup.workers,
+            redirection: Redirection {
+                dns_port: setup.options.dns.as_ref().map(|_| DNS_PORT),
+                ..Redirection::default()
+            },
         };
+        bed.state.resolv_conf = Arc::new(ResolvConf::parse(&setup.resolv_conf));
         bed.index(yaml);
         bed.place();
         bed.publish();
@@ -229,7 +246,7 @@ impl Bed {
                 other => panic!("{other:?}"),
             }
         }
-        capture::enroll(self.network(name), &Redirection::default()).unwrap();
+        capture::enroll(self.network(name), &self.redirection).unwrap();
     }
 
     /// Takes a resource from the node, as if its update were late.

@@ -153,6 +153,12 @@ impl Snapshot {
         self.preferred(self.services_by_host.get(hostname)?, client_namespace)
     }
 
+    /// All services of a host name, oldest first, of every namespace and visibility.
+    pub fn services_of_host(&self, hostname: &str) -> impl Iterator<Item = &Arc<ServiceEntry>> {
+        let keys = self.services_by_host.get(hostname).into_iter().flatten();
+        keys.filter_map(|key| self.services.get(key))
+    }
+
     /// The service that owns a virtual address, as a client of a namespace sees it. A single address goes before
     /// a block that covers it.
     pub fn service_by_vip(
