@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail the test
 
+#[path = "session_support/names.rs"]
+mod names;
 mod sandbox_support;
 
 use std::fs;
@@ -189,6 +191,33 @@ fn both_families_go_through_the_tunnel_and_keep_the_clients_address() {
                 tunnelled(Direction::Outbound) && tunnelled(Direction::Inbound)
             })
             .await;
+        }
+    });
+}
+
+#[test]
+fn pods_resolve_the_names_of_services() {
+    with_mesh("pods_resolve_the_names_of_services", async |test| {
+        let client = test.world.directory().borrow().pod("app", "client").unwrap().network.clone();
+        // Nobody has the address of this server.
+        let conf = "nameserver 10.96.0.10\nsearch app.svc.cluster.local svc.cluster.local cluster.local\n";
+        for name in ["web", "web.app", "web.app.svc.cluster.local"] {
+            let found = names::resolved(&names::getent(&client, conf, "ahosts", name));
+            assert_eq!(found, ["10.96.7.1", "fd00:1::7"], "{name}");
+        }
+        // A name that comes with the configuration is there without a restart.
+        let late = "apiVersion: v1\nkind: Service\nmetadata: { name: late, namespace: app }\nspec: { selector: { app: web }, clusterIP: 10.96.7.9, ports: [{ port: 80, targetPort: 8080 }] }\n";
+        test.write("late.yaml", late);
+        let began = Instant::now();
+        loop {
+            // The control plane runs on this thread, and the C library would hold it up.
+            let client = client.clone();
+            let name = "late.app.svc.cluster.local.";
+            let asking = move || names::resolved(&names::getent(&client, conf, "ahostsv4", name));
+            if tokio::task::spawn_blocking(asking).await.unwrap() == ["10.96.7.9"] {
+                return;
+            }
+            assert!(began.elapsed() < 2 * PATIENCE, "the new name is not known");
         }
     });
 }

@@ -27,7 +27,7 @@ use crate::capture::{self, Redirection};
 use crate::control::{NodeConfig, NodeError, NodeProxy};
 use crate::metrics::Metrics;
 use crate::net::NetworkNamespace;
-use crate::session::{LocalPod, NodeOptions};
+use crate::session::{DNS_PORT, DnsOptions, LocalPod, NodeOptions};
 use crate::worker::DriverChoice;
 
 /// Node of the pods that name none, where the configuration holds no Node at all.
@@ -223,7 +223,7 @@ fn node_config(
         credentials,
         workers: config.workers,
         driver: config.driver,
-        options: NodeOptions::default(),
+        options: NodeOptions { dns: Some(DnsOptions::default()), ..NodeOptions::default() },
         crypto: tunnel::tls::CryptoPolicy::default(),
         crl_file: None,
         layer_7: true,
@@ -392,7 +392,8 @@ impl Keeper {
             tracing::error!(pod = %pod.uid, %error, "the pod is not taken in");
             return None;
         }
-        match capture::enroll(&network, &Redirection::default()) {
+        let redirection = Redirection { dns_port: Some(DNS_PORT), ..Redirection::default() };
+        match capture::enroll(&network, &redirection) {
             Ok(()) => {
                 tracing::info!(pod = %pod.uid, %node, "in the mesh");
                 Some((Arc::clone(&pod.uid), capture))

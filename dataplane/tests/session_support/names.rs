@@ -1,5 +1,7 @@
 //! A name server of the test's own, and ways to ask from inside a pod.
 
+#![allow(dead_code, unreachable_pub)] // each test program uses a part
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::process::CommandExt;
