@@ -99,7 +99,7 @@ fn resolv_conf(address: &str, more: &str) -> String {
 #[test]
 fn the_c_library_resolves_services_in_a_captured_pod() {
     inside("the_c_library_resolves_services_in_a_captured_pod", || {
-        for driver in [DriverChoice::Auto, DriverChoice::Epoll] {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
             let bed = Bed::with(&yaml(), &setup(driver, NODE_DNS));
             let pod = bed.network("client");
             for (address, more) in [
@@ -233,7 +233,7 @@ fn without_any_server_other_names_fail_at_once() {
 #[test]
 fn many_queries_of_one_connection_are_answered_in_order() {
     inside("many_queries_of_one_connection_are_answered_in_order", || {
-        for driver in [DriverChoice::Auto, DriverChoice::Epoll] {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
             let bed = Bed::with(&yaml(), &setup(driver, NODE_DNS));
             let _upstream = NameServer::start(bed.network("plain"), outside);
             let socket = bed.connect("client", server(CLUSTER_DNS_V6)).unwrap();
@@ -308,6 +308,78 @@ fn connections_beyond_the_bound_are_reset_and_counted() {
 }
 
 #[test]
+fn queries_that_wait_beyond_the_bound_fail_at_once_and_the_rest_goes_on() {
+    inside("queries_that_wait_beyond_the_bound_fail_at_once_and_the_rest_goes_on", || {
+        let bed =
+            Bed::with(&yaml(), &setup(DriverChoice::Auto, "nameserver 10.244.1.9\noptions timeout:10\n"));
+        let _upstream = NameServer::start(bed.network("plain"), outside);
+        let socket =
+            bed.network("client").within(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+        socket.connect(server(CLUSTER_DNS)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        // One port is one worker's.
+        let mut answer = [0; 512];
+        let mut silent = 0;
+        let refused = loop {
+            let query = question("silent.example.org.", RecordType::A, silent);
+            socket.send(&query.to_vec().unwrap()).unwrap();
+            silent += 1;
+            assert!(silent < 2_000, "the bound is not there");
+            socket.set_nonblocking(true).unwrap();
+            let received = socket.recv(&mut answer);
+            socket.set_nonblocking(false).unwrap();
+            if let Ok(count) = received {
+                break Message::from_vec(&answer[..count]).unwrap();
+            }
+        };
+        assert_eq!(refused.metadata.response_code, ResponseCode::ServFail);
+        assert!(bed.metric("corelane_limit_hits_total", &["limit=\"dns_queries\""]) > 0);
+        // What the mesh knows waits for nobody.
+        socket.send(&question("echo.", RecordType::A, 5_000).to_vec().unwrap()).unwrap();
+        loop {
+            let count = socket.recv(&mut answer).unwrap();
+            let message = Message::from_vec(&answer[..count]).unwrap();
+            if message.metadata.id == 5_000 {
+                return assert_eq!(addresses(&message), ["10.96.0.1"]);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_drain_lets_a_waiting_query_have_its_answer() {
+    inside("a_drain_lets_a_waiting_query_have_its_answer", || {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
+            let mut bed = Bed::with(&yaml(), &setup(driver, "nameserver 10.244.1.9\noptions timeout:10\n"));
+            let (release, released) = std::sync::mpsc::channel::<()>();
+            let released = std::sync::Mutex::new(released);
+            let upstream = NameServer::start(bed.network("plain"), move |asked| {
+                released.lock().unwrap().recv_timeout(PATIENCE).unwrap();
+                outside(asked)
+            });
+            let pod = bed.network("client").clone();
+            let asking = std::thread::spawn(move || {
+                ask_udp(&pod, server(CLUSTER_DNS), &question("www.example.org.", RecordType::A, 1))
+            });
+            let deadline = Instant::now() + PATIENCE;
+            while upstream.asked().is_empty() {
+                assert!(Instant::now() < deadline, "the query has not arrived");
+                std::thread::yield_now();
+            }
+            bed.drain(PATIENCE);
+            // Nobody is served any more, and the waiting one still is.
+            while bed.connect("client", server(CLUSTER_DNS)).is_ok() {
+                assert!(Instant::now() < deadline, "the listeners stay open");
+                std::thread::yield_now();
+            }
+            release.send(()).unwrap();
+            assert_eq!(addresses(&asking.join().unwrap()), ["192.0.2.1"]);
+            bed.join();
+        }
+    });
+}
+
+#[test]
 fn a_pod_that_nobody_knows_learns_nothing() {
     inside("a_pod_that_nobody_knows_learns_nothing", || {
         let mut setup = setup(DriverChoice::Auto, NODE_DNS);
@@ -324,7 +396,7 @@ fn a_pod_that_nobody_knows_learns_nothing() {
 #[test]
 fn a_pod_that_leaves_takes_its_name_server_with_it() {
     inside("a_pod_that_leaves_takes_its_name_server_with_it", || {
-        for driver in [DriverChoice::Auto, DriverChoice::Epoll] {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
             let mut bed =
                 Bed::with(&yaml(), &setup(driver, "nameserver 10.244.1.9\noptions timeout:10 attempts:5\n"));
             let upstream = NameServer::start(bed.network("plain"), outside);
@@ -388,9 +460,9 @@ fn loopback_up() -> NetworkNamespace {
 #[test]
 fn a_workload_that_is_known_by_name_is_dialled_at_its_address() {
     inside("a_workload_that_is_known_by_name_is_dialled_at_its_address", || {
-        for driver in [DriverChoice::Auto, DriverChoice::Epoll] {
+        for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
             let bed = Bed::with(&entry(), &setup(driver, "nameserver ::1\noptions timeout:1 attempts:1\n"));
-            let upstream = (driver == DriverChoice::Auto).then(|| {
+            let upstream = (driver == DriverChoice::IoUring).then(|| {
                 NameServer::start(&loopback_up(), |asked| match (&*asked.name, asked.kind) {
                     ("db.example.net.", RecordType::A) => {
                         Reply::Records(vec![RData::A(A::new(10, 244, 1, 9))])
