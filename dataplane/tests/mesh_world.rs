@@ -70,7 +70,7 @@ struct Test {
 }
 
 impl Test {
-    async fn start() -> Self {
+    async fn start(on_demand: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("pods.yaml"), PODS).unwrap();
         let state = tempfile::tempdir().unwrap();
@@ -80,6 +80,7 @@ impl Test {
             state_directory: state.path().to_owned(),
             workers: Some(1),
             driver: DriverChoice::Auto,
+            on_demand,
         };
         let world = World::start(config, &recorder).await.unwrap();
         let observer = Observer::default();
@@ -137,12 +138,16 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     }
 }
 
-/// Runs `body` with a started mesh inside a sandbox, and ends the mesh in order.
 fn with_mesh(test: &str, body: impl AsyncFnOnce(Rc<Test>)) {
+    with(test, false, body);
+}
+
+/// Runs `body` with a started mesh inside a sandbox, and ends the mesh in order.
+fn with(test: &str, on_demand: bool, body: impl AsyncFnOnce(Rc<Test>)) {
     sandbox_support::inside(test, || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         tokio::task::LocalSet::new().block_on(&runtime, async {
-            let test = Rc::new(Test::start().await);
+            let test = Rc::new(Test::start(on_demand).await);
             body(Rc::clone(&test)).await;
             let test = Rc::into_inner(test).unwrap();
             let sockets =
@@ -358,5 +363,49 @@ fn the_pages_show_what_happens() {
         assert!(metrics.contains(messages), "{metrics}");
         let generation = metrics.lines().find(|l| l.starts_with("corelane_snapshot_generation")).unwrap();
         assert!(!generation.ends_with(" 0"), "{generation}");
+    });
+}
+
+#[test]
+fn on_demand_a_connection_waits_until_it_is_known_whose_its_destination_is() {
+    let name = "on_demand_a_connection_waits_until_it_is_known_whose_its_destination_is";
+    with(name, true, async |test| {
+        let held = async |node: &str| {
+            let dump: serde_json::Value =
+                serde_json::from_str(&test.page(node, "admin", "/config_dump").await).unwrap();
+            let count = |kind: &str| dump[kind].as_array().unwrap().len();
+            (count("workloads"), count("services"))
+        };
+        assert_eq!(held("a").await, (1, 0), "unasked come only the pods of the node");
+        // By a service, by an endpoint that came with it, and in the other family.
+        for to in ["10.96.7.1:80", "10.244.7.2:8080", "[fd00:1::7]:80"] {
+            assert_eq!(&*ask(&mut test.connect("client", to).await).await.label.pod, "web", "by {to}");
+        }
+        assert_eq!(held("a").await, (2, 1));
+        assert_eq!(held("b").await, (1, 0), "the other node was asked for nothing");
+        until("the notes of three tunnels", || {
+            let records = test.observer.records();
+            records.iter().filter(|it| it.direction == Direction::Outbound && it.tls.is_some()).count() == 3
+        })
+        .await;
+        // Nobody's address is passed through, once the control plane has said so.
+        test.observer.clear();
+        drop(test.try_connect("client", "10.96.99.9:80").await);
+        until("the end of the passthrough", || !test.observer.records().is_empty()).await;
+        let record = test.observer.records().remove(0);
+        assert!(
+            matches!(record.cause, CloseCause::ConnectFailed | CloseCause::ConnectTimedOut),
+            "{:?}",
+            record.cause
+        );
+        // What comes to be later is pushed, for it was asked for.
+        let late = PODS.split("---").last().unwrap();
+        let late = late.replace("name: web,", "name: late,").replace("10.96.7.1", "10.96.99.9");
+        test.write("late.yaml", &late.replace("fd00:1::7", "fd00:1::99"));
+        let deadline = Instant::now() + PATIENCE;
+        while held("a").await != (2, 2) {
+            assert!(Instant::now() < deadline, "the late service did not come");
+        }
+        ask(&mut test.connect("client", "10.96.99.9:80").await).await;
     });
 }

@@ -16,6 +16,8 @@ pub enum CloseCause {
     PolicyChanged,
     /// The pod whose connection was captured is not known to the control plane (yet).
     UnknownWorkload,
+    /// The control plane did not say in time whose the destination is (on-demand discovery).
+    UnknownDestination,
     /// The service has no endpoint that may be used.
     NoHealthyEndpoint,
     /// The endpoint is known by host name only, and no name server has an address for it.
@@ -69,11 +71,12 @@ pub enum ResponseFlag {
 // === impl CloseCause ===
 
 impl CloseCause {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Finished,
         Self::PolicyDenied,
         Self::PolicyChanged,
         Self::UnknownWorkload,
+        Self::UnknownDestination,
         Self::NoHealthyEndpoint,
         Self::NameUnresolved,
         Self::ReservedPort,
@@ -103,6 +106,7 @@ impl CloseCause {
             Self::PolicyDenied => "policy_denied",
             Self::PolicyChanged => "policy_changed",
             Self::UnknownWorkload => "unknown_workload",
+            Self::UnknownDestination => "unknown_destination",
             Self::NoHealthyEndpoint => "no_healthy_endpoint",
             Self::NameUnresolved => "name_unresolved",
             Self::ReservedPort => "reserved_port",
@@ -133,6 +137,7 @@ impl CloseCause {
             Self::PolicyDenied => "connection closed by policy: denied",
             Self::PolicyChanged => "connection closed due to policy change",
             Self::UnknownWorkload => "the workload is not known to the control plane",
+            Self::UnknownDestination => "the control plane did not say whose the destination is",
             Self::NoHealthyEndpoint => "no healthy upstream",
             Self::NameUnresolved => "the host name of the upstream has no address",
             Self::ReservedPort => "the destination is a port of the proxy itself",
@@ -180,6 +185,7 @@ impl CloseCause {
             | Self::NoHealthyEndpoint
             | Self::NameUnresolved
             | Self::UnknownWorkload
+            | Self::UnknownDestination
             | Self::TunnelRefused
             | Self::WrongDestination
             | Self::ReservedPort => ResponseFlag::Connect,

@@ -114,6 +114,7 @@ impl MeshArguments {
             state_directory: state.path().to_owned(),
             workers: self.workers,
             driver: self.driver,
+            on_demand: false,
         };
         let world = World::start(config, &recorder).await?;
         let pump = tokio::task::spawn_local(self.log_pump(LogPump::new(records), &world, &observer)?.run());

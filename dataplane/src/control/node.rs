@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tunnel::tls::{CryptoPolicy, RevocationLists};
 use xds::ca::{self, CaConfig};
-use xds::delta::{End, Mode, Subscription};
+use xds::delta::{End, Subscription};
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
-use xds::transport::discovery::{self, DiscoveryConfig, NodeIdentity};
+use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity};
 use xds::transport::{Credentials, Server};
 
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
@@ -28,7 +28,7 @@ use super::workers;
 use crate::access_log::Recorder;
 use crate::admin::{Pending, Readiness};
 use crate::metrics::{ControlCounter, Metrics, TerminationReason, metrics};
-use crate::session::{LocalPod, NodeOptions, NodeState, PodEvent};
+use crate::session::{Demander, LocalPod, NodeOptions, NodeState, PodEvent};
 use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle};
 
 /// How often the workers' events are taken and old states are freed.
@@ -55,6 +55,8 @@ pub struct NodeConfig {
     pub crl_file: Option<PathBuf>,
     /// Also takes the types that only our own control plane serves: routes and request policies for the node.
     pub layer_7: bool,
+    /// Workloads and services are asked for as connections need them, instead of all being held.
+    pub on_demand: bool,
 }
 
 /// Why a node proxy does not start.
@@ -107,7 +109,9 @@ impl Drop for Tasks {
 
 impl NodeProxy {
     /// Starts the workers and connects to the control plane. Must be called inside a `LocalSet`.
-    pub fn start(config: NodeConfig, recorder: Recorder) -> Result<Self, NodeError> {
+    pub fn start(mut config: NodeConfig, recorder: Recorder) -> Result<Self, NodeError> {
+        let (demander, demands) = Demander::new();
+        config.options.demander = config.on_demand.then_some(demander);
         let (worker_metrics, metrics) = metrics(workers::count(config.workers));
         let (events, told) = crossbeam_channel::bounded(EVENTS_WAITING_MAX);
         let mut publisher = Publisher::new();
@@ -140,6 +144,7 @@ impl NodeProxy {
             tokio::task::spawn_local(Shared::follow_discovery(
                 Rc::clone(&shared),
                 discovery_config(&config),
+                demands,
                 state_pending,
             )),
             tokio::task::spawn_local(Shared::follow_certificates(
@@ -228,12 +233,16 @@ impl NodeProxy {
 fn discovery_config(config: &NodeConfig) -> DiscoveryConfig {
     let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE].into_iter().filter(|_| config.layer_7);
     let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own);
+    let subscription = |type_url| match type_url {
+        ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),
+        _ => Subscription::wildcard(type_url),
+    };
     let identity = NodeIdentity { node_name: config.node.to_string(), ..NodeIdentity::default() };
     DiscoveryConfig {
         server: config.server.clone(),
         credentials: config.credentials.clone(),
         node: identity.node(),
-        subscriptions: types.map(|t| Subscription { type_url: Arc::from(t), mode: Mode::Wildcard }).collect(),
+        subscriptions: types.map(subscription).collect(),
     }
 }
 
@@ -285,11 +294,15 @@ impl Shared {
         tokio::time::timeout(patience, waiting).await.ok().flatten()
     }
 
-    async fn follow_discovery(self: Rc<Self>, config: DiscoveryConfig, pending: Pending) {
-        let (_demands, asked) = mpsc::channel(1);
+    async fn follow_discovery(
+        self: Rc<Self>,
+        config: DiscoveryConfig,
+        demands: mpsc::Receiver<String>,
+        pending: Pending,
+    ) {
         let mut pending = Some(pending);
         let mut failing = false;
-        discovery::run(config, asked, |event| match event {
+        discovery::run(config, demands, |event| match event {
             discovery::Event::Snapshot { snapshot, ready } => {
                 self.snapshots.send_replace(snapshot);
                 self.publish();
@@ -319,6 +332,9 @@ impl Shared {
             discovery::Event::Message { type_url, bytes } => {
                 let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
                 self.metrics.count(ControlCounter::XdsMessage { type_url, bytes });
+            }
+            discovery::Event::Demanded { key, answer: DemandAnswer::Refused } => {
+                tracing::warn!(node = %self.node, key, "not asked for: too much is asked for on demand already");
             }
             discovery::Event::Demanded { .. } => {}
         })

@@ -45,6 +45,8 @@ pub struct WorldConfig {
     /// Workers of each node proxy.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
+    /// The node proxies ask for workloads and services as connections need them.
+    pub on_demand: bool,
 }
 
 /// Why there is no mesh.
@@ -227,6 +229,7 @@ fn node_config(
         crypto: tunnel::tls::CryptoPolicy::default(),
         crl_file: None,
         layer_7: true,
+        on_demand: config.on_demand,
     })
 }
 

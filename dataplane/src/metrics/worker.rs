@@ -68,6 +68,8 @@ pub enum Limit {
     DnsQueries,
     /// TCP connections of a pod to its name server.
     DnsConnections,
+    /// Questions on demand, and connections that wait for their answers.
+    Demands,
 }
 
 /// Upper bounds of the histogram of how late a worker's tick was, in seconds; the last bucket has none.
@@ -148,8 +150,8 @@ impl Gauge {
 }
 
 impl Limit {
-    pub const ALL: [Self; 4] =
-        [Self::Connections, Self::MetricSeries, Self::DnsQueries, Self::DnsConnections];
+    pub const ALL: [Self; 5] =
+        [Self::Connections, Self::MetricSeries, Self::DnsQueries, Self::DnsConnections, Self::Demands];
 
     pub const fn label(self) -> &'static str {
         match self {
@@ -157,6 +159,7 @@ impl Limit {
             Self::MetricSeries => "metric_series",
             Self::DnsQueries => "dns_queries",
             Self::DnsConnections => "dns_connections",
+            Self::Demands => "demands",
         }
     }
 }

@@ -16,6 +16,7 @@
 mod admission;
 mod application;
 mod connection;
+mod demand;
 mod dial;
 mod dns;
 mod http;
@@ -31,6 +32,7 @@ mod registry;
 mod revocation;
 mod state;
 
+pub use demand::Demander;
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
 pub use dns::{DNS_PORT, DnsOptions, SearchDomains};
 pub use load::EndpointChoice;

@@ -12,6 +12,7 @@ use model::Workload;
 use xds::publish::Mailbox;
 use xds::snapshot::{Chooser, Route};
 
+use super::demand::{DEMAND_WAIT, Demander, Demands};
 use super::dns::{DnsOptions, Resolver};
 use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
 use super::pod::Pod;
@@ -79,6 +80,10 @@ pub struct NodeOptions {
     pub resolv_conf: PathBuf,
     /// How one of several endpoints is chosen.
     pub endpoint_choice: EndpointChoice,
+    /// Asks for what is not held; `None` where everything that exists is held.
+    pub demander: Option<Demander>,
+    /// How long a connection waits for the answers to what is asked for on demand.
+    pub demand_wait: Duration,
 }
 
 impl Default for NodeOptions {
@@ -98,6 +103,8 @@ impl Default for NodeOptions {
             dns: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
             endpoint_choice: EndpointChoice::default(),
+            demander: None,
+            demand_wait: DEMAND_WAIT,
         }
     }
 }
@@ -123,6 +130,7 @@ pub struct Node {
     pub(super) resolver: Resolver,
     /// Tunnels that others have made to the pods, those included that have not proved themselves.
     pub(super) accepted_tunnels: Cell<usize>,
+    pub(super) demands: Demands,
     events: Sender<PodEvent>,
     state: RefCell<Arc<NodeState>>,
     /// Opens when the next state is in force.
@@ -146,6 +154,7 @@ impl Node {
             registry: Registry::default(),
             resolver: Resolver::default(),
             accepted_tunnels: Cell::new(0),
+            demands: Demands::default(),
             events: parts.events,
             state: RefCell::default(),
             superseded: RefCell::default(),
@@ -187,6 +196,11 @@ impl Node {
     /// The state to decide from. Hold on to it for one decision, not for a connection's life.
     pub(super) fn state(&self) -> Arc<NodeState> {
         self.state.borrow().clone()
+    }
+
+    /// Opens when a state after the present one is in force.
+    pub(super) fn superseded(&self) -> Rc<Latch> {
+        self.superseded.borrow().clone()
     }
 
     /// A number for a choice that must be spread, not secret.
@@ -235,7 +249,7 @@ impl Node {
     pub(super) async fn workload(&self, pod: &LocalPod) -> Option<(Arc<NodeState>, Arc<Workload>)> {
         let deadline = Instant::now() + self.options.workload_wait;
         loop {
-            let superseded = self.superseded.borrow().clone();
+            let superseded = self.superseded();
             let state = self.state();
             if let Some(workload) = workload_of(&state, pod) {
                 return Some((state.clone(), workload));
@@ -254,6 +268,7 @@ impl Node {
         self.sync_pods(&state);
         self.registry.enforce(&state);
         self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());
+        self.demands.settle(&state.snapshot);
         self.superseded.take().open();
     }
 

@@ -86,7 +86,7 @@ async fn prepare(
     if node.is_own_port(to.port()) && socket.local_address().is_ok_and(|local| local == to) {
         return Err(CloseCause::ReservedPort);
     }
-    let (state, workload) = node.workload(&pod.local).await.ok_or(CloseCause::UnknownWorkload)?;
+    let (state, workload) = node.answered(&pod.local, remote, to).await?;
     {
         let mut record = connection.record.borrow_mut();
         record.source.workload = Some(workload.clone());

@@ -107,9 +107,10 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 struct Bench {
+    /// Before the server, so that it ends first.
+    node: Process,
     server: Server,
     mesh: Mesh,
-    node: Process,
     taken: Receiver<Taken>,
     echo: SocketAddr,
     /// Newest generation of each worker.
@@ -164,14 +165,14 @@ impl Bench {
         let cpu = self.node.cpu_time();
         let first = self.send_and_wait(whole)?;
         let first_cpu = self.node.cpu_time().saturating_sub(cpu);
-        std::thread::sleep(SETTLE);
-        let grown = self.node.private_bytes().saturating_sub(memory);
         let cpu = self.node.cpu_time();
         let mut deltas = Vec::with_capacity(args.deltas);
         for number in 0..args.deltas {
             deltas.push(self.send_and_wait(self.mesh.delta(number + 1)?)?);
         }
         let delta_cpu = self.node.cpu_time().saturating_sub(cpu);
+        std::thread::sleep(SETTLE);
+        let grown = self.node.private_bytes().saturating_sub(memory);
         deltas.sort_unstable();
         let quantile = |percent: usize| {
             let index = (deltas.len() * percent / 100).min(deltas.len().saturating_sub(1));

@@ -46,6 +46,9 @@ pub trait Sink {
     /// Takes a resource out of force. Only called for names whose upsert was accepted.
     fn remove(&mut self, type_url: &str, name: &str);
 
+    /// What was asked for on demand by this key is in force, or does not exist.
+    fn answered(&mut self, _type_url: &str, _key: &str) {}
+
     /// The sink's own copy of the name of something that it holds, to be shared instead of copied.
     fn shared_name(&self, _type_url: &str, _name: &str) -> Option<Arc<str>> {
         None
@@ -296,21 +299,24 @@ impl TypeState {
         let mut reasons = Reasons::default();
         let mut upserts = 0;
         for resource in &response.resources {
-            self.found(resource);
             match self.upsert(resource, sink) {
-                Ok(()) => upserts += 1,
+                Ok(()) => {
+                    upserts += 1;
+                    self.found(resource, sink);
+                }
                 Err(reason) => reasons.add(&resource.name, &reason),
             }
         }
         let mut removals = 0;
         for name in &response.removed_resources {
-            if let Some(demand) = self.demands.get_mut(name.as_str()) {
-                *demand = DemandState::Absent;
-            }
             // Servers also name what they never sent.
             if self.held.remove(name.as_str()).is_some() {
                 sink.remove(&self.type_url, name);
                 removals += 1;
+            }
+            if let Some(demand) = self.demands.get_mut(name.as_str()) {
+                *demand = DemandState::Absent;
+                sink.answered(&self.type_url, name);
             }
         }
         if reasons.count > 0 {
@@ -322,11 +328,13 @@ impl TypeState {
         (Outcome::Accepted { upserts, removals }, None)
     }
 
-    /// What was absent has come to be: a demand for it is no longer answered with "absent".
-    fn found(&mut self, resource: &Resource) {
+    /// What was absent has come to be: a demand for it is no longer answered with "absent". Only for what was accepted:
+    /// a resource that was refused is no answer.
+    fn found(&mut self, resource: &Resource, sink: &mut dyn Sink) {
         for key in std::iter::once(&resource.name).chain(&resource.aliases) {
             if let Some(demand) = self.demands.get_mut(key.as_str()) {
                 *demand = DemandState::Asked;
+                sink.answered(&self.type_url, key);
             }
         }
     }

@@ -135,7 +135,8 @@ pub(super) struct Far<'a> {
     pub(super) kind: RouteKind,
 }
 
-fn gateway_name(gateway: &GatewayAddress) -> String {
+/// As the control plane names it.
+pub(super) fn gateway_name(gateway: &GatewayAddress) -> String {
     match &gateway.destination {
         GatewayDestination::Hostname(key) => key.to_string(),
         GatewayDestination::Address(address) => address.to_string(),

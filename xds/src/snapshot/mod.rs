@@ -9,6 +9,7 @@
 //! - [`endpoint`]: the choice among the endpoints of a service.
 //! - [`dump`]: the JSON of `/config_dump`.
 
+mod demand;
 pub mod dump;
 pub mod endpoint;
 mod gateway;
@@ -65,6 +66,8 @@ pub struct Snapshot {
     pub(crate) policy_sets: Map<PolicySetKey, PolicySetEntry>,
     /// By the service whose traffic they govern.
     pub(crate) routes: Map<NamespacedHostname, Arc<ServiceRoutes>>,
+    /// Keys asked for on demand that the control plane has answered for.
+    pub(crate) answered: Map<Arc<str>, ()>,
 }
 
 /// A service and the workloads behind it.
@@ -181,6 +184,12 @@ impl Snapshot {
             first_found = first_found.or(Some(entry));
         }
         first_found
+    }
+
+    /// Whether some service has this virtual address, be it visible to whom it may.
+    pub fn has_vip(&self, network: &str, ip: IpAddr) -> bool {
+        self.services_by_vip.contains_key(&AddressQuery { network, ip })
+            || self.vip_blocks.covering(network, ip).next().is_some()
     }
 
     /// In no particular order.

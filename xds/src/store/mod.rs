@@ -119,6 +119,13 @@ impl Sink for Store {
         }
     }
 
+    fn answered(&mut self, _type_url: &str, key: &str) {
+        if !self.state.is_answered(key) {
+            self.state.answered.insert(self.interner.text(key), ());
+            self.changed = true;
+        }
+    }
+
     fn shared_name(&self, type_url: &str, name: &str) -> Option<Arc<str>> {
         let is_address = matches!(type_url, ADDRESS_TYPE | WORKLOAD_TYPE);
         is_address.then(|| self.state.workload_by_uid(name).map(|workload| Arc::clone(&workload.uid)))?

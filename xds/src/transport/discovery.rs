@@ -15,7 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
 use super::{Credentials, MESSAGE_BYTES_MAX, Server};
-use crate::delta::{Client, Demand, End, Outcome, Subscription};
+use crate::delta::{Client, Demand, End, Outcome, Sink, Subscription};
 use crate::proto::ADDRESS_TYPE;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -197,6 +197,13 @@ impl Driver {
     ) {
         let answer = if self.holds(key) { DemandAnswer::Held } else { self.ask(key, requests) };
         tell(Event::Demanded { key: key.to_owned(), answer });
+        if answer == DemandAnswer::Held {
+            // The server will not say it again, so whoever waits is told here.
+            self.store.answered(ADDRESS_TYPE, key);
+            if let Some(snapshot) = self.store.snapshot() {
+                tell(Event::Snapshot { snapshot, ready: self.client.ready() });
+            }
+        }
     }
 
     fn ask(&mut self, key: &str, requests: Option<&mpsc::Sender<DeltaDiscoveryRequest>>) -> DemandAnswer {
@@ -217,8 +224,7 @@ impl Driver {
         let state = self.store.state();
         let Some((first, second)) = key.split_once('/') else { return state.workload_by_uid(key).is_some() };
         if let Ok(ip) = second.parse() {
-            return state.workload_by_address(first, ip).is_some()
-                || state.service_by_vip(first, ip, "").is_some();
+            return state.workload_by_address(first, ip).is_some() || state.has_vip(first, ip);
         }
         state.service(first, second).is_some() || state.workload_by_uid(key).is_some()
     }
