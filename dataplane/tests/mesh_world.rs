@@ -125,9 +125,10 @@ async fn get(socket: &Path, path: &str) -> String {
     let mut stream = tokio::net::UnixStream::connect(socket).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    answer.split_once("\r\n\r\n").unwrap().1.to_owned()
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    // A profile is no text, but holds some.
+    String::from_utf8_lossy(&answer).split_once("\r\n\r\n").unwrap().1.to_owned()
 }
 
 async fn until(what: &str, condition: impl Fn() -> bool) {
@@ -315,6 +316,25 @@ fn same_shape(path: &str, theirs: &serde_json::Value, ours: &serde_json::Value) 
 }
 
 #[test]
+fn traffic_goes_on_while_a_profile_interrupts_the_workers() {
+    with_mesh("traffic_goes_on_while_a_profile_interrupts_the_workers", async |test| {
+        let mut connection = test.connect("client", "10.96.7.1:80").await;
+        let mut profile = Box::pin(test.page("a", "admin", "/debug/pprof/profile?seconds=1&frequency=1000"));
+        let mut requests = 0;
+        let profile = loop {
+            tokio::select! {
+                profile = &mut profile => break profile,
+                _ = ask(&mut connection) => requests += 1,
+            }
+        };
+        assert!(requests > 0);
+        assert!(profile.contains("worker-0"), "no worker in {} bytes", profile.len());
+        let mut again = test.connect("client", "10.96.7.1:80").await;
+        ask(&mut again).await;
+    });
+}
+
+#[test]
 fn the_pages_show_what_happens() {
     with_mesh("the_pages_show_what_happens", async |test| {
         let mut connection = test.connect("client", "10.96.7.1:80").await;
@@ -345,6 +365,10 @@ fn the_pages_show_what_happens() {
         let workers: serde_json::Value =
             serde_json::from_str(&test.page("b", "admin", "/workers").await).unwrap();
         assert_eq!((&workers[0]["worker"], &workers[0]["connections"]), (&0.into(), &1.into()));
+        assert!(workers[0]["tunnelsAccepted"].as_u64().unwrap() >= 1, "{workers}");
+        let limits: serde_json::Value =
+            serde_json::from_str(&test.page("b", "admin", "/limits").await).unwrap();
+        assert_eq!((&limits[0]["limit"], &limits[0]["hits"]), (&"connections".into(), &0.into()));
         drop(connection);
         until("the end of the connection", || test.noted(Direction::Outbound, CloseCause::Finished)).await;
         let metrics = test.page("a", "metrics", "/stats/prometheus").await;

@@ -4,8 +4,10 @@
 //! and bounded.
 
 pub mod logging;
+mod memory;
 mod negotiation;
 pub mod page;
+mod profile;
 pub mod readiness;
 pub mod server;
 pub mod sites;

@@ -1,6 +1,7 @@
 //! The three sites and what they show.
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::{Method, StatusCode};
 use serde_json::Value;
@@ -8,7 +9,7 @@ use serde_json::Value;
 use super::page::{Ask, Page};
 use super::readiness::Readiness;
 use super::server::Site;
-use super::{logging, negotiation};
+use super::{logging, memory, negotiation, profile};
 use crate::metrics::Metrics;
 use crate::metrics::plain::plain_text;
 
@@ -21,6 +22,11 @@ pub trait Inspect: 'static {
     fn config_dump(&self) -> impl Future<Output = Value>;
     fn workers(&self) -> impl Future<Output = Value>;
     fn connections(&self) -> impl Future<Output = Value>;
+    /// The bounds in force, with how often each was reached.
+    fn limits(&self) -> Value;
+    /// Begins to end the program in order; what is still open after `grace` is cut, where that is sooner than the
+    /// program's own deadline.
+    fn drain(&self, grace: Duration);
     /// Begins to end the program in order.
     fn quit(&self);
 }
@@ -47,11 +53,16 @@ const INDEX: &str = "corelane admin
 
 GET  /config_dump            what this proxy knows: workloads, services, policies, certificates
 GET  /connections            open connections
-GET  /workers                the workers and what they carry
-GET  /logging                the log filter
+GET  /workers                the workers, what they carry and how they are
+GET  /limits                 the bounds in force and how often each was reached
+GET  /memory                 the memory of the process
+GET  /debug/pprof/profile    a CPU profile for pprof (?seconds=10&frequency=100)
+GET  /debug/pprof/heap       why there is none
+POST /logging                the log filter
 POST /logging?level=LEVEL    change it (LEVEL or TARGET:LEVEL,...)
 POST /logging?reset          back to that of the start
 POST /quitquitquit           end in order
+POST /drain?seconds=N        end in order, cutting what is open after N seconds at the latest
 ";
 
 // === impl AdminSite ===
@@ -69,14 +80,35 @@ impl<I: Inspect> Site for AdminSite<I> {
             "/config_dump" => Page::json(&self.inspect.config_dump().await),
             "/connections" => Page::json(&self.inspect.connections().await),
             "/workers" => Page::json(&self.inspect.workers().await),
+            "/limits" => Page::json(&self.inspect.limits()),
+            "/memory" => Page::json(&memory::memory()),
+            "/debug/pprof/profile" => profile::cpu(&ask).await,
+            "/debug/pprof/heap" | "/debug/pprof/heap/profiling" => {
+                Page::text(StatusCode::NOT_IMPLEMENTED, memory::NO_HEAP_PROFILE)
+            }
             "/logging" => log_filter(&ask),
             "/quitquitquit" if ask.method == Method::POST => {
                 self.inspect.quit();
                 Page::text(StatusCode::OK, "shutdown now\n")
             }
-            "/quitquitquit" => Page::post_only(),
+            "/drain" if ask.method == Method::POST => self.drain(&ask),
+            "/quitquitquit" | "/drain" => Page::post_only(),
             _ => Page::not_found(),
         }
+    }
+}
+
+impl<I: Inspect> AdminSite<I> {
+    fn drain(&self, ask: &Ask) -> Page {
+        let Some(text) = ask.parameter("seconds") else {
+            self.inspect.quit();
+            return Page::text(StatusCode::OK, "draining\n");
+        };
+        let Ok(seconds) = text.parse::<u32>() else {
+            return Page::text(StatusCode::BAD_REQUEST, format!("seconds={text}: give a whole number\n"));
+        };
+        self.inspect.drain(Duration::from_secs(seconds.into()));
+        Page::text(StatusCode::OK, format!("draining; what is open after {seconds} s is cut\n"))
     }
 }
 

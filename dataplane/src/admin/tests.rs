@@ -2,6 +2,8 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -12,6 +14,7 @@ use super::*;
 #[derive(Default)]
 struct Shown {
     quit: Cell<bool>,
+    drained: Cell<Option<Duration>>,
 }
 
 impl Inspect for Shown {
@@ -25,6 +28,14 @@ impl Inspect for Shown {
 
     async fn connections(&self) -> Value {
         json!([])
+    }
+
+    fn limits(&self) -> Value {
+        json!([{ "limit": "connections" }])
+    }
+
+    fn drain(&self, grace: Duration) {
+        self.drained.set(Some(grace));
     }
 
     fn quit(&self) {
@@ -130,8 +141,55 @@ fn what_changes_something_needs_post() {
         assert!(!shown.quit.get());
         assert_eq!(ask(&site, "POST", "/quitquitquit").await.as_text(), "shutdown now\n");
         assert!(shown.quit.get());
+        assert_eq!(ask(&site, "GET", "/drain?seconds=3").await.status, StatusCode::METHOD_NOT_ALLOWED);
+        assert_eq!(ask(&site, "POST", "/drain?seconds=soon").await.status, StatusCode::BAD_REQUEST);
+        assert_eq!(shown.drained.get(), None);
+        assert_eq!(ask(&site, "POST", "/drain?seconds=3").await.status, StatusCode::OK);
+        assert_eq!(shown.drained.get(), Some(Duration::from_secs(3)));
         assert_eq!(ask(&site, "GET", "/").await.status, StatusCode::OK);
         assert_eq!(ask(&site, "GET", "/nothing").await.status, StatusCode::NOT_FOUND);
+    });
+}
+
+/// Uses CPU time until told to stop; in a profile it is found by this name.
+#[inline(never)]
+fn spin_until_profiled(stop: &AtomicBool) -> u64 {
+    let mut sum = 0u64;
+    while !stop.load(Ordering::Relaxed) {
+        sum = std::hint::black_box(sum.wrapping_mul(31).wrapping_add(7));
+    }
+    sum
+}
+
+#[test]
+fn a_profile_shows_what_other_threads_do_and_one_is_taken_at_a_time() {
+    run(async {
+        let site = Rc::new(AdminSite::new(Rc::new(Shown::default())));
+        for query in ["seconds=0", "seconds=301", "frequency=1001", "frequency=x"] {
+            let page = ask(&*site, "GET", &format!("/debug/pprof/profile?{query}")).await;
+            assert_eq!(page.status, StatusCode::BAD_REQUEST, "{query}");
+        }
+        let stop = std::sync::Arc::new(AtomicBool::new(false));
+        let told = std::sync::Arc::clone(&stop);
+        let busy =
+            std::thread::Builder::new().name("busy-one".into()).spawn(move || spin_until_profiled(&told));
+        let taking = Rc::clone(&site);
+        let first = tokio::task::spawn_local(async move {
+            ask(&*taking, "GET", "/debug/pprof/profile?seconds=1&frequency=1000").await
+        });
+        tokio::task::yield_now().await;
+        let second = ask(&*site, "GET", "/debug/pprof/profile?seconds=1").await;
+        assert_eq!(second.status, StatusCode::CONFLICT);
+        let profile = first.await.unwrap();
+        stop.store(true, Ordering::Relaxed);
+        busy.unwrap().join().unwrap();
+        assert_eq!(profile.status, StatusCode::OK, "{}", profile.as_text());
+        let contains = |text: &str| profile.body.windows(text.len()).any(|it| it == text.as_bytes());
+        assert!(contains("spin_until_profiled") && contains("busy-one"));
+        let heap = ask(&*site, "GET", "/debug/pprof/heap").await;
+        assert_eq!(heap.status, StatusCode::NOT_IMPLEMENTED);
+        assert!(heap.as_text().contains("/memory"));
+        assert!(ask(&*site, "GET", "/memory").await.as_text().contains("residentBytes"));
     });
 }
 

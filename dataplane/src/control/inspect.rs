@@ -1,7 +1,7 @@
 //! What a node proxy shows of itself on the admin page.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
@@ -9,8 +9,10 @@ use xds::snapshot::dump;
 
 use super::node::{NodeProxy, Shared};
 use super::workers::on_this_worker;
+use crate::access_log::queue::RECORDS_MAX;
 use crate::admin::Inspect;
-use crate::session::Node;
+use crate::metrics::{Limit, SERIES_MAX};
+use crate::session::{DNS_CONNECTIONS_MAX, DNS_QUERIES_MAX, Node};
 
 /// How long a worker may take to answer.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
@@ -101,15 +103,47 @@ impl Inspect for NodeInspect {
     }
 
     async fn workers(&self) -> Value {
-        let answers = self.ask_workers(|node| json!({ "connections": node.live_connections() })).await;
-        let rows = answers.into_iter().enumerate().map(|(index, answer)| {
-            let mut row = json!({ "worker": index, "answers": !answer.is_null() });
-            if let (Some(row), Some(more)) = (row.as_object_mut(), answer.as_object()) {
-                row.extend(more.clone());
+        // The worker's own count is exact; the metrics are as of its last tick.
+        let answers = self.ask_workers(|node| node.live_connections().into()).await;
+        let health = self.shared.metrics.workers(Instant::now());
+        let rows = answers.into_iter().zip(health).enumerate().map(|(index, (live, health))| {
+            let mut row = serde_json::to_value(health).unwrap_or_default();
+            if let Some(row) = row.as_object_mut() {
+                row.insert("worker".to_owned(), index.into());
+                row.insert("answers".to_owned(), (!live.is_null()).into());
+                if !live.is_null() {
+                    row.insert("connections".to_owned(), live);
+                }
             }
             row
         });
         rows.collect()
+    }
+
+    fn limits(&self) -> Value {
+        let metrics = &self.shared.metrics;
+        let reached = metrics.limit_hits().into_iter().map(|(limit, hits)| {
+            let (value, of) = match limit {
+                Limit::Connections => (self.shared.options.connections_max, "worker"),
+                Limit::MetricSeries => (SERIES_MAX, "worker"),
+                Limit::DnsQueries => (DNS_QUERIES_MAX, "worker and pod"),
+                Limit::DnsConnections => (DNS_CONNECTIONS_MAX, "worker and pod"),
+            };
+            json!({ "limit": limit.label(), "value": value, "of": of, "hits": hits })
+        });
+        let log = json!({
+            "limit": "access_log_records", "value": RECORDS_MAX, "of": "process", "hits": metrics.log_dropped()
+        });
+        reached.chain([log]).collect()
+    }
+
+    fn drain(&self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        for worker in &self.shared.workers {
+            // One that has ended already has nothing to cut.
+            let _ = worker.drain(deadline);
+        }
+        self.quit();
     }
 
     async fn connections(&self) -> Value {

@@ -7,6 +7,7 @@
 
 mod cells;
 mod expose;
+mod health;
 pub mod labels;
 pub mod plain;
 mod process;
@@ -15,6 +16,7 @@ mod series;
 mod worker;
 
 pub use cells::{DnsSeries, HttpSeries, TcpSeries};
+pub use health::WorkerHealth;
 pub use labels::{ConnectionSecurity, DnsLabels, DnsProtocol, Labels, OnDemandLabels, Reporter, Subject};
 pub use registry::{ControlCounter, Metrics, TerminationReason};
 pub use series::SERIES_MAX;

@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use super::WorkerMetrics;
 use super::cells::{DNS_BUCKETS, DURATION_BUCKETS, DnsCells, HttpCells, OnDemandCells, TcpCells, read};
 use super::expose::Exposition;
+use super::health::WorkerHealth;
 use super::labels::LabelValues;
 use super::series::{ANNOUNCEMENTS_MAX, Announcement};
 use super::worker::{Limit, WorkerCells};
@@ -311,6 +312,17 @@ impl Metrics {
     pub fn silences(&self, now: Instant) -> Vec<Option<Duration>> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.workers.iter().map(|cells| cells.silence(now)).collect()
+    }
+
+    /// How each worker is.
+    pub fn workers(&self, now: Instant) -> Vec<WorkerHealth> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.workers.iter().map(|cells| WorkerHealth::of(cells, now)).collect()
+    }
+
+    /// Access-log records that were lost so far.
+    pub fn log_dropped(&self) -> u64 {
+        self.log_dropped.load(Ordering::Relaxed)
     }
 
     /// How often each bound was reached, over all workers.

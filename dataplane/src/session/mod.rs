@@ -34,7 +34,7 @@ mod state;
 
 pub use demand::Demander;
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
-pub use dns::{DNS_PORT, DnsOptions, SearchDomains};
+pub use dns::{DNS_CONNECTIONS_MAX, DNS_PORT, DNS_QUERIES_MAX, DnsOptions, SearchDomains};
 pub use load::EndpointChoice;
 pub use node::{Node, NodeOptions, NodeParts, Ports};
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};

@@ -29,6 +29,7 @@ mod upstream;
 
 pub(super) use resolver::{ResolveError, Resolver};
 pub(super) use server::Listeners;
+pub use server::{CONNECTIONS_MAX as DNS_CONNECTIONS_MAX, QUERIES_MAX as DNS_QUERIES_MAX};
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;

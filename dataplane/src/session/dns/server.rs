@@ -22,9 +22,9 @@ use crate::session::pod::Pod;
 use crate::session::state::{LocalPod, NodeState};
 
 /// Queries of a pod that one worker has under way; further ones are answered with a failure.
-const QUERIES_MAX: usize = 256;
+pub const QUERIES_MAX: usize = 256;
 /// TCP connections of a pod that one worker serves; further ones are reset.
-const CONNECTIONS_MAX: usize = 64;
+pub const CONNECTIONS_MAX: usize = 64;
 /// How long a TCP connection waits for a whole query, and for a reply to be taken.
 const IDLE: Duration = Duration::from_secs(10);
 /// Datagrams taken in a row before other tasks get their turn.
