@@ -16,6 +16,7 @@ pub mod mesh;
 pub mod metrics;
 pub mod net;
 pub mod preflight;
+pub mod proxy;
 pub mod session;
 pub mod worker;
 pub mod zds;

@@ -269,7 +269,8 @@ fn a_workload_that_names_a_missing_policy_is_denied() {
 #[test]
 fn a_pod_without_certificate_neither_dials_nor_accepts() {
     inside("a_pod_without_certificate_neither_dials_nor_accepts", || {
-        let mut bed = Bed::new(&pods());
+        let options = NodeOptions { workload_wait: SHORT, ..NodeOptions::default() };
+        let mut bed = Bed::with(&pods(), &Setup { options, ..Setup::default() });
         let (server, plain) = (bed.serve_echo("server", 8080), bed.serve_echo("plain", 8080));
         let other = bed.serve_echo("other", 8080);
         let missing = bed.identity("server");
@@ -283,6 +284,29 @@ fn a_pod_without_certificate_neither_dials_nor_accepts() {
         }
         // Plain text needs none.
         assert!(exchange(&bed.connect("server", plain).unwrap(), b"x").unwrap().ends_with(b" x"));
+    });
+}
+
+#[test]
+fn connections_wait_for_the_certificate_and_ask_for_it() {
+    inside("connections_wait_for_the_certificate_and_ask_for_it", || {
+        let mut bed = Bed::new(&pods());
+        let server = bed.serve_echo("server", 8080);
+        let other = bed.serve_echo("other", 8080);
+        let missing = bed.identity("server");
+        std::sync::Arc::make_mut(&mut bed.state.credentials).remove(&missing);
+        bed.publish();
+        // The one that is dialled, and the one that dials, are both the server's.
+        let clients = [("client", server), ("server", other)].map(|(from, to)| {
+            let network = bed.network(from).clone();
+            std::thread::spawn(move || exchange(&connect(&network, to).unwrap(), b"late").unwrap())
+        });
+        bed.needed(&missing);
+        bed.issue(&missing);
+        bed.publish();
+        for client in clients {
+            assert!(client.join().unwrap().ends_with(b" late"));
+        }
     });
 }
 

@@ -81,6 +81,7 @@ fn discovery_config(plane: &ControlPlane) -> DiscoveryConfig {
         server: server(plane),
         credentials: credentials(plane),
         node: node.node(),
+        local_node: NODE.into(),
         subscriptions: [ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE]
             .map(Subscription::wildcard)
             .to_vec(),

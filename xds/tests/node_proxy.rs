@@ -65,6 +65,7 @@ impl Mesh {
             server: plane.server(),
             credentials: plane.credentials("node1").unwrap(),
             node: NodeIdentity { node_name: String::from("node1"), ..Default::default() }.node(),
+            local_node: "node1".into(),
             subscriptions: types.into_iter().map(Subscription::wildcard).collect(),
         };
         let (snapshots_in, snapshots) = watch::channel(None);

@@ -3,11 +3,14 @@
 mod check;
 mod conformance;
 mod mesh;
+mod proxy;
 mod replay;
 mod shutdown;
 mod tunnel;
 
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +52,10 @@ enum Command {
     Tunnel(tunnel::Tunnel),
     /// Run the whole mesh on this machine: control plane, node proxies, pods and their traffic.
     Mesh(mesh::MeshArguments),
+    /// Be the proxy of this node, in ztunnel's place: configured by ztunnel's environment variables.
+    Proxy(proxy::ProxyArguments),
+    /// Print the version.
+    Version,
     /// Find everything that is wrong with a folder of YAML: file, line, field and the mend.
     Check(check::CheckArguments),
     /// Feed a captured control-plane stream to the real client and store, and print the state.
@@ -71,19 +78,50 @@ impl Command {
 /// Runs the program.
 pub fn main() -> ExitCode {
     spare_memory();
-    let line = CommandLine::parse();
-    let filter = line.log.as_deref().unwrap_or_else(|| line.command.log_filter());
-    if let Err(error) = start_logging(filter, line.log_json) {
-        return fail(&error);
+    let line = CommandLine::of_process();
+    line.run().unwrap_or_else(|error| fail(&error))
+}
+
+impl CommandLine {
+    /// As given; but without any argument, under ztunnel's name, it is ztunnel's `proxy`.
+    fn of_process() -> Self {
+        let mut arguments: Vec<_> = std::env::args_os().collect();
+        let is_named_ztunnel =
+            |program: &OsString| Path::new(program).file_name() == Some(OsStr::new("ztunnel"));
+        if arguments.len() == 1 && arguments.first().is_some_and(is_named_ztunnel) {
+            arguments.push("proxy".into());
+        }
+        Self::parse_from(arguments)
     }
-    let result = match line.command {
-        Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
-        Command::Mesh(mesh) => mesh.run(),
-        Command::Check(check) => check.run(),
-        Command::Replay(replay) => replay.run(),
-        Command::Conformance(conformance) => conformance.run(),
-    };
-    result.unwrap_or_else(|error| fail(&error))
+
+    fn run(self) -> Result<ExitCode, BoxError> {
+        let Self { log, log_json, command } = self;
+        let start_logging =
+            |filter: &str, json| start_logging(log.as_deref().unwrap_or(filter), log_json || json);
+        if !matches!(command, Command::Proxy(_)) {
+            start_logging(command.log_filter(), false)?;
+        }
+        match command {
+            Command::Proxy(_) => {
+                // Its configuration says what is logged.
+                let config = proxy::configure()?;
+                start_logging(&config.log.filter, config.log.json)?;
+                proxy::run(config)
+            }
+            Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
+            Command::Mesh(mesh) => mesh.run(),
+            Command::Check(check) => check.run(),
+            Command::Replay(replay) => replay.run(),
+            Command::Conformance(conformance) => conformance.run(),
+            Command::Version => Ok(version()),
+        }
+    }
+}
+
+#[allow(clippy::print_stdout)] // what was asked for
+fn version() -> ExitCode {
+    println!("corelane {}", env!("CARGO_PKG_VERSION"));
+    ExitCode::SUCCESS
 }
 
 /// Keeps the kernel from backing the heap with huge pages, which the allocator asks for: they double the private

@@ -400,6 +400,13 @@ fn crypto(variables: &Environment) -> Result<CryptoPolicy, ConfigError> {
 
 // === Groups ===
 
+impl Keepalive {
+    /// From the last byte of a peer that has vanished to the end of the connection.
+    pub fn gives_up_after(self) -> Duration {
+        self.time + self.interval * self.retries
+    }
+}
+
 impl Sockets {
     fn read(variables: &Environment, mode: &Mode) -> Result<Self, ConfigError> {
         let default = if *mode == Mode::Shared { Some(DEFAULT_MARK) } else { None };

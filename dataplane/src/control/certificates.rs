@@ -1,6 +1,6 @@
 //! The certificates of the identities that run on this node.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -24,8 +24,7 @@ pub(super) type Contexts = HashMap<Identity, Arc<TlsContexts>>;
 pub(super) struct Certificates {
     commands: mpsc::Sender<Command>,
     crypto: CryptoPolicy,
-    /// With how many pods have each identity.
-    wanted: BTreeMap<Identity, usize>,
+    wanted: BTreeSet<Identity>,
     bundles: BTreeMap<Identity, Arc<CertificateBundle>>,
     failures: BTreeMap<Identity, String>,
     contexts: Arc<Contexts>,
@@ -38,7 +37,7 @@ impl Certificates {
         Self {
             commands,
             crypto,
-            wanted: BTreeMap::new(),
+            wanted: BTreeSet::new(),
             bundles: BTreeMap::new(),
             failures: BTreeMap::new(),
             contexts: Arc::default(),
@@ -70,36 +69,37 @@ impl Certificates {
         Arc::clone(&self.contexts)
     }
 
-    pub(super) fn has(&self, identity: &Identity) -> bool {
-        self.contexts.contains_key(identity)
-    }
-
-    /// A pod with this identity has come.
-    pub(super) fn want(&mut self, identity: &Identity) {
-        let pods = self.wanted.entry(identity.clone()).or_default();
-        *pods += 1;
-        if *pods == 1 {
-            self.order(Command::Want(identity.clone(), Priority::WarmUp));
+    /// Makes `wanted` all that is wanted: orders what has come, lets go of what has gone. What cannot be ordered now
+    /// is ordered by the next call.
+    pub(super) fn follow(&mut self, wanted: BTreeSet<Identity>) {
+        let gone: Vec<_> = self.wanted.difference(&wanted).cloned().collect();
+        for identity in gone {
+            if self.order(Command::Forget(identity.clone())) {
+                self.wanted.remove(&identity);
+                self.failures.remove(&identity);
+                self.drop_certificate(&identity);
+            }
+        }
+        for identity in wanted {
+            if !self.wanted.contains(&identity)
+                && self.order(Command::Want(identity.clone(), Priority::WarmUp))
+            {
+                self.wanted.insert(identity);
+            }
         }
     }
 
-    /// A pod with this identity has gone. With the last one the certificate goes too.
-    pub(super) fn release(&mut self, identity: &Identity) {
-        let Some(pods) = self.wanted.get_mut(identity) else { return };
-        *pods -= 1;
-        if *pods > 0 {
-            return;
+    /// A connection waits for this one: it goes before the others.
+    pub(super) fn need(&mut self, identity: &Identity) {
+        if self.wanted.contains(identity) && !self.contexts.contains_key(identity) {
+            self.order(Command::Want(identity.clone(), Priority::RealTime));
         }
-        self.wanted.remove(identity);
-        self.failures.remove(identity);
-        self.order(Command::Forget(identity.clone()));
-        self.drop_certificate(identity);
     }
 
     /// Takes a new certificate into use; why it cannot be used otherwise.
     pub(super) fn issued(&mut self, bundle: Arc<CertificateBundle>) -> Result<(), String> {
         let identity = bundle.identity.clone();
-        if !self.wanted.contains_key(&identity) {
+        if !self.wanted.contains(&identity) {
             return Ok(());
         }
         let made = contexts(&bundle, self.crypto, &self.revocation);
@@ -118,7 +118,7 @@ impl Certificates {
     }
 
     pub(super) fn failed(&mut self, identity: &Identity, reason: String) {
-        if self.wanted.contains_key(identity) {
+        if self.wanted.contains(identity) {
             self.failures.insert(identity.clone(), reason);
         }
     }
@@ -136,7 +136,7 @@ impl Certificates {
 
     /// In ztunnel's shape.
     pub(super) fn dump(&self) -> Value {
-        let entries = self.wanted.keys().map(|identity| {
+        let entries = self.wanted.iter().map(|identity| {
             if let Some(bundle) = self.bundles.get(identity) {
                 let list = |ders: &[Vec<u8>]| ders.iter().map(|der| dump_certificate(der)).collect::<Vec<_>>();
                 let (chain, roots) = (list(&bundle.chain_der), list(&bundle.roots_der));
@@ -155,10 +155,13 @@ impl Certificates {
         Arc::make_mut(&mut self.contexts).remove(identity);
     }
 
-    fn order(&self, command: Command) {
-        if self.commands.try_send(command).is_err() {
-            tracing::error!("the certificate client does not keep up; pods stay without certificate");
+    /// Whether the order was taken.
+    fn order(&self, command: Command) -> bool {
+        let taken = self.commands.try_send(command).is_ok();
+        if !taken {
+            tracing::warn!("the certificate client does not keep up; the rest is ordered later");
         }
+        taken
     }
 }
 

@@ -83,21 +83,13 @@ impl Inspect for NodeInspect {
             })
             .collect();
         if let Some(fields) = dump.as_object_mut() {
-            let ports = self.shared.options.ports;
             fields.insert("certificates".to_owned(), self.shared.certificates.borrow().dump());
             fields.insert("workloadState".to_owned(), Value::Object(states));
-            fields.insert("version".to_owned(), json!({ "version": env!("CARGO_PKG_VERSION") }));
-            fields.insert(
-                "config".to_owned(),
-                json!({
-                    "localNode": &*self.shared.node,
-                    "numWorkerThreads": workers,
-                    "outboundAddr": format!("[::]:{}", ports.outbound),
-                    "inboundAddr": format!("[::]:{}", ports.inbound_hbone),
-                    "inboundPlaintextAddr": format!("[::]:{}", ports.inbound_plaintext),
-                    "packetMark": self.shared.options.packet_mark,
-                }),
-            );
+            fields.insert("version".to_owned(), version());
+            fields.insert("config".to_owned(), self.shared.shown.clone());
+            fields.insert("stagedServices".to_owned(), dump::staged_services(&snapshot));
+            let nothing = json!({ "workloads": [], "policies": [], "services": [] });
+            fields.insert("staticConfig".to_owned(), nothing);
         }
         dump
     }
@@ -154,4 +146,17 @@ impl Inspect for NodeInspect {
     fn quit(&self) {
         self.shared.quit.send_replace(true);
     }
+}
+
+/// Which build this is, in ztunnel's words.
+fn version() -> Value {
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "gitRevision": option_env!("CORELANE_GIT_REVISION").unwrap_or("unknown"),
+        "rustVersion": env!("CARGO_PKG_RUST_VERSION"),
+        "buildProfile": if cfg!(debug_assertions) { "debug" } else { "release" },
+        "buildStatus": "unknown",
+        "istioVersion": "unknown",
+        "cryptoProvider": "tls-aws-lc",
+    })
 }

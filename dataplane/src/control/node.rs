@@ -1,6 +1,7 @@
 //! One node proxy: its workers, its connection to the control plane, its pods.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -8,7 +9,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::Receiver;
-use model::Identity;
+use model::{Identity, TunnelProtocol, Workload};
+use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tunnel::tls::{CryptoPolicy, RevocationLists};
@@ -18,7 +20,6 @@ use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HT
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
 use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity};
-use xds::transport::{Credentials, Server};
 
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
 use super::name_servers::{self, NameServers};
@@ -27,24 +28,32 @@ use super::revocation::{POLL, RevocationFile, RevocationFileError};
 use super::workers;
 use crate::access_log::Recorder;
 use crate::admin::{Pending, Readiness};
+use crate::config::Upstream;
 use crate::metrics::{ControlCounter, Metrics, TerminationReason, metrics};
 use crate::session::{Demander, LocalPod, NodeOptions, NodeState, PodEvent};
 use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle};
+use crate::zds::Pods;
 
 /// How often the workers' events are taken and old states are freed.
 const HOUSEKEEPING: Duration = Duration::from_millis(10);
 /// Pod events that may wait for the control thread.
 const EVENTS_WAITING_MAX: usize = 65_536;
-/// How long a pod may wait for its certificate before it is captured all the same (and its connections refused).
-const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is said that the control plane has not described the mesh yet.
+const SYNC_NOTICE: Duration = Duration::from_mins(1);
 
 /// What a node proxy is started with.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
     pub node: Arc<str>,
-    /// The control plane, which is also the certificate authority.
-    pub server: Server,
-    pub credentials: Credentials,
+    /// The control plane; `None` where there is none to be asked.
+    pub discovery: Option<Upstream>,
+    pub authority: Upstream,
+    /// How it names itself to the control plane.
+    pub identity: NodeIdentity,
+    /// Validity that certificates are asked for.
+    pub certificate_validity: Duration,
+    /// Asks for the certificates of its pods as their node's proxy, not as the one workload that it serves.
+    pub impersonates: bool,
     /// Number of workers; `None` is one for each CPU.
     pub workers: Option<usize>,
     pub driver: DriverChoice,
@@ -57,6 +66,8 @@ pub struct NodeConfig {
     pub layer_7: bool,
     /// Workloads and services are asked for as connections need them, instead of all being held.
     pub on_demand: bool,
+    /// What the admin page shows as `config`.
+    pub shown: Value,
 }
 
 /// Why a node proxy does not start.
@@ -91,6 +102,10 @@ pub(super) struct Shared {
     publisher: RefCell<Publisher<NodeState>>,
     /// Rises with everything that somebody may wait for.
     progress: watch::Sender<u64>,
+    /// Each wildcard type has been received once.
+    is_synced: Cell<bool>,
+    /// What the admin page shows as `config`.
+    pub(super) shown: Value,
     pub(super) quit: watch::Sender<bool>,
 }
 
@@ -136,17 +151,14 @@ impl NodeProxy {
             snapshots: watch::Sender::new(Arc::default()),
             publisher: RefCell::new(publisher),
             progress: watch::Sender::new(0),
+            // What nobody will describe need not be waited for.
+            is_synced: Cell::new(config.discovery.is_none()),
+            shown: config.shown.clone(),
             quit: watch::Sender::new(false),
             readiness: readiness.clone(),
         });
         let state_pending = readiness.pending("state manager");
-        let mut tasks = Tasks(vec![
-            tokio::task::spawn_local(Shared::follow_discovery(
-                Rc::clone(&shared),
-                discovery_config(&config),
-                demands,
-                state_pending,
-            )),
+        let mut tasks = vec![
             tokio::task::spawn_local(Shared::follow_certificates(
                 Rc::clone(&shared),
                 ca_config(&config),
@@ -154,14 +166,18 @@ impl NodeProxy {
             )),
             tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared), told)),
             tokio::task::spawn_local(Shared::follow_name_servers(Rc::clone(&shared))),
-        ]);
+        ];
+        if let Some(discovery) = discovery_config(&config) {
+            let following = Shared::follow_discovery(Rc::clone(&shared), discovery, demands, state_pending);
+            tasks.push(tokio::task::spawn_local(following));
+        }
         if let Some(path) = config.crl_file {
             let mut file = RevocationFile::new(path);
             // In force before the first certificate is there to make a handshake with.
             shared.take_revocation(file.look());
-            tasks.0.push(tokio::task::spawn_local(Shared::follow_revocation(Rc::clone(&shared), file)));
+            tasks.push(tokio::task::spawn_local(Shared::follow_revocation(Rc::clone(&shared), file)));
         }
-        Ok(Self { shared, supervisor, tasks })
+        Ok(Self { shared, supervisor, tasks: Tasks(tasks) })
     }
 
     pub fn node(&self) -> &Arc<str> {
@@ -190,30 +206,32 @@ impl NodeProxy {
         self.supervisor.driver()
     }
 
-    /// Takes a pod in: when this returns, every worker listens for it, so its traffic may be redirected.
-    pub async fn add_pod(&self, pod: LocalPod, identity: &Identity) -> Result<(), PodError> {
+    /// Waits until the mesh is known: each wildcard type has been received once.
+    pub async fn synced(&self) {
+        let is_synced = || self.shared.is_synced.get().then_some(());
+        while self.shared.until(SYNC_NOTICE, is_synced).await.is_none() {
+            tracing::warn!(node = %self.shared.node, "still waiting for the control plane to describe the mesh");
+        }
+    }
+
+    /// Takes a pod in: when this returns, every worker listens for it, so its traffic may be redirected. Its
+    /// certificate follows from its workload; connections wait for it for a while.
+    pub async fn add_pod(&self, pod: LocalPod) -> Result<(), PodError> {
         let shared = &self.shared;
         let uid = Arc::clone(&pod.uid);
         let _pending = shared.readiness.pending("workload proxy manager");
-        shared.certificates.borrow_mut().want(identity);
         shared.book.borrow_mut().insert(pod);
         shared.publish();
         let listening = shared.until(WORKERS_PATIENCE, || shared.book.borrow().is_listening(&uid)).await;
-        listening.unwrap_or_else(|| Err(PodError::TimedOut { uid: Arc::clone(&uid) }))?;
-        let certified = || shared.certificates.borrow().has(identity).then_some(());
-        if shared.until(CERTIFICATE_PATIENCE, certified).await.is_none() {
-            tracing::warn!(pod = %uid, %identity, "captured without a certificate: its connections are refused");
-        }
-        Ok(())
+        listening.unwrap_or(Err(PodError::TimedOut { uid }))
     }
 
     /// Lets a pod go: when this returns, no worker listens for it any more. Its traffic must not be redirected then.
-    pub async fn remove_pod(&self, uid: &Arc<str>, identity: &Identity) -> Result<(), PodError> {
+    pub async fn remove_pod(&self, uid: &Arc<str>) -> Result<(), PodError> {
         let shared = &self.shared;
         if !shared.book.borrow_mut().remove(uid) {
             return Ok(());
         }
-        shared.certificates.borrow_mut().release(identity);
         shared.publish();
         let left = || shared.book.borrow().has_left(uid).then_some(());
         shared.until(WORKERS_PATIENCE, left).await.ok_or_else(|| PodError::TimedOut { uid: Arc::clone(uid) })
@@ -230,36 +248,52 @@ impl NodeProxy {
     }
 }
 
-fn discovery_config(config: &NodeConfig) -> DiscoveryConfig {
+impl Pods for NodeProxy {
+    async fn add(&self, pod: LocalPod) -> Result<(), PodError> {
+        self.add_pod(pod).await
+    }
+
+    async fn remove(&self, uid: &Arc<str>) -> Result<(), PodError> {
+        self.remove_pod(uid).await
+    }
+
+    fn count(&self, counter: ControlCounter) {
+        self.shared.metrics.count(counter);
+    }
+}
+
+fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
+    let Upstream { server, credentials, .. } = config.discovery.clone()?;
     let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE].into_iter().filter(|_| config.layer_7);
     let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own);
     let subscription = |type_url| match type_url {
         ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),
         _ => Subscription::wildcard(type_url),
     };
-    let identity = NodeIdentity { node_name: config.node.to_string(), ..NodeIdentity::default() };
-    DiscoveryConfig {
-        server: config.server.clone(),
-        credentials: config.credentials.clone(),
-        node: identity.node(),
+    Some(DiscoveryConfig {
+        server,
+        credentials,
+        node: config.identity.node(),
+        local_node: Arc::clone(&config.node),
         subscriptions: types.map(subscription).collect(),
-    }
+    })
 }
 
 fn ca_config(config: &NodeConfig) -> CaConfig {
     CaConfig {
-        server: config.server.clone(),
-        credentials: config.credentials.clone(),
-        validity: ca::VALIDITY,
-        impersonate: true,
+        server: config.authority.server.clone(),
+        credentials: config.authority.credentials.clone(),
+        validity: config.certificate_validity,
+        impersonate: config.impersonates,
     }
 }
 
 // === impl Shared ===
 
 impl Shared {
-    /// Hands the present state to the workers.
+    /// Hands the present state to the workers, and has the certificates follow it.
     fn publish(&self) {
+        self.certificates.borrow_mut().follow(self.local_identities());
         let state = NodeState {
             snapshot: self.snapshot(),
             credentials: self.certificates.borrow().contexts(),
@@ -273,6 +307,20 @@ impl Shared {
 
     pub(super) fn snapshot(&self) -> Arc<Snapshot> {
         Arc::clone(&self.snapshots.borrow())
+    }
+
+    /// Those of the workloads that the control plane places on this node and that take part in mTLS, and of the pods
+    /// that are served here.
+    fn local_identities(&self) -> BTreeSet<Identity> {
+        let snapshot = self.snapshot();
+        let is_in_mesh =
+            |workload: &Workload| workload.tunnel_protocol == TunnelProtocol::Hbone || workload.native_tunnel;
+        let placed = snapshot.local_workloads().filter(|workload| is_in_mesh(workload));
+        let pods = self.book.borrow().pods();
+        let served = pods.values().filter_map(|pod| {
+            snapshot.workload_by_name(&pod.namespace, &pod.name, Some(&*pod.service_account))
+        });
+        placed.chain(served).map(|workload| workload.identity.clone()).collect()
     }
 
     fn advance(&self) {
@@ -306,8 +354,9 @@ impl Shared {
             discovery::Event::Snapshot { snapshot, ready } => {
                 self.snapshots.send_replace(snapshot);
                 self.publish();
-                if ready {
-                    pending = None;
+                if ready && pending.take().is_some() {
+                    self.is_synced.set(true);
+                    self.advance();
                 }
             }
             discovery::Event::Rejected { type_url, reason } => {
@@ -407,6 +456,9 @@ impl Shared {
             tick.tick().await;
             let mut any = false;
             for event in told.try_iter().take(EVENTS_WAITING_MAX) {
+                if let PodEvent::CertificateNeeded { identity } = &event {
+                    self.certificates.borrow_mut().need(identity);
+                }
                 self.book.borrow_mut().note(event);
                 any = true;
             }

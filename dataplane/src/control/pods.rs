@@ -75,6 +75,8 @@ impl PodBook {
                     progress.failed.insert(worker, reason);
                 }
             }
+            // The certificates' own business.
+            PodEvent::CertificateNeeded { .. } => {}
             PodEvent::Stopped { uid, worker } => {
                 if let Some(serving) = self.leaving.get_mut(&uid) {
                     serving.remove(&worker);

@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use xds::control::plane::{ControlError, ControlPlane};
 use xds::control::{ClusterView, ControlConfig, NodeCredential, PodView};
 use xds::snapshot::Snapshot;
+use xds::transport::discovery::NodeIdentity;
 
 use super::fabric::{Fabric, FabricError};
 use super::service_proxy::VirtualPort;
@@ -24,6 +25,7 @@ use super::workload::{PodLabel, WorkloadError, Workloads};
 use crate::access_log::Recorder;
 use crate::admin::{self, AdminSite, Binding, MetricsSite, ReadinessSite};
 use crate::capture::{self, Redirection};
+use crate::config::Upstream;
 use crate::control::{NodeConfig, NodeError, NodeProxy};
 use crate::metrics::Metrics;
 use crate::net::NetworkNamespace;
@@ -219,10 +221,15 @@ fn node_config(
     node: &Arc<str>,
 ) -> Result<NodeConfig, WorldError> {
     let credentials = control.credentials(node).ok_or_else(|| WorldError::Token(Arc::clone(node)))?;
+    let server = control.server();
+    let upstream = Upstream { address: server.address.to_string(), server, credentials };
     Ok(NodeConfig {
         node: Arc::clone(node),
-        server: control.server(),
-        credentials,
+        discovery: Some(upstream.clone()),
+        authority: upstream,
+        identity: NodeIdentity { node_name: node.to_string(), ..NodeIdentity::default() },
+        certificate_validity: xds::ca::VALIDITY,
+        impersonates: true,
         workers: config.workers,
         driver: config.driver,
         options: NodeOptions { dns: Some(DnsOptions::default()), ..NodeOptions::default() },
@@ -230,6 +237,7 @@ fn node_config(
         crl_file: None,
         layer_7: true,
         on_demand: config.on_demand,
+        shown: serde_json::Value::Null,
     })
 }
 
@@ -382,7 +390,7 @@ impl Keeper {
         capture: (Arc<str>, Identity),
     ) -> Option<(Arc<str>, (Arc<str>, Identity))> {
         let network = self.fabric.pod(&pod.uid)?.namespace.clone();
-        let (node, identity) = &capture;
+        let (node, _) = &capture;
         let local = LocalPod {
             uid: Arc::clone(&pod.uid),
             name: Arc::clone(&pod.name),
@@ -391,7 +399,7 @@ impl Keeper {
             network: network.clone(),
         };
         let proxy = self.nodes.get(node)?;
-        if let Err(error) = proxy.add_pod(local, identity).await {
+        if let Err(error) = proxy.add_pod(local).await {
             tracing::error!(pod = %pod.uid, %error, "the pod is not taken in");
             return None;
         }
@@ -411,7 +419,7 @@ impl Keeper {
     /// Ends the redirection of new connections, has the node proxy let go of the pod, and ends it for good.
     async fn release(&self, uid: &Arc<str>) {
         let Some(placed) = self.placed.get(uid) else { return };
-        let Some((node, identity)) = &placed.captured else { return };
+        let Some((node, _)) = &placed.captured else { return };
         let redirected = |result: Result<(), capture::ToolError>| {
             if let Err(error) = result {
                 tracing::error!(pod = %uid, %error, "the pod's traffic is still redirected");
@@ -422,7 +430,7 @@ impl Keeper {
             redirected(capture::stop(network));
         }
         if let Some(proxy) = self.nodes.get(node)
-            && let Err(error) = proxy.remove_pod(uid, identity).await
+            && let Err(error) = proxy.remove_pod(uid).await
         {
             tracing::error!(pod = %uid, %error, "the node proxy holds on to the pod");
         }

@@ -25,6 +25,8 @@ pub enum NamespaceError {
 #[derive(Debug, Clone)]
 pub struct NetworkNamespace {
     descriptor: Arc<OwnedFd>,
+    /// It is where the threads of this process are anyway.
+    is_home: bool,
 }
 
 impl NetworkNamespace {
@@ -37,7 +39,12 @@ impl NetworkNamespace {
 
     /// Takes over a descriptor of a namespace, as a node agent passes it.
     pub fn from_descriptor(descriptor: OwnedFd) -> Self {
-        Self { descriptor: Arc::new(descriptor) }
+        Self { descriptor: Arc::new(descriptor), is_home: false }
+    }
+
+    /// The namespace that all threads of this process live in: nothing need be entered, so no right is needed.
+    pub fn home() -> Result<Self, NamespaceError> {
+        Ok(Self { is_home: true, ..Self::current()? })
     }
 
     /// The namespace of the calling thread.
@@ -60,6 +67,9 @@ impl NetworkNamespace {
     /// wrong pod's network.
     #[allow(clippy::expect_used)]
     pub fn within<R>(&self, make: impl FnOnce() -> R) -> Result<R, NamespaceError> {
+        if self.is_home {
+            return Ok(make());
+        }
         let home = Self::current()?;
         enter(self.as_fd()).map_err(NamespaceError::Enter)?;
         let result = make();

@@ -81,6 +81,8 @@ pub struct SocketOptions {
     pub congestion: Option<Congestion>,
     /// Keep-alive, usually [`KEEPALIVE`].
     pub keepalive: Option<TcpKeepalive>,
+    /// `TCP_USER_TIMEOUT`: a connection whose data is not acknowledged for so long is over.
+    pub user_timeout: Option<Duration>,
 }
 
 impl SocketOptions {
@@ -89,6 +91,9 @@ impl SocketOptions {
         socket.set_tcp_nodelay(true)?;
         if let Some(keepalive) = &self.keepalive {
             socket.set_tcp_keepalive(keepalive)?;
+        }
+        if self.user_timeout.is_some() {
+            socket.set_tcp_user_timeout(self.user_timeout)?;
         }
         self.apply_before_connect(socket)
     }

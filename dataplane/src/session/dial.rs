@@ -99,7 +99,7 @@ impl Dialler<'_> {
             }
             Transport::Hbone { next_hop, authority, identities } => {
                 let authority = hbone::Authority::from_ip(*authority);
-                let leg = Leg::new(self, state, route, &authority, identities)?;
+                let leg = Leg::new(self, state, route, &authority, identities).await?;
                 let stream = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
                 facts.learn(&stream);
                 Ok(Wire::Tunnel(stream))
@@ -109,7 +109,7 @@ impl Dialler<'_> {
                     tracing::warn!(%hostname, %error, "a service whose name cannot be asked for");
                     CloseCause::NoHealthyEndpoint
                 })?;
-                let leg = Leg::new(self, state, route, &authority, gateway_identities)?;
+                let leg = Leg::new(self, state, route, &authority, gateway_identities).await?;
                 let outer = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
                 let inner = leg.headers(Some(&self.workload.network))?;
                 let stream = within(outer, &leg, identities, &inner).await.map_err(|error| {
@@ -171,7 +171,7 @@ impl Dialler<'_> {
             connect: self.node.connect_options(&self.pod.local.network),
             context: leg.contexts.client.clone(),
             expected: Arc::from(leg.identities),
-            http: h2::Config::hbone_client(),
+            http: self.node.options.http_client,
         };
         match self.pod.pool.open(&options, headers).await {
             Ok((stream, _answer)) => {
@@ -213,7 +213,7 @@ struct Leg<'a> {
 }
 
 impl<'a> Leg<'a> {
-    fn new(
+    async fn new(
         dialler: &Dialler<'_>,
         state: &NodeState,
         route: &Route,
@@ -221,9 +221,13 @@ impl<'a> Leg<'a> {
         identities: &'a [Identity],
     ) -> Result<Self, CloseCause> {
         let node = dialler.node;
+        let contexts = match contexts_of(state, dialler.workload) {
+            Some(contexts) => contexts,
+            None => node.contexts(dialler.workload).await.ok_or(CloseCause::CertificateMissing)?,
+        };
         let service = route.service.as_ref().map(|entry| Box::from(&*entry.service.key.hostname));
         Ok(Self {
-            contexts: contexts_of(state, dialler.workload).ok_or(CloseCause::CertificateMissing)?,
+            contexts,
             authority,
             identities,
             baggage: dialler.pod.baggage_of(dialler.workload),

@@ -31,48 +31,40 @@ const STATUS_BUSY: u16 = 503;
 
 pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let state = node.state();
-    if let Some(workload) = workload_of(&state, &pod.local) {
-        accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload));
+    let workload = workload_of(&state, &pod.local);
+    if let Some(contexts) = workload.and_then(|workload| contexts_of(&state, &workload)) {
+        accept_tunnel(&node, &pod, socket, remote, &contexts);
     } else {
         let worker = node.worker.clone();
         worker.spawn(accept_early(node, pod, socket, remote));
     }
 }
 
-/// The pod is not known to the control plane yet, so nobody knows which certificate is its own.
+/// The pod is not known to the control plane yet, or its certificate is still to be issued.
 async fn accept_early(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let source = Party { address: Some(remote), workload: None, identity: None };
     let connection = Connection::begin(&node, &pod, Direction::Inbound, source);
-    let refused = match connection.until_cut(node.workload(&pod.local)).await {
-        Ok(Some((state, workload))) => {
+    let contexts = connection.until_cut(async {
+        let (_, workload) = node.workload(&pod.local).await.ok_or(CloseCause::UnknownWorkload)?;
+        node.contexts(&workload).await.ok_or(CloseCause::CertificateMissing)
+    });
+    let refused = match contexts.await.and_then(|contexts| contexts) {
+        Ok(contexts) => {
             connection.strike_out();
-            return accept_tunnel(node, pod, socket, remote, contexts_of(&state, &workload));
+            return accept_tunnel(&node, &pod, socket, remote, &contexts);
         }
-        Ok(None) => CloseCause::UnknownWorkload,
         Err(cause) => cause,
     };
+    // Without a certificate there is nothing that could be said in TLS.
     socket.reset_on_close();
     connection.end(refused);
 }
 
-fn accept_tunnel(
-    node: Rc<Node>,
-    pod: Rc<Pod>,
-    socket: Socket,
-    remote: SocketAddr,
-    contexts: Option<Arc<TlsContexts>>,
-) {
-    let Some(contexts) = contexts else {
-        // Without a certificate there is nothing that could be said in TLS.
-        let source = Party { address: Some(remote), workload: None, identity: None };
-        socket.reset_on_close();
-        return Connection::begin(&node, &pod, Direction::Inbound, source)
-            .end(CloseCause::CertificateMissing);
-    };
+fn accept_tunnel(node: &Rc<Node>, pod: &Rc<Pod>, socket: Socket, remote: SocketAddr, contexts: &TlsContexts) {
     let worker = node.worker.clone();
     node.metrics.count(Counter::LinksAccepted);
     let gate = Rc::new(Gate { node: node.clone(), pod: pod.clone(), remote, kept: Cell::new(None) });
-    let options = ServerOptions::default();
+    let options = ServerOptions { http: node.options.http_server };
     match crate::link::serve(&worker, socket, remote, &contexts.server, &options, gate.clone()) {
         Ok(link) => {
             node.accepted_tunnels.set(node.accepted_tunnels.get() + 1);

@@ -1,14 +1,17 @@
 //! A node proxy's part of one worker.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
-use model::Workload;
+use model::{Identity, Workload};
+use socket2::TcpKeepalive;
+use tunnel::h2::Config;
+use tunnel::pool::PoolConfig;
 use xds::publish::Mailbox;
 use xds::snapshot::{Chooser, Route};
 
@@ -68,6 +71,18 @@ pub struct NodeOptions {
     pub response_baggage: bool,
     /// Decisions of policies are logged at level info rather than debug.
     pub policy_decisions_at_info: bool,
+    /// Keep-alive of the sockets of applications and next hops.
+    pub keepalive: Option<TcpKeepalive>,
+    /// `TCP_USER_TIMEOUT` of every socket.
+    pub user_timeout: Option<Duration>,
+    /// What tunnels that we dial offer.
+    pub http_client: Config,
+    /// What tunnels that we accept offer.
+    pub http_server: Config,
+    pub pool: PoolConfig,
+    /// Uid of the pod that the proxy itself runs in, if that pod is served: tunnels to it are accepted, nothing else of
+    /// it is captured.
+    pub own_pod: Option<Arc<str>>,
     /// `TCP_CONGESTION` of every socket; `None` leaves the host's.
     pub congestion: Option<Congestion>,
     /// Connections and accepted tunnels of one worker at most; beyond it new ones are refused.
@@ -97,6 +112,12 @@ impl Default for NodeOptions {
             localhost_application_tunnel: true,
             response_baggage: true,
             policy_decisions_at_info: false,
+            keepalive: Some(KEEPALIVE),
+            user_timeout: None,
+            http_client: Config::hbone_client(),
+            http_server: Config::hbone_server(),
+            pool: PoolConfig::DEFAULT,
+            own_pod: None,
             congestion: None,
             connections_max: 100_000,
             workload_wait: WORKLOAD_WAIT,
@@ -139,6 +160,8 @@ pub struct Node {
     random: Cell<u64>,
     /// Kept only where endpoints are chosen by it.
     loads: Option<Rc<EndpointLoads>>,
+    /// Identities whose certificate has been asked for in this state.
+    needed: RefCell<HashSet<Identity>>,
 }
 
 impl Node {
@@ -161,6 +184,7 @@ impl Node {
             pods: RefCell::default(),
             random: Cell::new(random_seed(seed, worker.index())),
             loads: by_load.then(Rc::default),
+            needed: RefCell::default(),
         });
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
@@ -259,12 +283,29 @@ impl Node {
         }
     }
 
+    /// The certificate of a local workload, waited for while it is being issued.
+    pub(super) async fn contexts(&self, workload: &Workload) -> Option<Arc<TlsContexts>> {
+        let deadline = Instant::now() + self.options.workload_wait;
+        loop {
+            let superseded = self.superseded.borrow().clone();
+            if let Some(contexts) = contexts_of(&self.state(), workload) {
+                return Some(contexts);
+            }
+            if self.needed.borrow_mut().insert(workload.identity.clone()) {
+                self.tell(PodEvent::CertificateNeeded { identity: workload.identity.clone() });
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            monoio::time::timeout(left, superseded.wait()).await.ok()?;
+        }
+    }
+
     fn take(self: &Rc<Self>, state: Arc<NodeState>) {
         self.metrics.set_generation(state.snapshot.generation());
         let before = self.state.replace(state.clone());
         if !before.revocation.is_same(&state.revocation) {
             self.end_revoked(&state.revocation);
         }
+        self.needed.borrow_mut().clear();
         self.sync_pods(&state);
         self.registry.enforce(&state);
         self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());
@@ -334,7 +375,8 @@ impl Node {
         SocketOptions {
             mark: self.options.packet_mark,
             congestion: self.options.congestion.clone(),
-            keepalive: Some(KEEPALIVE),
+            keepalive: self.options.keepalive.clone(),
+            user_timeout: self.options.user_timeout,
         }
     }
 

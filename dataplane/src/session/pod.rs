@@ -10,7 +10,6 @@ use std::sync::Arc;
 use model::Workload;
 use slab::Slab;
 use tunnel::hbone::Baggage;
-use tunnel::pool::PoolConfig;
 
 use super::node::Node;
 use super::state::LocalPod;
@@ -47,18 +46,19 @@ impl Pod {
         let ports = node.options.ports;
         let options = node.listen_options(&local.network);
         let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
-        let listeners: [(Listener, Serve); 3] = [
-            (bind(ports.outbound)?, outbound::serve),
-            (bind(ports.inbound_plaintext)?, passthrough::serve),
-            (bind(ports.inbound_hbone)?, inbound::serve),
-        ];
-        let names = dns::Listeners::open(node, local)?;
-        let pool = Pool::new(&node.worker, PoolConfig::default());
+        let mut listeners: Vec<(Listener, Serve)> = vec![(bind(ports.inbound_hbone)?, inbound::serve)];
+        let is_own = node.options.own_pod.as_ref() == Some(&local.uid);
+        if !is_own {
+            listeners.push((bind(ports.outbound)?, outbound::serve));
+            listeners.push((bind(ports.inbound_plaintext)?, passthrough::serve));
+        }
+        let names = if is_own { None } else { dns::Listeners::open(node, local)? };
+        let pool = Pool::new(&node.worker, node.options.pool);
         let pod = Rc::new(Self {
             local: local.clone(),
             pool,
             accepted: RefCell::default(),
-            wears_clients: Cell::new(node.options.keeps_source_address),
+            wears_clients: Cell::new(node.options.keeps_source_address && !is_own),
             closing: Rc::default(),
             gone: Rc::default(),
             live: Rc::default(),

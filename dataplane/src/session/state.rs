@@ -53,7 +53,7 @@ pub struct LocalPod {
     pub network: NetworkNamespace,
 }
 
-/// What a worker tells of a pod's listeners. A pod may be redirected to the proxy once every worker is listening.
+/// What a worker tells of the pods. A pod may be redirected to the proxy once every worker is listening.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PodEvent {
     Listening {
@@ -70,5 +70,9 @@ pub enum PodEvent {
     Stopped {
         uid: Arc<str>,
         worker: usize,
+    },
+    /// A connection waits for the certificate of a pod's workload.
+    CertificateNeeded {
+        identity: Identity,
     },
 }

@@ -284,6 +284,16 @@ impl Bed {
         self.settle();
     }
 
+    /// Waits until a connection has asked for the certificate of an identity.
+    pub fn needed(&self, identity: &Identity) {
+        loop {
+            match self.events.recv_timeout(PATIENCE).unwrap() {
+                PodEvent::CertificateNeeded { identity: needed } if needed == *identity => return,
+                _ => {}
+            }
+        }
+    }
+
     /// A client that speaks HBONE to a pod's tunnel port itself, from a pod outside the mesh.
     pub fn raw(&self, to: IpAddr) -> raw::RawClient {
         let server = self.view.pods.values().find(|pod| pod.ips.contains(&to)).unwrap();

@@ -66,6 +66,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         )?,
         credentials: Credentials::default(),
         node: NodeIdentity::default().node(),
+        local_node: "".into(),
         subscriptions: [ADDRESS_TYPE, AUTHORIZATION_TYPE].map(Subscription::wildcard).to_vec(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use l7::ir::{Action, Attribute, Condition, HttpRoute, Test};
 use model::{
     ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health, HealthPolicy, IpFamilies,
-    LoadBalancing, LoadBalancingMode, NetworkMode, RoutingScope, Service, TunnelProtocol, Visibility,
-    Workload, WorkloadType,
+    LoadBalancing, LoadBalancingMode, NamespacedHostname, NetworkMode, RoutingScope, Service, TunnelProtocol,
+    Visibility, Workload, WorkloadType,
 };
 use serde_json::{Map, Value, json};
 
@@ -147,6 +147,24 @@ fn gateway(gateway: &GatewayAddress) -> Value {
     json!({ "destination": destination, "hboneMtlsPort": gateway.hbone_mtls_port })
 }
 
+fn endpoint(workload: &Workload, target_ports: impl Iterator<Item = (u16, u16)>) -> Value {
+    json!({ "workloadUid": &*workload.uid, "port": ports(target_ports), "status": health(workload.health) })
+}
+
+/// Endpoints whose service has not come: `{service: {uid: endpoint}}`.
+pub fn staged_services(snapshot: &Snapshot) -> Value {
+    let mut staged: BTreeMap<String, BTreeMap<String, Value>> = BTreeMap::new();
+    for workload in snapshot.workloads() {
+        let missing = |key: &NamespacedHostname| snapshot.service(&key.namespace, &key.hostname).is_none();
+        for (key, target_ports) in workload.services.into_iter().filter(|(key, _)| missing(key)) {
+            let ports = target_ports.iter().map(|port| (port.service_port, port.target_port));
+            let endpoints = staged.entry(key.to_string()).or_default();
+            endpoints.insert(workload.uid.to_string(), endpoint(workload, ports));
+        }
+    }
+    json!(staged)
+}
+
 pub fn service(entry: &ServiceEntry) -> Value {
     let service: &Service = &entry.service;
     let mut object = Object(Map::new());
@@ -158,14 +176,9 @@ pub fn service(entry: &ServiceEntry) -> Value {
     let endpoints: Map<_, _> = entry
         .endpoints
         .iter()
-        .map(|endpoint| {
-            let workload = &endpoint.workload;
-            let ports = ports(endpoint.ports.iter().map(|port| (port.service_port, port.target_port)));
-            let status = health(workload.health);
-            (
-                workload.uid.to_string(),
-                json!({ "workloadUid": &*workload.uid, "port": ports, "status": status }),
-            )
+        .map(|it| {
+            let ports = it.ports.iter().map(|port| (port.service_port, port.target_port));
+            (it.workload.uid.to_string(), endpoint(&it.workload, ports))
         })
         .collect();
     object.put("endpoints", endpoints);

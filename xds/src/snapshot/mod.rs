@@ -54,6 +54,8 @@ pub(crate) type Few<T> = SmallVec<[T; 1]>;
 pub struct Snapshot {
     pub(crate) generation: u64,
     pub(crate) workloads: Workloads,
+    /// Those of the node that the store belongs to, by uid.
+    pub(crate) local_workloads: Map<Arc<str>, Arc<Workload>>,
     pub(crate) services: Map<NamespacedHostname, Arc<ServiceEntry>>,
     /// Oldest first.
     pub(crate) services_by_host: Map<Arc<str>, Few<NamespacedHostname>>,
@@ -142,6 +144,11 @@ impl Snapshot {
     /// In no particular order.
     pub fn workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
         self.workloads.iter()
+    }
+
+    /// Those of the node that the snapshot is made for, in no particular order.
+    pub fn local_workloads(&self) -> impl Iterator<Item = &Arc<Workload>> {
+        self.local_workloads.values()
     }
 
     // --- Services ---

@@ -38,6 +38,8 @@ use policies::PolicyKind;
 /// Takes the resources of a delta stream (as its [`Sink`]).
 pub struct Store {
     state: Snapshot,
+    /// The node whose workloads are local; empty: none are.
+    node: Arc<str>,
     interner: Interner,
     waiting: WaitingEndpoints,
     policies: policies::Dirty,
@@ -46,9 +48,16 @@ pub struct Store {
 }
 
 impl Store {
+    /// One that belongs to no node.
     pub fn new() -> Self {
+        Self::of_node(Arc::from(""))
+    }
+
+    /// One whose snapshots tell which workloads run on `node`.
+    pub fn of_node(node: Arc<str>) -> Self {
         Self {
             state: Snapshot::default(),
+            node,
             interner: Interner::new(),
             waiting: WaitingEndpoints::default(),
             policies: policies::Dirty::default(),

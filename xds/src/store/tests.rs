@@ -410,3 +410,31 @@ fn routes_govern_the_ports_and_the_clients_that_they_name() {
     store.remove(HTTP_ROUTE_TYPE, "far/both/app/web/81");
     assert!(store.snapshot().unwrap().routes.is_empty());
 }
+
+#[test]
+fn the_workloads_of_the_own_node_are_told_apart() {
+    let mut store = Store::of_node("here".into());
+    let on = |name: &str, node: &str| {
+        let mut workload = workload(name, "");
+        workload.node = node.into();
+        Address::Workload(workload)
+    };
+    let local = |store: &mut Store| {
+        let snapshot = store.snapshot().unwrap();
+        let mut names: Vec<_> = snapshot.local_workloads().map(|it| it.name.to_string()).collect();
+        names.sort();
+        names
+    };
+    store.upsert_address(on("app/a", "here"));
+    store.upsert_address(on("app/b", "there"));
+    store.upsert_address(on("app/c", ""));
+    assert_eq!(local(&mut store), ["a"]);
+    store.upsert_address(on("app/b", "here"));
+    store.upsert_address(on("app/a", "there"));
+    assert_eq!(local(&mut store), ["b"]);
+    store.remove(ADDRESS_TYPE, "Kubernetes//Pod/app/b");
+    assert_eq!(local(&mut store), [""; 0]);
+    let mut nobodys = Store::new();
+    nobodys.upsert_address(on("app/c", ""));
+    assert_eq!(local(&mut nobodys), [""; 0]);
+}

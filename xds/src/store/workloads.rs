@@ -21,6 +21,7 @@ impl Store {
         let workload = Arc::new(workload);
         if let Some(old) = &old {
             self.state.workloads.remove(&old.uid);
+            self.state.local_workloads.remove(&old.uid);
             self.release_policy_set(&policy_set_key(old));
             for service in old.services.keys().filter(|service| !workload.services.contains_key(service)) {
                 self.remove_endpoint(service, &old.uid);
@@ -32,6 +33,9 @@ impl Store {
             let endpoint = Endpoint { workload: Arc::clone(&workload), ports: Arc::clone(ports) };
             self.put_endpoint(service, endpoint, replaces);
         }
+        if !self.node.is_empty() && workload.node == self.node {
+            self.state.local_workloads.insert(Arc::clone(&workload.uid), Arc::clone(&workload));
+        }
         self.state.workloads.insert(workload);
     }
 
@@ -39,6 +43,7 @@ impl Store {
     pub(super) fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(workload) = self.state.workloads.remove(uid) else { return false };
         self.changed = true;
+        self.state.local_workloads.remove(uid);
         self.release_policy_set(&policy_set_key(&workload));
         for service in workload.services.keys() {
             self.remove_endpoint(service, uid);

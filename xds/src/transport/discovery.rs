@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use prost::Message;
 use prost_types::value::Kind;
-use prost_types::{Struct, Value};
+use prost_types::{ListValue, Struct, Value};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
@@ -31,6 +31,8 @@ pub struct DiscoveryConfig {
     pub server: Server,
     pub credentials: Credentials,
     pub node: Node,
+    /// The node whose workloads the snapshots show as local.
+    pub local_node: Arc<str>,
     pub subscriptions: Vec<Subscription>,
 }
 
@@ -71,29 +73,46 @@ pub struct NodeIdentity {
     pub pod_namespace: String,
     pub node_name: String,
     /// More metadata, such as that of `ISTIO_METAJSON_*`; wins over what is derived.
-    pub metadata: BTreeMap<String, String>,
+    pub metadata: BTreeMap<String, serde_json::Value>,
 }
 
 impl NodeIdentity {
     pub fn node(&self) -> Node {
         let ip = self.instance_ip.unwrap_or(IpAddr::from([1, 1, 1, 1]));
         let (name, namespace) = (&self.pod_name, &self.pod_namespace);
-        let mut metadata = BTreeMap::from([
+        let metadata = BTreeMap::from([
             ("NAME".to_owned(), name.clone()),
             ("NAMESPACE".to_owned(), namespace.clone()),
             ("INSTANCE_IPS".to_owned(), ip.to_string()),
             ("NODE_NAME".to_owned(), self.node_name.clone()),
         ]);
-        metadata.extend(self.metadata.clone());
-        let text = |value| Value { kind: Some(Kind::StringValue(value)) };
+        let derived = metadata.into_iter().map(|(key, value)| (key, text(value)));
+        let given = self.metadata.iter().map(|(key, value)| (key.clone(), from_json(value)));
         Node {
             id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
-            metadata: Some(Struct {
-                fields: metadata.into_iter().map(|(key, value)| (key, text(value))).collect(),
-            }),
+            metadata: Some(Struct { fields: derived.chain(given).collect() }),
             ..Node::default()
         }
     }
+}
+
+fn text(value: impl Into<String>) -> Value {
+    Value { kind: Some(Kind::StringValue(value.into())) }
+}
+
+fn from_json(value: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    let kind = match value {
+        Json::Null => Kind::NullValue(0),
+        Json::Bool(value) => Kind::BoolValue(*value),
+        Json::Number(value) => Kind::NumberValue(value.as_f64().unwrap_or_default()),
+        Json::String(value) => return text(value.clone()),
+        Json::Array(values) => Kind::ListValue(ListValue { values: values.iter().map(from_json).collect() }),
+        Json::Object(fields) => Kind::StructValue(Struct {
+            fields: fields.iter().map(|(key, value)| (key.clone(), from_json(value))).collect(),
+        }),
+    };
+    Value { kind: Some(kind) }
 }
 
 /// Connects and reconnects for ever, telling `tell` what happens. `demands` brings keys of addresses to ask for; if
@@ -104,7 +123,8 @@ pub async fn run(
     mut tell: impl FnMut(Event),
 ) -> std::convert::Infallible {
     let client = Client::new(config.node.clone(), config.subscriptions.clone(), Instant::now());
-    let mut driver = Driver { client, store: Store::new(), was_ready: false };
+    let mut driver =
+        Driver { client, store: Store::of_node(Arc::clone(&config.local_node)), was_ready: false };
     loop {
         while let Some(at) = driver.client.connect_at() {
             tokio::select! {
