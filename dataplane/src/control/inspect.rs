@@ -12,7 +12,7 @@ use super::workers::on_this_worker;
 use crate::access_log::queue::RECORDS_MAX;
 use crate::admin::Inspect;
 use crate::metrics::{Limit, SERIES_MAX};
-use crate::session::{DNS_CONNECTIONS_MAX, DNS_QUERIES_MAX, Node};
+use crate::session::{DEMANDS_WAITING_MAX, DNS_CONNECTIONS_MAX, DNS_QUERIES_MAX, Node};
 
 /// How long a worker may take to answer.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
@@ -120,6 +120,7 @@ impl Inspect for NodeInspect {
                 Limit::MetricSeries => (SERIES_MAX, "worker"),
                 Limit::DnsQueries => (DNS_QUERIES_MAX, "worker and pod"),
                 Limit::DnsConnections => (DNS_CONNECTIONS_MAX, "worker and pod"),
+                Limit::Demands => (DEMANDS_WAITING_MAX, "worker"),
             };
             json!({ "limit": limit.label(), "value": value, "of": of, "hits": hits })
         });

@@ -21,7 +21,7 @@ use crate::metrics::Limit;
 /// How long a connection waits for the control plane's answers.
 pub(super) const DEMAND_WAIT: Duration = Duration::from_secs(30);
 /// Connections of one worker that may wait at a time.
-const WAITING_MAX: usize = 4096;
+pub const WAITING_MAX: usize = 4096;
 /// Keys without an answer that a worker remembers to have asked for.
 const ASKED_MAX: usize = 65_536;
 /// Keys that may wait for the control thread.

@@ -32,7 +32,7 @@ mod registry;
 mod revocation;
 mod state;
 
-pub use demand::Demander;
+pub use demand::{Demander, WAITING_MAX as DEMANDS_WAITING_MAX};
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
 pub use dns::{DNS_CONNECTIONS_MAX, DNS_PORT, DNS_QUERIES_MAX, DnsOptions, SearchDomains};
 pub use load::EndpointChoice;
