@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -97,21 +98,23 @@ impl Handler for Gate {
                 identity: Some(request.peer().identity.clone()),
             };
             let connection = Connection::begin(&node, &pod, Direction::Inbound, source);
-            let ready = connection.until_cut(prepare(&connection, &node, &pod, request, remote)).await;
+            let ready = {
+                let preparing = pin!(prepare(&connection, &node, &pod, request, remote));
+                connection.until_cut(preparing).await
+            };
             match ready.and_then(|ready| ready) {
                 Err(cause) => connection.end(cause),
                 Ok(Ready { arrival, stream, application, target, admission: Admission::ByRequest }) => {
                     connection.established();
                     mark_http(&connection);
+                    let worker = node.worker.clone();
                     let application = http::Application { node, pod, target, socket: application };
-                    let cause =
-                        http::authorize(&connection, arrival, &http::Wire::Tunnel(stream), application).await;
-                    connection.end_silently(cause);
+                    worker.spawn(http::serve(connection, arrival, http::Wire::Tunnel(stream), application));
                 }
                 Ok(Ready { stream, application, .. }) => {
                     connection.established();
-                    let cause = connection.relay(stream, application, Flow::Upstream).await;
-                    connection.end(cause);
+                    // A task of its own, without the room that admission took.
+                    node.worker.spawn(connection.carry(stream, application, Flow::Upstream));
                 }
             }
         });

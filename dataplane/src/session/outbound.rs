@@ -51,7 +51,8 @@ async fn open(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) 
     }
 }
 
-async fn carry_plain(connection: Connection, socket: Socket, upstream: Socket) {
+/// Relays between two plain sockets, and closes the books.
+pub(super) async fn carry_plain(connection: Connection, socket: Socket, upstream: Socket) {
     let cause = relay_plain(&connection, &socket, &upstream).await;
     drop((socket, upstream));
     connection.end(cause);
@@ -147,11 +148,7 @@ async fn dial(
 }
 
 /// Relays between two plain sockets until the end; a cut resets both.
-pub(super) async fn relay_plain(
-    connection: &Connection,
-    downstream: &Socket,
-    upstream: &Socket,
-) -> CloseCause {
+async fn relay_plain(connection: &Connection, downstream: &Socket, upstream: &Socket) -> CloseCause {
     let relay = pin!(net::relay(&connection.node.worker, downstream, upstream, &connection.shared.counters));
     match connection.until_cut(relay).await {
         Ok(RelayEnd::Complete) => CloseCause::Finished,

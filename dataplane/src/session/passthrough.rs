@@ -1,6 +1,7 @@
 //! What reaches a pod in plain text (port 15006): authorized without an identity, then handed to the application.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 
 use super::admission::{Admission, Arrival, admit};
@@ -9,7 +10,7 @@ use super::connection::Connection;
 use super::http;
 use super::inbound::mark_http;
 use super::node::Node;
-use super::outbound::relay_plain;
+use super::outbound::carry_plain;
 use super::pod::Pod;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Direction, Party};
@@ -17,10 +18,14 @@ use crate::net::{Socket, original_destination};
 
 pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) {
     let worker = node.worker.clone();
+    let worker_here = worker.clone();
     worker.spawn(async move {
         let source = Party { address: Some(remote), workload: None, identity: None };
         let connection = Connection::begin(&node, &pod, Direction::Inbound, source);
-        let ready = connection.until_cut(prepare(&connection, &node, &pod, &socket, remote)).await;
+        let ready = {
+            let preparing = pin!(prepare(&connection, &node, &pod, &socket, remote));
+            connection.until_cut(preparing).await
+        };
         match ready.and_then(|ready| ready) {
             Err(cause) => {
                 socket.reset_on_close();
@@ -31,14 +36,12 @@ pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: Socket
                 mark_http(&connection);
                 let application =
                     http::Application { node, pod, target: arrival.destination, socket: application };
-                let cause =
-                    http::authorize(&connection, arrival, &http::Wire::Socket(socket), application).await;
-                connection.end_silently(cause);
+                worker_here.spawn(http::serve(connection, arrival, http::Wire::Socket(socket), application));
             }
             Ok(Ready { application, .. }) => {
                 connection.established();
-                let cause = relay_plain(&connection, &socket, &application).await;
-                connection.end(cause);
+                // A task of its own, without the room that admission took.
+                worker_here.spawn(carry_plain(connection, socket, application));
             }
         }
     });

@@ -34,17 +34,19 @@ pub(in crate::session) struct Application {
     pub(in crate::session) socket: Socket,
 }
 
-/// Serves the requests of an inbound connection.
-pub(in crate::session) async fn authorize(
-    connection: &Connection,
+/// Serves the requests of an inbound connection to its end: a task of its own.
+pub(in crate::session) async fn serve(
+    connection: Connection,
     arrival: Arrival,
-    downstream: &Wire,
+    downstream: Wire,
     application: Application,
-) -> CloseCause {
+) {
     let Application { node, pod, target, socket } = application;
     let idle = Some(Upstream::new(Wire::Socket(socket), None));
-    let mut gate = Gate { connection, node, pod, arrival, target, idle };
-    converse(connection, downstream, &mut gate).await
+    let mut gate = Gate { connection: &connection, node, pod, arrival, target, idle };
+    let cause = converse(&connection, &downstream, &mut gate).await;
+    drop(gate);
+    connection.end_silently(cause);
 }
 
 struct Gate<'a> {

@@ -22,7 +22,7 @@ pub(super) use super::dial::Wire;
 use super::load::LoadGuard;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::HttpFacts;
-pub(super) use authorize::{Application, authorize, is_still_allowed};
+pub(super) use authorize::{Application, is_still_allowed, serve};
 pub(super) use route::{Caller, route};
 
 use reader::Reader;
