@@ -3,6 +3,7 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use rustix::process::getrlimit;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use xds::snapshot::dump;
@@ -115,12 +116,22 @@ impl Inspect for NodeInspect {
     fn limits(&self) -> Value {
         let metrics = &self.shared.metrics;
         let reached = metrics.limit_hits().into_iter().map(|(limit, hits)| {
+            let options = &self.shared.options;
             let (value, of) = match limit {
-                Limit::Connections => (self.shared.options.connections_max, "worker"),
-                Limit::MetricSeries => (SERIES_MAX, "worker"),
-                Limit::DnsQueries => (DNS_QUERIES_MAX, "worker and pod"),
-                Limit::DnsConnections => (DNS_CONNECTIONS_MAX, "worker and pod"),
-                Limit::Demands => (DEMANDS_WAITING_MAX, "worker"),
+                Limit::Connections => (json!(options.connections_max), "worker"),
+                Limit::MetricSeries => (json!(SERIES_MAX), "worker"),
+                Limit::DnsQueries => (json!(DNS_QUERIES_MAX), "worker and pod"),
+                Limit::DnsConnections => (json!(DNS_CONNECTIONS_MAX), "worker and pod"),
+                Limit::Demands => (json!(DEMANDS_WAITING_MAX), "worker"),
+                Limit::Memory => (json!(options.memory_max), "worker, in bytes"),
+                Limit::TunnelsOfClient => (json!(options.tunnels_of_client_max), "worker and client address"),
+                Limit::Handshakes => (json!(options.handshakes_max), "worker"),
+                Limit::Descriptors => {
+                    (json!(getrlimit(rustix::process::Resource::Nofile).current), "process")
+                }
+                Limit::IdleTime => {
+                    (json!(options.idle_timeout.map(|it| it.as_secs_f64())), "connection, in seconds")
+                }
             };
             json!({ "limit": limit.label(), "value": value, "of": of, "hits": hits })
         });

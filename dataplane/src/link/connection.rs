@@ -78,7 +78,18 @@ pub struct Link {
     pub(super) carried: RefCell<Carried>,
     /// Those of them for which bytes have come in this turn.
     pub(super) fed: RefCell<Vec<Rc<Self>>>,
+    /// Unsent output, as the worker's account knows it.
+    charged: Cell<usize>,
     _live: CensusGuard,
+}
+
+/// What a link costs beside its output: TLS state, HTTP/2 state, tables.
+const LINK_BYTES: usize = 8 * 1024;
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.worker.memory().give_back(LINK_BYTES + self.charged.get());
+    }
 }
 
 impl Link {
@@ -129,8 +140,10 @@ impl Link {
             single_use: Cell::new(false),
             carried: RefCell::default(),
             fed: RefCell::default(),
+            charged: Cell::new(0),
             _live: worker.hold(),
         });
+        worker.memory().take(LINK_BYTES);
         let ticking: Weak<Self> = Rc::downgrade(&link);
         worker.tick_list().add(ticking);
         worker.spawn(link.clone().run());
@@ -235,7 +248,7 @@ impl Link {
 
     /// Whether a stream may put more into the output; if not, it is woken when it may.
     pub(super) fn has_room(&self, stream: &Rc<Stream>) -> bool {
-        if !self.session.borrow().output_is_full() {
+        if !self.session.borrow().output_is_full() && !self.worker.memory().is_full() {
             return true;
         }
         self.starved.borrow_mut().push(stream.clone());
@@ -270,17 +283,25 @@ impl Link {
                 self.broken(&error);
             }
         }
-        let (full, blocked) = {
+        let (full, blocked, backlog) = {
             let session = self.session.borrow();
-            (session.output_is_full(), session.input_is_blocked())
+            (session.output_is_full(), session.input_is_blocked(), session.output_backlog())
         };
+        let memory = self.worker.memory();
+        memory.take(backlog);
+        memory.give_back(self.charged.replace(backlog));
         if !full {
-            for stream in self.starved.borrow_mut().drain(..) {
-                stream.outbound.raise();
-            }
+            self.feed_starved();
         }
         if !blocked {
             self.roused.raise();
+        }
+    }
+
+    /// Wakes the streams that wait for room in the output.
+    fn feed_starved(&self) {
+        for stream in self.starved.borrow_mut().drain(..) {
+            stream.outbound.raise();
         }
     }
 
@@ -404,6 +425,9 @@ impl Link {
         }
         if self.peer.get().is_some() && !self.settled.is_open() {
             self.settled.open();
+            if let Role::Server(handler) = &self.role {
+                handler.established(self);
+            }
         }
         self.settle_drained();
     }
@@ -500,6 +524,10 @@ impl Tick for Link {
         }
         if self.worker.drain_deadline().is_some() {
             self.drain();
+        }
+        // Memory that ran short elsewhere is told of by nobody.
+        if !self.worker.memory().is_full() && !self.session.borrow().output_is_full() {
+            self.feed_starved();
         }
         let due = self.session.borrow().next_deadline().is_some_and(|deadline| deadline <= now);
         if due {

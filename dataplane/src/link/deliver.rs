@@ -10,7 +10,7 @@ use bytes::Buf;
 use tunnel::h2::ErrorCode;
 use tunnel::session::Session;
 
-use super::stream::{Stream, StreamEnd};
+use super::stream::{Sink, Stream, StreamEnd};
 use crate::net::Socket;
 
 impl Stream {
@@ -24,24 +24,31 @@ impl Stream {
             return session.release(self.id(), total);
         }
         let mut skip = 0;
-        let socket = self.sink.get();
-        if let Some(socket) = socket
+        let sink = self.sink.get();
+        if let Some(sink) = sink
             && self.pending.borrow().is_empty()
         {
-            match socket.try_send_vectored(pieces) {
+            match sink.socket.try_send_vectored(pieces) {
                 Ok(sent) => skip = sent.unwrap_or(0),
                 Err(_gone) => {
                     session.release(self.id(), total);
                     return self.application_gone(session);
                 }
             }
-            self.delivered.set(self.delivered.get() + skip as u64);
+            sink.count_delivered(skip);
             session.release(self.id(), skip);
         }
         if skip < total {
+            let memory = self.link().worker().memory();
+            if memory.is_full() {
+                memory.note_refused();
+                session.release(self.id(), total - skip);
+                return self.give_up(ErrorCode::ENHANCE_YOUR_CALM, session);
+            }
+            memory.take(total - skip);
             self.keep(pieces, skip);
-            match socket {
-                Some(socket) => self.drain_to(socket.clone()),
+            match sink {
+                Some(sink) => self.drain_to(sink.clone()),
                 // A link within this stream gets its turn after that of the link around it.
                 None if self.link().note_fed(self) => {}
                 None => self.inbound.raise(),
@@ -70,29 +77,34 @@ impl Stream {
     pub(super) fn pass_end_on(&self) {
         if self.received_end.get()
             && self.pending.borrow().is_empty()
-            && let Some(socket) = self.sink.get()
+            && let Some(sink) = self.sink.get()
         {
             // Fails on a socket that is gone; the direction from it tells.
-            drop(socket.shutdown_write());
+            drop(sink.socket.shutdown_write());
         }
     }
 
     /// The application took its socket away: the peer must learn that the rest did not arrive.
     fn application_gone(self: &Rc<Self>, session: &mut Session) {
-        session.reset(self.id(), ErrorCode::CONNECT_ERROR);
+        self.give_up(ErrorCode::CONNECT_ERROR, session);
+    }
+
+    fn give_up(self: &Rc<Self>, code: ErrorCode, session: &mut Session) {
+        session.reset(self.id(), code);
         self.link().streams.borrow_mut().remove(&self.id());
-        self.abort(StreamEnd::Reset(ErrorCode::CONNECT_ERROR));
+        self.abort(StreamEnd::Reset(code));
     }
 
     /// Starts the task that writes what is pending when the application reads again.
-    pub(super) fn drain_to(self: &Rc<Self>, socket: Rc<Socket>) {
+    pub(super) fn drain_to(self: &Rc<Self>, sink: Rc<Sink>) {
         if self.draining.replace(true) {
             return;
         }
         let stream = self.clone();
         self.link().worker().spawn(async move {
-            if stream.drain_pending(&socket).await.is_err() {
-                stream.pending.borrow_mut().clear();
+            if stream.drain_pending(&sink).await.is_err() {
+                let worthless = std::mem::take(&mut *stream.pending.borrow_mut());
+                stream.link().worker().memory().give_back(worthless.len());
                 stream.reset(ErrorCode::CONNECT_ERROR);
             }
             stream.draining.set(false);
@@ -101,14 +113,14 @@ impl Stream {
         });
     }
 
-    async fn drain_pending(&self, socket: &Socket) -> io::Result<()> {
+    async fn drain_pending(&self, sink: &Sink) -> io::Result<()> {
         loop {
             if self.pending.borrow().is_empty() || self.is_cut() {
                 return Ok(());
             }
             let sent = {
                 let mut pending = self.pending.borrow_mut();
-                let sent = socket.try_send(&pending)?;
+                let sent = sink.socket.try_send(&pending)?;
                 pending.advance(sent.unwrap_or(0));
                 if pending.is_empty() {
                     *pending = bytes::BytesMut::new();
@@ -117,10 +129,11 @@ impl Stream {
             };
             match sent {
                 Some(sent) => {
-                    self.delivered.set(self.delivered.get() + sent as u64);
+                    self.link().worker().memory().give_back(sent);
+                    sink.count_delivered(sent);
                     self.link().write(|session| session.release(self.id(), sent));
                 }
-                None => self.writable_or_cut(socket).await?,
+                None => self.writable_or_cut(&sink.socket).await?,
             }
         }
     }
@@ -144,9 +157,9 @@ impl Stream {
 
     /// The stream was cut: so is the application's connection, unless the peer meant an ordinary end.
     pub(super) fn abort_sink(&self) {
-        let Some(socket) = self.sink.get() else { return };
+        let Some(sink) = self.sink.get() else { return };
         if self.is_cut() {
-            socket.reset_on_close();
+            sink.socket.reset_on_close();
             self.cut.raise();
         } else {
             // What came before is still the application's: its end follows it.
@@ -154,6 +167,6 @@ impl Stream {
             self.pass_end_on();
         }
         // Wakes the task that waits for the application to say something.
-        drop(socket.shutdown_read());
+        drop(sink.socket.shutdown_read());
     }
 }

@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use tunnel::h2::ErrorCode;
 
-use super::stream::{Stream, StreamEnd, StreamError, TunnelStream};
+use super::stream::{Sink, Stream, StreamEnd, StreamError, TunnelStream};
 use crate::net::{ByteCounters, Socket};
 
 /// How a relayed stream ended.
@@ -77,9 +77,9 @@ impl TunnelStream {
         flow: Flow,
         counters: &Rc<ByteCounters>,
     ) -> impl Future<Output = StreamRelayEnd> + 'static {
-        let socket = Rc::new(socket);
-        self.stream.attach(&socket);
-        let relay = Relay { tunnel: self, socket, counters: counters.clone(), flow };
+        let sink = Rc::new(Sink { socket, counters: counters.clone(), flow });
+        self.stream.attach(&sink);
+        let relay = Relay { tunnel: self, sink };
         async move {
             let stream = &relay.tunnel.stream;
             let result = match relay.send().await {
@@ -88,7 +88,6 @@ impl TunnelStream {
                 Ok(()) | Err(Failure::Stream(_)) => stream.wait_delivered().await,
                 failed => failed,
             };
-            relay.count_delivered();
             stream.conclude(result)
         }
     }
@@ -98,17 +97,14 @@ impl TunnelStream {
 /// each argument of an async function is stored twice.
 struct Relay {
     tunnel: TunnelStream,
-    socket: Rc<Socket>,
-    counters: Rc<ByteCounters>,
-    flow: Flow,
+    sink: Rc<Sink>,
 }
 
 impl Relay {
     /// The loop from the application to the tunnel, until the application ends its direction.
     async fn send(&self) -> Result<(), Failure> {
         loop {
-            self.socket.readable().await?;
-            self.count_delivered();
+            self.sink.socket.readable().await?;
             loop {
                 match self.step()? {
                     Step::Moved(_) | Step::Nothing => break,
@@ -120,23 +116,11 @@ impl Relay {
     }
 
     fn step(&self) -> Result<Step, Failure> {
-        let step = self.tunnel.stream.send_once(&self.socket)?;
+        let step = self.tunnel.stream.send_once(&self.sink.socket)?;
         if let Step::Moved(bytes) = step {
-            let count = match self.flow {
-                Flow::Downstream => &self.counters.sent,
-                Flow::Upstream => &self.counters.received,
-            };
-            count.set(count.get() + bytes as u64);
+            self.sink.count_taken(bytes);
         }
         Ok(step)
-    }
-
-    fn count_delivered(&self) {
-        let count = match self.flow {
-            Flow::Downstream => &self.counters.received,
-            Flow::Upstream => &self.counters.sent,
-        };
-        count.set(self.tunnel.stream.delivered.get());
     }
 }
 
@@ -163,8 +147,8 @@ impl Stream {
     }
 
     /// From now on payload goes to the socket, what is held first.
-    fn attach(self: &Rc<Self>, socket: &Rc<Socket>) {
-        let attached = self.sink.set(socket.clone());
+    fn attach(self: &Rc<Self>, sink: &Rc<Sink>) {
+        let attached = self.sink.set(sink.clone());
         debug_assert!(attached.is_ok(), "a relay takes its stream, so there is one in a stream's life");
         if self.has_ended() {
             return self.abort_sink();
@@ -172,7 +156,7 @@ impl Stream {
         if self.pending.borrow().is_empty() {
             self.pass_end_on();
         } else {
-            self.drain_to(socket.clone());
+            self.drain_to(sink.clone());
         }
     }
 

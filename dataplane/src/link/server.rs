@@ -26,6 +26,11 @@ pub trait Handler {
     /// [`IncomingRequest::refuse`].
     fn request(&self, request: IncomingRequest);
 
+    /// The peer of a link has proved itself. Comes at most once, before its requests.
+    fn established(&self, link: &Rc<Link>) {
+        let _ = link;
+    }
+
     /// A link is over. Its streams have been told already.
     fn ended(&self, link: &Rc<Link>, end: &LinkEnd) {
         let _ = (link, end);

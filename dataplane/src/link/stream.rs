@@ -8,8 +8,8 @@ use bytes::{Buf, BytesMut};
 use tunnel::h2::{ErrorCode, Headers, SendError, StreamId};
 
 use super::pool::Permit;
-use super::{CloseCause, Link, LinkEnd};
-use crate::net::Socket;
+use super::{CloseCause, Flow, Link, LinkEnd};
+use crate::net::{ByteCounters, Socket};
 use crate::worker::Signal;
 
 /// Why a stream ended before its time.
@@ -46,13 +46,40 @@ pub enum StreamError {
     Send(#[from] SendError),
 }
 
+/// The application behind a relayed stream, with its live counters.
+pub(super) struct Sink {
+    pub(super) socket: Socket,
+    pub(super) counters: Rc<ByteCounters>,
+    pub(super) flow: Flow,
+}
+
+impl Sink {
+    /// Counts bytes that the application has been given.
+    pub(super) fn count_delivered(&self, bytes: usize) {
+        let count = match self.flow {
+            Flow::Downstream => &self.counters.received,
+            Flow::Upstream => &self.counters.sent,
+        };
+        count.set(count.get() + bytes as u64);
+    }
+
+    /// Counts bytes that it has given.
+    pub(super) fn count_taken(&self, bytes: usize) {
+        let count = match self.flow {
+            Flow::Downstream => &self.counters.sent,
+            Flow::Upstream => &self.counters.received,
+        };
+        count.set(count.get() + bytes as u64);
+    }
+}
+
 /// What the link and the owner of a stream share. There is one for each idle connection, so what is seldom there is
 /// in a box.
 pub(super) struct Stream {
     link: Rc<Link>,
     id: StreamId,
     /// The application that payload is written to as it arrives; without one it is kept for whoever reads.
-    pub(super) sink: OnceCell<Rc<Socket>>,
+    pub(super) sink: OnceCell<Rc<Sink>>,
     /// Received and not taken yet: by the reader, or by the application's socket.
     pub(super) pending: RefCell<BytesMut>,
     pub(super) received_end: Cell<bool>,
@@ -61,8 +88,6 @@ pub(super) struct Stream {
     pub(super) draining: Cell<bool>,
     pub(super) ended: RefCell<Option<Box<StreamEnd>>>,
     answer: Cell<Option<Box<Headers>>>,
-    /// Bytes handed to the application's socket.
-    pub(super) delivered: Cell<u64>,
     /// Something arrived: headers, payload, an end.
     pub(super) inbound: Signal,
     /// There may be room to send, or the stream has ended.
@@ -83,7 +108,6 @@ impl Stream {
             draining: Cell::new(false),
             ended: RefCell::new(None),
             answer: Cell::new(None),
-            delivered: Cell::new(0),
             inbound: Signal::default(),
             outbound: Signal::default(),
             cut: Signal::default(),
@@ -208,8 +232,15 @@ impl Stream {
     fn discard_pending(&self) {
         let pending = std::mem::take(&mut *self.pending.borrow_mut());
         if !pending.is_empty() {
+            self.link.worker().memory().give_back(pending.len());
             self.link.write(|session| session.release(self.id, pending.len()));
         }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.link.worker().memory().give_back(self.pending.get_mut().len());
     }
 }
 
@@ -292,6 +323,7 @@ impl TunnelStream {
             count
         };
         if count > 0 {
+            stream.link().worker().memory().give_back(count);
             stream.link().write(|session| session.release(stream.id(), count));
             return Ok(Some(count));
         }

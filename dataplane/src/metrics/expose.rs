@@ -395,6 +395,12 @@ fn tunnels(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
     });
     let help = "Connections that have ended, by cause.";
     counter(encoder, "corelane_connections_ended", help, causes.filter(|(_, count)| *count != 0))?;
+    let tunnels = tunnel::tls::CloseCause::ALL.into_iter().map(|cause| {
+        let sum: u64 = state.workers.iter().map(|cells| cells.read_tunnel_cause(cause)).sum();
+        (Pairs([("cause", cause.label())]), sum)
+    });
+    let help = "Accepted tunnels that have ended, by cause.";
+    counter(encoder, "corelane_accepted_tunnels_ended", help, tunnels.filter(|(_, count)| *count != 0))?;
     let hits = names.iter().flat_map(|(name, cells)| {
         Limit::ALL.map(|l| (Pairs([("worker", &**name), ("limit", l.label())]), cells.read_limit(l)))
     });
@@ -412,6 +418,7 @@ fn workers(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
             Gauge::SpareBufferBytes,
         ),
         ("corelane_spare_pipes", "Pipes that wait to be used.", Gauge::SparePipes),
+        ("corelane_held_bytes", "Bytes that are held for applications and peers.", Gauge::HeldBytes),
     ];
     for (name, help, amount) in amounts {
         let values = each(state).map(|(worker, cells)| (OfWorker(worker), cells.read_gauge(amount)));

@@ -55,6 +55,8 @@ pub enum Gauge {
     SpareBufferBytes,
     /// Pipes that wait for a relay to use them.
     SparePipes,
+    /// Bytes that the worker holds for others.
+    HeldBytes,
 }
 
 /// The bounds of the data path. Each is one value of `corelane_limit_hits_total{limit=}`.
@@ -70,6 +72,16 @@ pub enum Limit {
     DnsConnections,
     /// Questions on demand, and connections that wait for their answers.
     Demands,
+    /// Bytes that a worker holds for others.
+    Memory,
+    /// Accepted tunnels of one client address.
+    TunnelsOfClient,
+    /// Handshakes of clients that are under way.
+    Handshakes,
+    /// Descriptors of the process.
+    Descriptors,
+    /// Time without a byte on a connection.
+    IdleTime,
 }
 
 /// Upper bounds of the histogram of how late a worker's tick was, in seconds; the last bucket has none.
@@ -84,6 +96,7 @@ pub(super) struct WorkerCells {
     gauges: [AtomicU64; Gauge::ALL.len()],
     limits: [AtomicU64; Limit::ALL.len()],
     causes: [AtomicU64; CloseCause::ALL.len()],
+    tunnel_causes: [AtomicU64; tunnel::tls::CloseCause::ALL.len()],
     pub(super) delay_sum_us: AtomicU64,
     pub(super) delay_buckets: [AtomicU64; DELAY_BUCKETS],
     began: Instant,
@@ -128,7 +141,7 @@ impl Counter {
 }
 
 impl Gauge {
-    pub(super) const ALL: [Self; 9] = [
+    pub(super) const ALL: [Self; 10] = [
         Self::SocketsSource,
         Self::SocketsDestination,
         Self::Links,
@@ -138,6 +151,7 @@ impl Gauge {
         Self::Heartbeat,
         Self::SpareBufferBytes,
         Self::SparePipes,
+        Self::HeldBytes,
     ];
 
     /// The gauge of open sockets that `reporter` counts.
@@ -150,8 +164,18 @@ impl Gauge {
 }
 
 impl Limit {
-    pub const ALL: [Self; 5] =
-        [Self::Connections, Self::MetricSeries, Self::DnsQueries, Self::DnsConnections, Self::Demands];
+    pub const ALL: [Self; 10] = [
+        Self::Connections,
+        Self::MetricSeries,
+        Self::DnsQueries,
+        Self::DnsConnections,
+        Self::Demands,
+        Self::Memory,
+        Self::TunnelsOfClient,
+        Self::Handshakes,
+        Self::Descriptors,
+        Self::IdleTime,
+    ];
 
     pub const fn label(self) -> &'static str {
         match self {
@@ -160,6 +184,11 @@ impl Limit {
             Self::DnsQueries => "dns_queries",
             Self::DnsConnections => "dns_connections",
             Self::Demands => "demands",
+            Self::Memory => "memory",
+            Self::TunnelsOfClient => "tunnels_of_client",
+            Self::Handshakes => "handshakes",
+            Self::Descriptors => "descriptors",
+            Self::IdleTime => "idle_time",
         }
     }
 }
@@ -173,6 +202,7 @@ impl WorkerCells {
             gauges: [const { AtomicU64::new(0) }; Gauge::ALL.len()],
             limits: [const { AtomicU64::new(0) }; Limit::ALL.len()],
             causes: [const { AtomicU64::new(0) }; CloseCause::ALL.len()],
+            tunnel_causes: [const { AtomicU64::new(0) }; tunnel::tls::CloseCause::ALL.len()],
             delay_sum_us: AtomicU64::new(0),
             delay_buckets: [const { AtomicU64::new(0) }; DELAY_BUCKETS],
             began,
@@ -189,6 +219,10 @@ impl WorkerCells {
 
     pub(super) fn read_limit(&self, limit: Limit) -> u64 {
         read_at(&self.limits, limit as usize)
+    }
+
+    pub(super) fn read_tunnel_cause(&self, cause: tunnel::tls::CloseCause) -> u64 {
+        read_at(&self.tunnel_causes, cause as usize)
     }
 
     pub(super) fn read_cause(&self, cause: CloseCause) -> u64 {
@@ -270,6 +304,18 @@ impl WorkerMetrics {
 
     pub fn limit_hit(&self, limit: Limit) {
         add_at(&self.cells.limits, limit as usize);
+    }
+
+    /// Notes hits that were counted elsewhere.
+    pub fn limit_hits(&self, limit: Limit, hits: u64) {
+        if let Some(cell) = self.cells.limits.get(limit as usize) {
+            cells::add(cell, hits);
+        }
+    }
+
+    /// Counts why an accepted tunnel ended.
+    pub fn tunnel_ended(&self, cause: tunnel::tls::CloseCause) {
+        add_at(&self.cells.tunnel_causes, cause as usize);
     }
 
     /// Counts why a connection ended.

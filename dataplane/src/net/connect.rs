@@ -3,10 +3,11 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Type};
 
+use super::exhaustion::{is_exhausted, rest};
 use super::listen::set_transparent;
 use super::{NamespaceError, NetworkNamespace, Socket, SocketOptions};
 
@@ -42,15 +43,36 @@ pub enum ConnectError {
     Namespace(#[from] NamespaceError),
 }
 
+impl ConnectError {
+    fn is_exhausted(&self) -> bool {
+        match self {
+            Self::Socket(error) | Self::Namespace(NamespaceError::Open { source: error, .. }) => {
+                is_exhausted(error)
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Connects to `to`. Dropping the future closes the half-made connection.
+///
+/// Without a descriptor to be had it waits for one, as long as the connect may take: the connection that is to be carried
+/// on has been accepted already.
 pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> Result<Socket, ConnectError> {
-    let (socket, pending) = match &options.namespace {
-        None => start(to, options)?,
-        Some(namespace) => namespace.within(|| start(to, options))??,
+    let after = options.timeout.unwrap_or(CONNECT_TIMEOUT);
+    let begun = Instant::now();
+    let (socket, pending) = loop {
+        let started = match &options.namespace {
+            None => start(to, options),
+            Some(namespace) => namespace.within(|| start(to, options)).map_err(ConnectError::from).flatten(),
+        };
+        match started {
+            Err(error) if error.is_exhausted() && begun.elapsed() < after => rest().await,
+            started => break started?,
+        }
     };
     let socket = Socket::new(socket).map_err(ConnectError::Socket)?;
     if pending {
-        let after = options.timeout.unwrap_or(CONNECT_TIMEOUT);
         match monoio::time::timeout(after, socket.writable()).await {
             Err(_elapsed) => return Err(ConnectError::TimedOut { to, after }),
             Ok(waited) => waited.map_err(|error| failed(to, error))?,

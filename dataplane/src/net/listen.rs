@@ -7,21 +7,18 @@ use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 use socket2::{Domain, Protocol, SockRef, Type};
 
 use super::descriptor::address;
+use super::exhaustion::rest;
 use super::{Descriptor, NetworkNamespace, Socket, SocketOptions, canonical};
 use crate::worker::requeue;
 
 /// Connections that may wait to be accepted.
 pub const LISTEN_BACKLOG: i32 = 1024;
-
-/// How long a listener rests when the process or the machine is out of descriptors or memory.
-const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Connections taken in a row before other tasks get their turn.
 const ACCEPTS_IN_A_ROW_MAX: u32 = 32;
@@ -113,7 +110,7 @@ impl Listener {
                 }
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     tracing::warn!(error = %errno, "no connection can be accepted for now; raise the limit (ulimit -n)");
-                    monoio::time::sleep(EXHAUSTED_PAUSE).await;
+                    rest().await;
                 }
                 Err(
                     errno @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT),
@@ -183,6 +180,7 @@ mod tests {
     use crate::net::KEEPALIVE;
     use crate::net::testing::on_each_driver;
     use std::io::Write;
+    use std::time::Duration;
 
     #[test]
     fn many_connections_in_a_row_are_all_accepted() {

@@ -8,6 +8,7 @@
 mod connect;
 mod datagram;
 mod descriptor;
+mod exhaustion;
 mod listen;
 mod namespace;
 mod options;
@@ -18,6 +19,7 @@ mod splice;
 pub use connect::{CONNECT_TIMEOUT, ConnectError, ConnectOptions, connect};
 pub use datagram::{Datagram, DatagramOptions};
 pub use descriptor::{Descriptor, Socket};
+pub use exhaustion::{EXHAUSTED_PAUSE, take_exhaustions};
 pub use listen::{LISTEN_BACKLOG, ListenOptions, Listener, Transparent, wildcard};
 pub use namespace::{NamespaceError, NetworkNamespace};
 pub use options::{Congestion, CongestionError, KEEPALIVE, SocketOptions};

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use rustix::pipe::{SpliceFlags, splice};
 
 use super::descriptor::would_block;
+use super::exhaustion::{is_exhausted, rest};
 use super::{Pipe, Socket};
 use crate::worker::Worker;
 
@@ -81,7 +82,7 @@ async fn direction(worker: &Worker, from: &Socket, to: &Socket, count: &Cell<u64
     let mut moves_in_a_row = 0;
     loop {
         from.readable().await.map_err(Failed::From)?;
-        let pipe = worker.pipes().take().map_err(Failed::From)?;
+        let pipe = take_pipe(worker).await.map_err(Failed::From)?;
         while let Some(filled) = fill(from, &pipe).map_err(Failed::From)? {
             if filled == 0 {
                 worker.pipes().give_back(pipe);
@@ -100,6 +101,16 @@ async fn direction(worker: &Worker, from: &Socket, to: &Socket, count: &Cell<u64
             }
         }
         worker.pipes().give_back(pipe);
+    }
+}
+
+/// A pipe to move bytes with. Without descriptors for one the bytes wait where they are.
+async fn take_pipe(worker: &Worker) -> io::Result<Pipe> {
+    loop {
+        match worker.pipes().take() {
+            Err(error) if is_exhausted(&error) => rest().await,
+            taken => return taken,
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tunnel::h2::ErrorCode;
@@ -40,6 +40,9 @@ pub(super) struct Connection {
     _live: [CensusGuard; 2],
 }
 
+/// What a connection costs in memory beside the payload it holds.
+const CONNECTION_BYTES: usize = 2 * 1024;
+
 /// The part of a connection that the registry sees.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -64,6 +67,8 @@ pub(super) struct Counted {
     series: TcpSeries,
     sent: u64,
     received: u64,
+    /// When it was seen last that bytes had moved.
+    moved: Instant,
 }
 
 /// What is asked again when policies change.
@@ -80,10 +85,14 @@ pub(super) struct Authorized {
 }
 
 impl Shared {
-    /// Ends the connection, wherever it waits.
-    pub(super) fn cut(&self, cause: CloseCause) {
-        self.cut_cause.set(Some(cause));
+    /// Ends the connection, wherever it waits. The first cause counts; false if it had one already.
+    pub(super) fn cut(&self, cause: CloseCause) -> bool {
+        let first = self.cut_cause.get().is_none();
+        if first {
+            self.cut_cause.set(Some(cause));
+        }
         self.cut.raise();
+        first
     }
 
     /// Brings the metrics up to date with the counters. "Sent" in the metrics is what the server sent.
@@ -93,7 +102,17 @@ impl Shared {
         let (sent, received) = (self.counters.sent.get(), self.counters.received.get());
         counted.series.client_to_server(sent.saturating_sub(counted.sent));
         counted.series.server_to_client(received.saturating_sub(counted.received));
-        (counted.sent, counted.received) = (sent, received);
+        if (counted.sent, counted.received) != (sent, received) {
+            (counted.sent, counted.received) = (sent, received);
+            counted.moved = Instant::now();
+        }
+    }
+
+    /// Whether no byte has moved for `timeout`, as far as the metrics were told. A connection that is still being
+    /// established is not idle.
+    pub(super) fn is_idle(&self, timeout: Duration, now: Instant) -> bool {
+        let counted = self.series.borrow();
+        counted.as_ref().is_some_and(|counted| now.saturating_duration_since(counted.moved) >= timeout)
     }
 }
 
@@ -111,7 +130,7 @@ impl Connection {
             worker: u16::try_from(node.worker.index()).unwrap_or(u16::MAX),
             bytes_sent: 0,
             bytes_received: 0,
-            duration: std::time::Duration::ZERO,
+            duration: Duration::ZERO,
             cause: CloseCause::Finished,
             http: None,
         }));
@@ -126,6 +145,7 @@ impl Connection {
             cut: Signal::default(),
             cut_cause: Cell::new(None),
         });
+        node.worker.memory().take(CONNECTION_BYTES);
         let key = node.registry.add(shared.clone());
         node.metrics.raise(Gauge::sockets(reporter(direction)));
         Self {
@@ -144,7 +164,7 @@ impl Connection {
     pub(super) fn established(&self) {
         let series = self.series(CloseCause::Finished);
         series.opened();
-        self.shared.series.replace(Some(Counted { series, sent: 0, received: 0 }));
+        self.shared.series.replace(Some(Counted { series, sent: 0, received: 0, moved: Instant::now() }));
         if tracing::enabled!(target: "access", tracing::Level::DEBUG) {
             self.node.recorder.record(Record { stage: Stage::Opened, ..self.record.borrow().clone() });
         }
@@ -288,6 +308,7 @@ impl Drop for Connection {
         // A task that was dropped midway (the worker stops) still closes its books.
         self.close_books(CloseCause::Drained);
         self.node.registry.remove(self.key);
+        self.node.worker.memory().give_back(CONNECTION_BYTES);
         self.node.metrics.lower(Gauge::sockets(reporter(self.shared.direction)));
     }
 }
@@ -305,6 +326,10 @@ fn attributed(cause: CloseCause, cutting: bool) -> CloseCause {
 fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
     match (end, flow) {
         (StreamRelayEnd::Complete, _) => CloseCause::Finished,
+        // Memory is short, here or at the other end.
+        (StreamRelayEnd::Stream(StreamEnd::Reset(ErrorCode::ENHANCE_YOUR_CALM)), _) => {
+            CloseCause::LimitReached
+        }
         (StreamRelayEnd::Stream(StreamEnd::Link(end)), _) if end.cause == TlsCertificateRevoked => {
             CloseCause::CertificateRevoked
         }

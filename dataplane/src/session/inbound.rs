@@ -17,7 +17,7 @@ use super::connection::Connection;
 use super::dial::code_point;
 use super::http;
 use super::lookup::Lookup;
-use super::node::{Node, contexts_of, workload_of};
+use super::node::{Node, NodeOptions, contexts_of, workload_of};
 use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
@@ -62,16 +62,25 @@ async fn accept_early(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: Sock
 }
 
 fn accept_tunnel(node: &Rc<Node>, pod: &Rc<Pod>, socket: Socket, remote: SocketAddr, contexts: &TlsContexts) {
+    let NodeOptions { tunnels_of_client_max, handshakes_max, .. } = node.options;
+    if let Err(limit) = node.arrivals.enter(remote.ip(), tunnels_of_client_max, handshakes_max) {
+        node.metrics.limit_hit(limit);
+        return socket.reset_on_close();
+    }
     let worker = node.worker.clone();
     node.metrics.count(Counter::LinksAccepted);
-    let gate = Rc::new(Gate { node: node.clone(), pod: pod.clone(), remote, kept: Cell::new(None) });
+    let (kept, settled) = (Cell::new(None), Cell::new(false));
+    let gate = Rc::new(Gate { node: node.clone(), pod: pod.clone(), remote, kept, settled });
     let options = ServerOptions { http: node.options.http_server };
     match crate::link::serve(&worker, socket, remote, &contexts.server, &options, gate.clone()) {
         Ok(link) => {
             node.accepted_tunnels.set(node.accepted_tunnels.get() + 1);
             gate.kept.set(Some(pod.keep(link)));
         }
-        Err(error) => tracing::warn!(%error, %remote, "an accepted connection is given up"),
+        Err(error) => {
+            gate.leave();
+            tracing::warn!(%error, %remote, "an accepted connection is given up");
+        }
     }
 }
 
@@ -82,9 +91,28 @@ struct Gate {
     remote: SocketAddr,
     /// Where the pod keeps the link.
     kept: Cell<Option<usize>>,
+    /// The handshake is over.
+    settled: Cell<bool>,
+}
+
+impl Gate {
+    fn settle(&self) {
+        if !self.settled.replace(true) {
+            self.node.arrivals.settle();
+        }
+    }
+
+    fn leave(&self) {
+        self.settle();
+        self.node.arrivals.leave(self.remote.ip());
+    }
 }
 
 impl Handler for Gate {
+    fn established(&self, _link: &Rc<Link>) {
+        self.settle();
+    }
+
     fn request(&self, request: IncomingRequest) {
         if self.node.is_full() {
             return request.refuse(STATUS_BUSY);
@@ -121,6 +149,8 @@ impl Handler for Gate {
     }
 
     fn ended(&self, link: &Rc<Link>, end: &LinkEnd) {
+        self.leave();
+        self.node.metrics.tunnel_ended(end.cause);
         if let Some(key) = self.kept.take() {
             self.pod.forget(key);
             self.node.accepted_tunnels.set(self.node.accepted_tunnels.get().saturating_sub(1));

@@ -15,6 +15,7 @@
 
 mod admission;
 mod application;
+mod arrivals;
 mod connection;
 mod demand;
 mod dial;

@@ -15,6 +15,7 @@ use tunnel::pool::PoolConfig;
 use xds::publish::Mailbox;
 use xds::snapshot::{Chooser, Route};
 
+use super::arrivals::Arrivals;
 use super::demand::{DEMAND_WAIT, Demander, Demands};
 use super::dns::{DnsOptions, Resolver};
 use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
@@ -25,6 +26,7 @@ use crate::access_log::queue::Recorder;
 use crate::metrics::{Counter, Gauge, Limit, WorkerMetrics};
 use crate::net::{
     Congestion, ConnectOptions, KEEPALIVE, ListenOptions, NetworkNamespace, SocketOptions, Transparent,
+    take_exhaustions,
 };
 use crate::worker::{BoxError, Latch, TICK, Worker};
 
@@ -87,6 +89,14 @@ pub struct NodeOptions {
     pub congestion: Option<Congestion>,
     /// Connections and accepted tunnels of one worker at most; beyond it new ones are refused.
     pub connections_max: usize,
+    /// Bytes that one worker holds for others at most; new work is refused from nine tenths on.
+    pub memory_max: usize,
+    /// Tunnels that one client address may have open to a worker.
+    pub tunnels_of_client_max: usize,
+    /// Handshakes of clients that may be under way on a worker.
+    pub handshakes_max: usize,
+    /// A connection over which nothing went for so long is cut; `None` never.
+    pub idle_timeout: Option<Duration>,
     /// How long a connection waits for its own pod to be known to the control plane.
     pub workload_wait: Duration,
     /// Answers the pods' name queries; `None` leaves names alone.
@@ -120,6 +130,10 @@ impl Default for NodeOptions {
             own_pod: None,
             congestion: None,
             connections_max: 100_000,
+            memory_max: 1 << 30,
+            tunnels_of_client_max: 1_000,
+            handshakes_max: 4_096,
+            idle_timeout: None,
             workload_wait: WORKLOAD_WAIT,
             dns: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
@@ -151,6 +165,8 @@ pub struct Node {
     pub(super) resolver: Resolver,
     /// Tunnels that others have made to the pods, those included that have not proved themselves.
     pub(super) accepted_tunnels: Cell<usize>,
+    /// Accepted tunnels by their client's address, and those of them whose handshake is under way.
+    pub(super) arrivals: Arrivals,
     pub(super) demands: Demands,
     events: Sender<PodEvent>,
     state: RefCell<Arc<NodeState>>,
@@ -177,6 +193,7 @@ impl Node {
             registry: Registry::default(),
             resolver: Resolver::default(),
             accepted_tunnels: Cell::new(0),
+            arrivals: Arrivals::default(),
             demands: Demands::default(),
             events: parts.events,
             state: RefCell::default(),
@@ -186,6 +203,7 @@ impl Node {
             loads: by_load.then(Rc::default),
             needed: RefCell::default(),
         });
+        worker.memory().set_max(node.options.memory_max);
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
         node.metrics.set(Gauge::ThreadId, thread_number());
@@ -357,6 +375,9 @@ impl Node {
         let links =
             pods.values().map(|pod| pod.pool.link_count()).sum::<usize>() + self.accepted_tunnels.get();
         self.metrics.set(Gauge::Links, number(links));
+        self.metrics.set(Gauge::HeldBytes, number(self.worker.memory().held()));
+        self.metrics.limit_hits(Limit::Memory, self.worker.memory().take_refused());
+        self.metrics.limit_hits(Limit::Descriptors, take_exhaustions());
         self.metrics.set(Gauge::Connections, number(self.registry.len()));
         self.metrics.set(Gauge::SpareBufferBytes, number(self.worker.spare_buffers().bytes()));
         self.metrics.set(Gauge::SparePipes, number(self.worker.pipes().kept()));
@@ -364,11 +385,15 @@ impl Node {
 
     /// Whether there is no room for one more connection; counted where it is asked.
     pub(super) fn is_full(&self) -> bool {
-        let full = self.registry.len() + self.accepted_tunnels.get() >= self.options.connections_max;
-        if full {
-            self.metrics.limit_hit(Limit::Connections);
-        }
-        full
+        let limit = if self.registry.len() + self.accepted_tunnels.get() >= self.options.connections_max {
+            Limit::Connections
+        } else if self.worker.memory().is_tight() {
+            Limit::Memory
+        } else {
+            return false;
+        };
+        self.metrics.limit_hit(limit);
+        true
     }
 
     pub(super) fn socket_options(&self) -> SocketOptions {

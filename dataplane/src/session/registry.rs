@@ -13,6 +13,7 @@ use super::http::is_still_allowed;
 use super::node::{Node, workload_of};
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
+use crate::metrics::{Limit, WorkerMetrics};
 use crate::worker::{TICK, Tick};
 
 /// How often the byte counters of long-lived connections reach the metrics.
@@ -52,7 +53,9 @@ impl Registry {
 
     /// Cuts everything: the time of a drain is up.
     pub(super) fn cut_all(&self) {
-        self.for_each(|connection| connection.cut(CloseCause::Drained));
+        self.for_each(|connection| {
+            connection.cut(CloseCause::Drained);
+        });
     }
 
     /// Asks every authorized connection's question again and cuts those whose answer is no.
@@ -81,6 +84,16 @@ impl Registry {
         });
     }
 
+    /// Cuts connections over which nothing has gone for `timeout`. The counters are looked at once a second, so it may
+    /// take a second longer.
+    fn cut_idle(&self, timeout: Duration, now: Instant, metrics: &WorkerMetrics) {
+        for (_, connection) in self.live.borrow().iter().filter(|(_, it)| it.is_idle(timeout, now)) {
+            if connection.cut(CloseCause::IdleTimeout) {
+                metrics.limit_hit(Limit::IdleTime);
+            }
+        }
+    }
+
     fn account(&self) {
         for (_, connection) in self.live.borrow().iter() {
             connection.account();
@@ -102,6 +115,9 @@ impl Tick for Books {
         if now.saturating_duration_since(self.accounted.get()) >= ACCOUNT_EVERY {
             self.accounted.set(now);
             node.registry.account();
+            if let Some(timeout) = node.options.idle_timeout {
+                node.registry.cut_idle(timeout, now, &node.metrics);
+            }
         }
     }
 }

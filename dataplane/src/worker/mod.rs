@@ -14,6 +14,7 @@ mod driver;
 mod flush;
 mod handle;
 mod mailbox;
+mod memory;
 mod signal;
 mod spare;
 mod supervisor;
@@ -22,6 +23,7 @@ mod tick;
 pub use driver::{Driver, DriverChoice};
 pub use flush::{Flush, FlushList};
 pub use handle::{Job, PostError, WorkerHandle};
+pub use memory::Memory;
 pub use signal::{Census, CensusGuard, Latch, LatchWait, Signal};
 pub use spare::SpareBuffers;
 pub use supervisor::{BoxError, StartError, Supervisor, WorkerOptions};
@@ -60,6 +62,7 @@ struct Context {
     ticks: TickList,
     pipes: PipePool,
     spare: SpareBuffers,
+    memory: Memory,
     census: Rc<Census>,
     drain: Rc<Latch>,
     drain_deadline: Cell<Option<Instant>>,
@@ -78,6 +81,7 @@ impl Worker {
             ticks: TickList::default(),
             pipes: PipePool::default(),
             spare: SpareBuffers::default(),
+            memory: Memory::default(),
             census: Rc::default(),
             drain: Rc::default(),
             drain_deadline: Cell::new(None),
@@ -132,6 +136,11 @@ impl Worker {
     /// Buffers for output, lent to a tunnel for as long as it has something to send.
     pub fn spare_buffers(&self) -> &SpareBuffers {
         &self.context.spare
+    }
+
+    /// The account of what is held for others.
+    pub fn memory(&self) -> &Memory {
+        &self.context.memory
     }
 
     /// Counts a connection as live: a draining worker waits for all of them until its deadline.
