@@ -8,9 +8,11 @@
 
 pub mod hop;
 pub mod http;
+mod inside;
 pub mod names;
 pub mod pki;
 pub mod raw;
+pub mod traffic;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,23 +46,12 @@ use xds::delta::Sink;
 use xds::publish::Publisher;
 use xds::store::Store;
 
+pub use inside::inside;
 pub use pki::Pki;
+pub use traffic::{connect, exchange, ping};
 
 /// How long anything may take. Only a failure waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// Runs `body` in a process and a network namespace of its own; `test` is the name of the calling test.
-pub fn inside(test: &str, body: impl FnOnce()) {
-    if sandbox::is_inside() {
-        return body();
-    }
-    let mut command = sandbox::command();
-    command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env("RUST_BACKTRACE", "1");
-    let output = command.output().map_err(sandbox::explain).unwrap_or_else(|error| panic!("{error}"));
-    let text = String::from_utf8_lossy(&output.stdout);
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && text.contains("1 passed"), "{}\n{text}\n{complaint}", output.status);
-}
 
 thread_local! {
     static NODE: RefCell<Option<Rc<Node>>> = const { RefCell::new(None) };
@@ -463,36 +454,13 @@ impl Bed {
         port: u16,
         serve: impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static,
     ) -> SocketAddr {
-        let listener = self.network(pod).within(|| TcpListener::bind(("::", port))).unwrap().unwrap();
-        thread::spawn(move || {
-            for socket in listener.incoming() {
-                // Without a descriptor for it: tests take those away as well.
-                let Ok(socket) = socket else {
-                    thread::yield_now();
-                    continue;
-                };
-                let serve = serve.clone();
-                thread::spawn(move || {
-                    // A peer that has gone already is nobody's.
-                    if let Ok(peer) = socket.peer_addr() {
-                        serve(socket, canonical(peer));
-                    }
-                });
-            }
-        });
+        traffic::serve(self.network(pod), port, serve);
         SocketAddr::new(self.ip(pod), port)
     }
 
     /// Listens in a pod with a server that gives back each piece as it comes.
     pub fn serve_pieces(&self, pod: &str, port: u16) -> SocketAddr {
-        self.serve(pod, port, |mut socket, _| {
-            let mut piece = [0; 64];
-            while let Ok(count @ 1..) = socket.read(&mut piece) {
-                if socket.write_all(&piece[..count]).is_err() {
-                    return;
-                }
-            }
-        })
+        self.serve(pod, port, traffic::serve_pieces)
     }
 
     /// Listens in a pod with a server that answers, once it has read the end, with its client's address and what it
@@ -516,38 +484,6 @@ impl Drop for Bed {
             supervisor.join();
         }
     }
-}
-
-/// Connects from inside a namespace, with bounded waits.
-pub fn connect(from: &NetworkNamespace, to: SocketAddr) -> io::Result<TcpStream> {
-    let socket: TcpStream = from
-        .within(|| {
-            let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
-            Ok::<_, io::Error>(socket.into())
-        })
-        .unwrap()?;
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.set_write_timeout(Some(PATIENCE)).unwrap();
-    Ok(socket)
-}
-
-/// Sends all, ends its direction, and reads to the end.
-pub fn exchange(mut socket: &TcpStream, bytes: &[u8]) -> io::Result<Vec<u8>> {
-    socket.write_all(bytes)?;
-    socket.shutdown(std::net::Shutdown::Write)?;
-    let mut answer = Vec::new();
-    socket.read_to_end(&mut answer)?;
-    Ok(answer)
-}
-
-/// One piece there and back.
-pub fn ping(mut socket: &TcpStream) -> io::Result<()> {
-    socket.write_all(b"ping")?;
-    let mut answer = [0; 4];
-    socket.read_exact(&mut answer)?;
-    assert_eq!(&answer, b"ping");
-    Ok(())
 }
 
 /// Waits for the end of a connection; true if it was a reset.
