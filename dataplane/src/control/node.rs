@@ -36,6 +36,8 @@ use crate::zds::Pods;
 
 /// How often the workers' events are taken and old states are freed.
 const HOUSEKEEPING: Duration = Duration::from_millis(10);
+/// How often they are taken while somebody waits for them: a node agent names its pods one after the other.
+const EVENTS_POLL: Duration = Duration::from_millis(1);
 /// Pod events that may wait for the control thread.
 const EVENTS_WAITING_MAX: usize = 65_536;
 /// How often it is said that the control plane has not described the mesh yet.
@@ -98,6 +100,8 @@ pub(super) struct Shared {
     pub(super) book: RefCell<PodBook>,
     pub(super) certificates: RefCell<Certificates>,
     name_servers: RefCell<NameServers>,
+    /// What the workers tell of pods.
+    told: Receiver<PodEvent>,
     snapshots: watch::Sender<Arc<Snapshot>>,
     publisher: RefCell<Publisher<NodeState>>,
     /// Rises with everything that somebody may wait for.
@@ -148,6 +152,7 @@ impl NodeProxy {
             book: RefCell::new(PodBook::new(supervisor.handles().len())),
             certificates: RefCell::new(Certificates::new(commands, config.crypto)),
             name_servers: RefCell::new(NameServers::new(config.options.resolv_conf.clone())),
+            told,
             snapshots: watch::Sender::new(Arc::default()),
             publisher: RefCell::new(publisher),
             progress: watch::Sender::new(0),
@@ -164,7 +169,7 @@ impl NodeProxy {
                 ca_config(&config),
                 orders,
             )),
-            tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared), told)),
+            tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared))),
             tokio::task::spawn_local(Shared::follow_name_servers(Rc::clone(&shared))),
         ];
         if let Some(discovery) = discovery_config(&config) {
@@ -219,10 +224,9 @@ impl NodeProxy {
     pub async fn add_pod(&self, pod: LocalPod) -> Result<(), PodError> {
         let shared = &self.shared;
         let uid = Arc::clone(&pod.uid);
-        let _pending = shared.readiness.pending("workload proxy manager");
         shared.book.borrow_mut().insert(pod);
         shared.publish();
-        let listening = shared.until(WORKERS_PATIENCE, || shared.book.borrow().is_listening(&uid)).await;
+        let listening = shared.until_told(|| shared.book.borrow().is_listening(&uid)).await;
         listening.unwrap_or(Err(PodError::TimedOut { uid }))
     }
 
@@ -234,7 +238,7 @@ impl NodeProxy {
         }
         shared.publish();
         let left = || shared.book.borrow().has_left(uid).then_some(());
-        shared.until(WORKERS_PATIENCE, left).await.ok_or_else(|| PodError::TimedOut { uid: Arc::clone(uid) })
+        shared.until_told(left).await.ok_or_else(|| PodError::TimedOut { uid: Arc::clone(uid) })
     }
 
     /// Ends in order: no new connections, tunnels end politely, what is left at `deadline` is cut.
@@ -340,6 +344,20 @@ impl Shared {
             }
         };
         tokio::time::timeout(patience, waiting).await.ok().flatten()
+    }
+
+    /// As [`Shared::until`], for what the workers tell.
+    async fn until_told<T>(&self, condition: impl Fn() -> Option<T>) -> Option<T> {
+        let polling = async {
+            loop {
+                tokio::time::sleep(EVENTS_POLL).await;
+                self.take_events();
+            }
+        };
+        tokio::select! {
+            value = self.until(WORKERS_PATIENCE, condition) => value,
+            () = polling => None,
+        }
     }
 
     async fn follow_discovery(
@@ -449,22 +467,27 @@ impl Shared {
         }
     }
 
-    async fn keep_house(self: Rc<Self>, told: Receiver<PodEvent>) {
+    /// Takes in what the workers have told.
+    fn take_events(&self) {
+        let mut any = false;
+        for event in self.told.try_iter().take(EVENTS_WAITING_MAX) {
+            if let PodEvent::CertificateNeeded { identity } = &event {
+                self.certificates.borrow_mut().need(identity);
+            }
+            self.book.borrow_mut().note(event);
+            any = true;
+        }
+        if any {
+            self.advance();
+        }
+    }
+
+    async fn keep_house(self: Rc<Self>) {
         let mut tick = tokio::time::interval(HOUSEKEEPING);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            let mut any = false;
-            for event in told.try_iter().take(EVENTS_WAITING_MAX) {
-                if let PodEvent::CertificateNeeded { identity } = &event {
-                    self.certificates.borrow_mut().need(identity);
-                }
-                self.book.borrow_mut().note(event);
-                any = true;
-            }
-            if any {
-                self.advance();
-            }
+            self.take_events();
             self.publisher.borrow_mut().reclaim();
             self.metrics.update();
             let expired = self.certificates.borrow_mut().expire(SystemTime::now());

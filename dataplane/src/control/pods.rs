@@ -47,9 +47,16 @@ impl PodBook {
         Arc::clone(&self.pods)
     }
 
+    /// Takes a pod in, or tries again with one that has failed.
     pub(super) fn insert(&mut self, pod: LocalPod) {
         self.leaving.remove(&pod.uid);
-        self.progress.insert(Arc::clone(&pod.uid), Progress::default());
+        let stays = self.pods.get(&pod.uid).is_some_and(|held| held.network.is_same(&pod.network));
+        let progress = self.progress.entry(Arc::clone(&pod.uid)).or_default();
+        progress.failed.clear();
+        // Workers that listen in this namespace go on and do not tell it again.
+        if !stays {
+            progress.listening.clear();
+        }
         Arc::make_mut(&mut self.pods).insert(Arc::clone(&pod.uid), Arc::new(pod));
     }
 
@@ -159,6 +166,22 @@ mod tests {
         assert!(error.to_string().contains("in use"), "{error}");
         book.note(PodEvent::Listening { uid: uid(), worker: 0 });
         assert_eq!(book.is_listening(&uid()), Some(Ok(())));
+    }
+
+    #[test]
+    fn a_pod_that_is_tried_again_needs_only_the_workers_that_failed() {
+        let mut book = PodBook::new(2);
+        let (first, other) = (pod("a"), pod("a"));
+        book.insert(first.clone());
+        book.note(PodEvent::Listening { uid: uid(), worker: 0 });
+        book.note(PodEvent::Failed { uid: uid(), worker: 1, reason: "in use".into() });
+        book.insert(first);
+        assert_eq!(book.is_listening(&uid()), None);
+        book.note(PodEvent::Listening { uid: uid(), worker: 1 });
+        assert_eq!(book.is_listening(&uid()), Some(Ok(())));
+        let elsewhere = NetworkNamespace::from_descriptor(tempfile::tempfile().unwrap().into());
+        book.insert(LocalPod { network: elsewhere, ..other });
+        assert_eq!(book.is_listening(&uid()), None);
     }
 
     #[test]

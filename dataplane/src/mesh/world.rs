@@ -399,6 +399,7 @@ impl Keeper {
             network: network.clone(),
         };
         let proxy = self.nodes.get(node)?;
+        let _pending = proxy.readiness().pending("pods");
         if let Err(error) = proxy.add_pod(local).await {
             tracing::error!(pod = %pod.uid, %error, "the pod is not taken in");
             return None;

@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
@@ -28,15 +28,14 @@ use crossbeam_channel::Receiver;
 use dataplane::access_log::{CloseCause, Direction, Record};
 use dataplane::access_log::{Records, queue};
 use dataplane::capture::{self, Redirection};
-use dataplane::mesh::{fabric::Fabric, sandbox};
+use dataplane::mesh::fabric::Fabric;
 use dataplane::metrics::{Metrics, metrics};
-use dataplane::net::{NetworkNamespace, canonical};
+use dataplane::net::NetworkNamespace;
 use dataplane::session::{
     DNS_PORT, LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, ResolvConf, TlsContexts,
 };
 use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
 use model::{Identity, Service, Workload};
-use socket2::{Domain, Protocol, Socket, Type};
 use tunnel::tls::{Credentials, CryptoPolicy};
 use xds::control::desired::ResourceKind;
 use xds::control::index::{Indexed, Indexer};
@@ -48,6 +47,7 @@ use xds::store::Store;
 
 pub use inside::inside;
 pub use pki::Pki;
+#[allow(unused_imports)] // each test program uses a part
 pub use traffic::{connect, exchange, ping};
 
 /// How long anything may take. Only a failure waits this long.
