@@ -20,6 +20,13 @@ const ADMIN_PORT: u16 = 15000;
 const METRICS_PORT: u16 = 15020;
 const READINESS_PORT: u16 = 15021;
 
+/// What a process uses.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub descriptors: usize,
+    pub resident_kib: usize,
+}
+
 /// The node and its proxy, running or not.
 pub struct Node {
     pub name: String,
@@ -181,6 +188,17 @@ impl Node {
 
     pub fn metrics(&self) -> String {
         self.ask("GET", METRICS_PORT, "/metrics").unwrap().1
+    }
+
+    /// What the proxy's process uses.
+    pub fn usage(&self) -> Usage {
+        let process = self.process_id();
+        let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        Usage {
+            descriptors: std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count(),
+            resident_kib: resident.trim().trim_end_matches(" kB").parse().unwrap(),
+        }
     }
 
     /// The sum of the samples of a metric whose labels contain all of `labels`.
