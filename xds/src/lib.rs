@@ -2,14 +2,17 @@
 //!
 //! The way of a resource: [`transport`] receives it, [`delta`] acknowledges it, [`decode`] reads it, [`store`] keeps it,
 //! and the [`snapshot`] made of it is handed to the workers by [`publish`]. [`ca`] keeps the certificates, [`replay`] feeds
-//! captured streams through the same parts. The other side of the wire is [`control`], fed by [`kube`]; [`proto`] holds
+//! captured streams through the same parts,
+//! [`cache`] keeps the last state on disk, [`local`] reads state that was written by hand. The other side of the wire is [`control`], fed by [`kube`]; [`proto`] holds
 //! the messages that both speak.
 
 pub mod ca;
+pub mod cache;
 pub mod control;
 pub mod decode;
 pub mod delta;
 pub mod kube;
+pub mod local;
 pub mod proto;
 pub mod publish;
 pub mod replay;

@@ -85,6 +85,7 @@ fn discovery_config(plane: &ControlPlane) -> DiscoveryConfig {
         subscriptions: [ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE]
             .map(Subscription::wildcard)
             .to_vec(),
+        sources: discovery::StateSources::default(),
     }
 }
 
@@ -304,4 +305,118 @@ async fn certificates_come_for_the_identities_of_the_node_and_for_no_others() {
     assert!(matches!(error, CaError::Refused { .. }), "{error}");
     drop(commands);
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
+}
+
+/// The same, with a place for the last state.
+fn keeping(plane: &ControlPlane, directory: &Path) -> DiscoveryConfig {
+    let mut config = discovery_config(plane);
+    config.sources.directory = Some(directory.to_owned());
+    config
+}
+
+async fn written(directory: &Path, than: Option<std::time::SystemTime>) -> std::time::SystemTime {
+    let file = directory.join(xds::cache::FILE);
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let at = std::fs::metadata(&file).and_then(|it| it.modified()).ok();
+        if let Some(at) = at.filter(|at| than.is_none_or(|than| *at > than)) {
+            return at;
+        }
+        assert!(std::time::Instant::now() < deadline, "the state was not written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_start_without_the_control_plane_goes_on_from_the_last_state() {
+    let (folder, state) = (Folder::new(), tempfile::tempdir().unwrap());
+    let plane = folder.start().await;
+    let config = keeping(&plane, state.path());
+    let mut first = Proxy::start(config.clone());
+    let before = first.snapshot("readiness", |it| it.routes().count() > 0).await;
+    assert_eq!(before.stale_since(), None);
+    written(state.path(), None).await;
+    drop(first);
+    plane.shutdown().await;
+    let mut second = Proxy::start(config);
+    let resources = second
+        .until("the state on disk", |event| match event {
+            Event::StateLoaded { resources, .. } => Some(*resources),
+            _ => None,
+        })
+        .await;
+    let warm = second.snapshot("the last state", |it| it.stale_since().is_some()).await;
+    let counts = |it: &Snapshot| {
+        [it.workloads().count(), it.services().count(), it.policies().count(), it.routes().count()]
+    };
+    assert_eq!((counts(&warm), resources), (counts(&before), counts(&before).iter().sum()));
+    let guarded = warm.workload_by_name("hello", "hello-world-v1", None).unwrap();
+    assert!(warm.policies_for(guarded).needs_request(), "its policies are in force");
+    // What is gone meanwhile goes when the control plane is back.
+    std::fs::remove_file(folder.yaml.path().join("50-outside.yaml")).unwrap();
+    let old = written(state.path(), None).await;
+    let _plane = folder.start().await;
+    let gone =
+        |it: &Snapshot| it.stale_since().is_none() && it.workloads().all(|it| &*it.namespace != "outside");
+    assert!(!gone(&warm));
+    let after = second.snapshot("the present state", gone).await;
+    assert!(after.workload_by_name("hello", "client", None).is_some());
+    written(state.path(), Some(old)).await;
+    let text = std::fs::read(state.path().join(xds::cache::FILE)).unwrap();
+    assert!(!text.windows(7).any(|it| it == b"PRIVATE"), "no key is ever written");
+}
+
+#[tokio::test]
+async fn a_damaged_state_is_refused_and_replaced() {
+    let (folder, state) = (Folder::new(), tempfile::tempdir().unwrap());
+    let file = state.path().join(xds::cache::FILE);
+    std::fs::write(&file, b"corelane-state\n\0 and then nonsense").unwrap();
+    let damaged = std::fs::metadata(&file).unwrap().modified().unwrap();
+    let plane = folder.start().await;
+    let mut proxy = Proxy::start(keeping(&plane, state.path()));
+    let reason = proxy
+        .until("the refusal", |event| match event {
+            Event::StateRefused { reason } => Some(reason.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(reason.contains(file.to_str().unwrap()), "{reason}");
+    let snapshot = proxy.snapshot("readiness", |it| it.routes().count() > 0).await;
+    assert_eq!(snapshot.stale_since(), None);
+    written(state.path(), Some(damaged)).await;
+    drop(proxy);
+    plane.shutdown().await;
+    let mut again = Proxy::start(keeping_without(&folder, state.path()).await);
+    again.snapshot("the state that replaced it", |it| it.stale_since().is_some()).await;
+}
+
+/// The configuration of a control plane that is gone again.
+async fn keeping_without(folder: &Folder, directory: &Path) -> DiscoveryConfig {
+    let plane = folder.start().await;
+    let config = keeping(&plane, directory);
+    plane.shutdown().await;
+    config
+}
+
+#[tokio::test]
+async fn local_state_is_in_force_beside_the_control_plane_s() {
+    let folder = Folder::new();
+    let plane = folder.start().await;
+    let yaml = "workloads:\n- {uid: by-hand, name: by-hand, namespace: local, workloadIps: [192.0.2.9]}\n";
+    let local = xds::local::LocalState::parse(yaml).unwrap();
+    let mut config = discovery_config(&plane);
+    config.sources.local = Some(Arc::new(local));
+    let sources = config.sources.clone();
+    let mut proxy = Proxy::start(config);
+    let both = proxy.snapshot("both", |it| it.routes().count() > 0).await;
+    assert!(
+        both.workload_by_uid("by-hand").is_some() && both.workload_by_name("hello", "client", None).is_some()
+    );
+    // And without any control plane.
+    let (told, mut events) = mpsc::unbounded_channel();
+    let task = tokio::spawn(discovery::run_without(sources, NODE.into(), move |event| drop(told.send(event))));
+    let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
+    let Event::Snapshot { snapshot, ready: true } = event else { panic!("{event:?}") };
+    assert_eq!(snapshot.workloads().count(), 1);
+    task.abort();
 }

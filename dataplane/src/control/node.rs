@@ -19,7 +19,7 @@ use xds::delta::{End, Subscription};
 use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
-use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity};
+use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity, StateSources};
 
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
 use super::name_servers::{self, NameServers};
@@ -68,6 +68,8 @@ pub struct NodeConfig {
     pub layer_7: bool,
     /// Workloads and services are asked for as connections need them, instead of all being held.
     pub on_demand: bool,
+    /// Where state comes from besides the control plane.
+    pub sources: StateSources,
     /// What the admin page shows as `config`.
     pub shown: Value,
 }
@@ -280,6 +282,7 @@ fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
         node: config.identity.node(),
         local_node: Arc::clone(&config.node),
         subscriptions: types.map(subscription).collect(),
+        sources: config.sources.clone(),
     })
 }
 
@@ -379,6 +382,19 @@ impl Shared {
             }
             discovery::Event::Rejected { type_url, reason } => {
                 tracing::error!(node = %self.node, type_url, reason, "the control plane sent what cannot be used");
+            }
+            discovery::Event::StateLoaded { written, resources } => {
+                let written = time::OffsetDateTime::from(written);
+                tracing::warn!(
+                    node = %self.node, %written, resources,
+                    "the state on disk is in force until the control plane answers"
+                );
+            }
+            discovery::Event::StateRefused { reason } => {
+                tracing::error!(node = %self.node, reason, "there is no state on disk to start from");
+            }
+            discovery::Event::StateNotKept { reason } => {
+                tracing::error!(node = %self.node, reason, "the state cannot be kept on disk");
             }
             discovery::Event::Connected => {
                 tracing::info!(node = %self.node, "connected to the control plane");

@@ -237,6 +237,7 @@ fn node_config(
         crl_file: None,
         layer_7: true,
         on_demand: config.on_demand,
+        sources: xds::transport::discovery::StateSources::default(),
         shown: serde_json::Value::Null,
     })
 }

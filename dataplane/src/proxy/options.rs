@@ -60,6 +60,7 @@ pub fn node_config(config: &Config) -> NodeConfig {
         crl_file: config.crl_file.clone(),
         layer_7: control.layer_7,
         on_demand: control.on_demand,
+        sources: StateSources { local: None, directory: config.own.state_directory.clone() },
         shown: shown::config(config),
     }
 }

@@ -68,6 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         node: NodeIdentity::default().node(),
         local_node: "".into(),
         subscriptions: [ADDRESS_TYPE, AUTHORIZATION_TYPE].map(Subscription::wildcard).to_vec(),
+        sources: discovery::StateSources::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (_demands, asked) = mpsc::channel(1);

@@ -236,6 +236,20 @@ impl Client {
         }))
     }
 
+    pub fn subscribes(&self, type_url: &str) -> bool {
+        self.types.iter().any(|it| &*it.type_url == type_url)
+    }
+
+    /// Notes something that the sink holds from an earlier life: the server is told of it, and may say that it is gone.
+    pub fn hold(&mut self, type_url: &str, name: Arc<str>, version: &str) {
+        let Some(state) = self.types.iter_mut().find(|it| &*it.type_url == type_url) else { return };
+        // Nobody has asked for it in this life yet, and it must not grow old unnoticed.
+        if state.mode == Mode::OnDemand && state.demands.len() < DEMANDS_MAX {
+            state.demands.insert((*name).into(), DemandState::Asked);
+        }
+        state.held.insert(name, Version::from(version));
+    }
+
     /// True once each wildcard type got one accepted response, and ever after.
     pub fn ready(&self) -> bool {
         self.types.iter().all(|it| it.mode == Mode::OnDemand || it.accepted_once)

@@ -412,6 +412,117 @@ fn reconnects_wait_as_the_end_of_the_stream_demands() {
     assert_eq!(pair.client.connect_at(), Some(now + Duration::from_millis(20)));
 }
 
+#[test]
+fn a_hundred_reconnects_lose_nothing_and_double_nothing() {
+    let mut pair = Pair::new();
+    for name in 0..20 {
+        pair.server.set(WILD, &format!("n{name}"), 0, b"x");
+        pair.server.set(ASKED, &format!("n{name}"), 0, b"x");
+    }
+    pair.connect();
+    pair.drain();
+    pair.demand("n3");
+    pair.drain();
+    for round in 1..=100_u64 {
+        // Some end in the middle of a response that was not taken.
+        if round % 3 == 0 {
+            pair.server.push(WILD, vec!["never-there".to_owned()], true);
+        }
+        pair.cut(&End::Status { code: tonic::Code::Unavailable, message: "transport is closing".to_owned() });
+        pair.server.set(WILD, &format!("n{}", round % 20), round, b"y");
+        pair.server.unset(WILD, &format!("n{}", (round + 7) % 20));
+        pair.server.set(ASKED, "n3", round, b"z");
+        pair.connect();
+        let outcomes = pair.drain();
+        assert!(
+            outcomes.iter().all(|it| matches!(it, Outcome::Accepted { upserts: 0..=1, .. })),
+            "{outcomes:?}"
+        );
+        let world = pair.server.world.iter().filter(|((type_url, _), _)| type_url == WILD);
+        assert_eq!(pair.table.names(WILD), world.map(|((_, name), _)| &**name).collect::<Vec<_>>());
+        assert_eq!(pair.table.names(ASKED), ["n3"]);
+    }
+    assert!(pair.server.nacks.is_empty());
+}
+
+#[test]
+fn a_response_that_comes_twice_is_answered_twice_and_changes_nothing_the_second_time() {
+    let mut pair = Pair::new();
+    pair.server.set(WILD, "a", 1, b"x");
+    pair.connect();
+    let first = pair.server.outbox.pop_front().unwrap();
+    for _ in 0..2 {
+        let (reply, outcome) = pair.client.response(&first, &mut pair.table);
+        assert_eq!(
+            (&reply.response_nonce, outcome),
+            (&first.nonce, Outcome::Accepted { upserts: 1, removals: 0 })
+        );
+    }
+    let gone = DeltaDiscoveryResponse {
+        type_url: WILD.to_owned(),
+        nonce: "same".to_owned(),
+        removed_resources: vec!["a".to_owned(), "a".to_owned()],
+        ..DeltaDiscoveryResponse::default()
+    };
+    assert_eq!(pair.client.response(&gone, &mut pair.table).1, Outcome::Accepted { upserts: 0, removals: 1 });
+    assert_eq!(pair.client.response(&gone, &mut pair.table).1, Outcome::Accepted { upserts: 0, removals: 0 });
+}
+
+#[test]
+fn a_refused_resource_is_no_answer_to_a_demand() {
+    #[derive(Default)]
+    struct Answers(Vec<String>);
+    impl Sink for Answers {
+        fn upsert(&mut self, _: &str, _: &str, body: &Any) -> Result<(), String> {
+            if body.value == b"bad" { Err("bad".to_owned()) } else { Ok(()) }
+        }
+        fn remove(&mut self, _: &str, _: &str) {}
+        fn answered(&mut self, _: &str, key: &str) {
+            self.0.push(key.to_owned());
+        }
+    }
+    let mut pair = Pair::new();
+    pair.connect();
+    let mut answers = Answers::default();
+    for key in ["a", "/10.0.0.1", "none"] {
+        pair.client.demand(ASKED, key);
+    }
+    let response = |body: &[u8]| DeltaDiscoveryResponse {
+        type_url: ASKED.to_owned(),
+        resources: vec![Resource {
+            name: "a".to_owned(),
+            aliases: vec!["/10.0.0.1".to_owned()],
+            resource: Some(Any { type_url: ASKED.to_owned(), value: body.to_vec() }),
+            ..Resource::default()
+        }],
+        removed_resources: vec!["none".to_owned(), "nobody asked".to_owned()],
+        ..DeltaDiscoveryResponse::default()
+    };
+    pair.client.response(&response(b"bad"), &mut answers);
+    assert_eq!(answers.0, ["none"]);
+    pair.client.response(&response(b"good"), &mut answers);
+    assert_eq!(answers.0, ["none", "a", "/10.0.0.1", "none"]);
+}
+
+#[test]
+fn what_is_held_from_an_earlier_life_is_named_to_the_server_and_goes_if_it_is_gone() {
+    let mut pair = Pair::new();
+    for name in ["kept", "changed"] {
+        pair.server.set(WILD, name, 1, b"x");
+    }
+    for name in ["kept", "changed", "gone"] {
+        pair.table.0.insert((WILD.to_owned(), name.to_owned()), b"x".to_vec());
+        pair.client.hold(WILD, name.into(), "1");
+    }
+    pair.table.0.insert((ASKED.to_owned(), "old".to_owned()), b"x".to_vec());
+    pair.client.hold(ASKED, "old".into(), "1");
+    pair.server.set(WILD, "changed", 2, b"y");
+    pair.connect();
+    assert_eq!(pair.drain()[0], Outcome::Accepted { upserts: 1, removals: 1 });
+    assert_eq!(pair.table.names(WILD), ["changed", "kept"]);
+    assert_eq!(pair.table.names(ASKED), [""; 0], "what was asked for in an earlier life is asked for again");
+}
+
 #[derive(Debug, Clone, Copy, bolero::generator::TypeGenerator)]
 enum Step {
     Set { name: u8, body: u8, bad: bool },

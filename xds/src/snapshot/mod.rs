@@ -27,6 +27,7 @@ mod workloads;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use l7::authz::PolicySet;
 use l7::ir::HttpRoute;
@@ -70,6 +71,7 @@ pub struct Snapshot {
     pub(crate) routes: Map<NamespacedHostname, Arc<ServiceRoutes>>,
     /// Keys asked for on demand that the control plane has answered for.
     pub(crate) answered: Map<Arc<str>, ()>,
+    pub(crate) stale: Option<SystemTime>,
 }
 
 /// A service and the workloads behind it.
@@ -117,6 +119,11 @@ impl Snapshot {
     /// Rises by one with each snapshot of a store; 0 is the empty one, before anything was received.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// When this state was written to disk, if it is from there and the control plane has not answered since.
+    pub fn stale_since(&self) -> Option<SystemTime> {
+        self.stale
     }
 
     // --- Workloads ---

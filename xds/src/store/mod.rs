@@ -22,6 +22,7 @@ mod workloads;
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use prost_types::Any;
 
@@ -75,6 +76,14 @@ impl Store {
         self.compile_routes();
         self.state.generation += 1;
         Some(Arc::new(self.state.clone()))
+    }
+
+    /// Marks the state as one of the past, or as current again.
+    pub fn set_stale(&mut self, since: Option<SystemTime>) {
+        if self.state.stale != since {
+            self.state.stale = since;
+            self.changed = true;
+        }
     }
 
     /// The working state. Its compiled policies may be behind; for lookups on the control thread.

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use prost::Message;
 use prost_types::value::Kind;
@@ -14,7 +14,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Status, Streaming};
 
+pub use super::recording::StateSources;
+use super::recording::{self, Warm};
 use super::{Credentials, MESSAGE_BYTES_MAX, Server};
+use crate::cache::{Cache, CacheError, Keeper};
 use crate::delta::{Client, Demand, End, Outcome, Sink, Subscription};
 use crate::proto::ADDRESS_TYPE;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
@@ -34,12 +37,14 @@ pub struct DiscoveryConfig {
     /// The node whose workloads the snapshots show as local.
     pub local_node: Arc<str>,
     pub subscriptions: Vec<Subscription>,
+    pub sources: StateSources,
 }
 
 /// What the control thread hears.
 #[derive(Debug)]
 pub enum Event {
-    /// The state changed, or is complete for the first time. `ready`: each wildcard type has been accepted once.
+    /// The state changed, or is complete for the first time. `ready`: each wildcard type has been accepted once, or a
+    /// complete state was on disk (see [`Snapshot::stale_since`]).
     Snapshot { snapshot: Arc<Snapshot>, ready: bool },
     /// Something was refused; what was in force before stays.
     Rejected { type_url: String, reason: String },
@@ -49,6 +54,12 @@ pub enum Event {
     Disconnected { end: End, reason: String },
     /// A response came, of this type and size.
     Message { type_url: String, bytes: usize },
+    /// A state on disk is in force until the control plane answers.
+    StateLoaded { written: SystemTime, resources: usize },
+    /// The state on disk is not used, or none can be kept.
+    StateRefused { reason: String },
+    /// The state could not be written; it is tried again.
+    StateNotKept { reason: String },
     /// What a demand led to at once; what comes later comes as a snapshot.
     Demanded { key: String, answer: DemandAnswer },
 }
@@ -123,11 +134,14 @@ pub async fn run(
     mut tell: impl FnMut(Event),
 ) -> std::convert::Infallible {
     let client = Client::new(config.node.clone(), config.subscriptions.clone(), Instant::now());
-    let mut driver =
-        Driver { client, store: Store::of_node(Arc::clone(&config.local_node)), was_ready: false };
+    let store = Store::of_node(Arc::clone(&config.local_node));
+    let mut driver = Driver { client, store, was_ready: false, keeper: None };
+    driver.begin(&config, &mut tell);
     loop {
         while let Some(at) = driver.client.connect_at() {
+            let complete = driver.client.ready();
             tokio::select! {
+                error = keep(&mut driver.keeper, complete) => tell(Event::StateNotKept { reason: error.to_string() }),
                 () = tokio::time::sleep_until(at.into()) => driver.client.connecting(),
                 Some(key) = demands.recv() => driver.demand(&key, None, &mut tell),
             }
@@ -138,13 +152,59 @@ pub async fn run(
     }
 }
 
+/// In place of [`run`] where there is no control plane: what was written by hand is all there is.
+pub async fn run_without(
+    sources: StateSources,
+    local_node: Arc<str>,
+    mut tell: impl FnMut(Event),
+) -> std::convert::Infallible {
+    let mut store = recording::fresh_store(&sources, &local_node);
+    let snapshot = store.snapshot().unwrap_or_default();
+    tell(Event::Snapshot { snapshot, ready: true });
+    std::future::pending().await
+}
+
 struct Driver {
     client: Client,
     store: Store,
     was_ready: bool,
+    keeper: Option<Keeper>,
+}
+
+async fn keep(keeper: &mut Option<Keeper>, complete: bool) -> CacheError {
+    match keeper {
+        Some(keeper) => keeper.work(complete).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Driver {
+    /// Puts in force what is there without the control plane.
+    fn begin(&mut self, config: &DiscoveryConfig, tell: &mut impl FnMut(Event)) {
+        self.store = recording::fresh_store(&config.sources, &config.local_node);
+        if let Some(directory) = &config.sources.directory {
+            let warm = Cache::new(directory, scope(config)).and_then(|mut cache| {
+                let warm =
+                    recording::warm_start(&mut self.client, &mut self.store, config, &mut cache);
+                // A file that is refused is replaced by the next state.
+                self.keeper = Some(Keeper::new(cache));
+                warm
+            });
+            match warm {
+                Ok(Warm::Absent) => {}
+                Ok(Warm::Loaded { written, resources }) => tell(Event::StateLoaded { written, resources }),
+                Err(error) => tell(Event::StateRefused { reason: error.to_string() }),
+            }
+        }
+        if let Some(snapshot) = self.store.snapshot() {
+            tell(Event::Snapshot { snapshot, ready: self.is_ready() });
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        self.client.ready() || self.store.state().stale_since().is_some()
+    }
+
     /// One connection and its stream, from dialling to its end.
     async fn stream(
         &mut self,
@@ -172,7 +232,9 @@ impl Driver {
         };
         tell(Event::Connected);
         loop {
+            let complete = self.client.ready();
             tokio::select! {
+                error = keep(&mut self.keeper, complete) => tell(Event::StateNotKept { reason: error.to_string() }),
                 response = next(&mut responses) => match response {
                     Ok(Some(response)) => {
                         if requests.try_send(self.apply(&response, tell)).is_err() {
@@ -193,11 +255,15 @@ impl Driver {
         tell: &mut impl FnMut(Event),
     ) -> DeltaDiscoveryRequest {
         tell(Event::Message { type_url: response.type_url.clone(), bytes: response.encoded_len() });
-        let (reply, outcome) = self.client.response(response, &mut self.store);
+        let (reply, outcome) =
+            recording::apply(&mut self.client, &mut self.store, self.keeper.as_mut(), response);
         if let Outcome::Rejected { reason } = outcome {
             tell(Event::Rejected { type_url: response.type_url.clone(), reason });
         }
-        let ready = self.client.ready();
+        if self.client.ready() {
+            self.store.set_stale(None);
+        }
+        let ready = self.is_ready();
         let newly_ready = ready && !self.was_ready;
         self.was_ready = ready;
         // An empty mesh is a state too: readiness is told even if nothing was received.
@@ -221,7 +287,7 @@ impl Driver {
             // The server will not say it again, so whoever waits is told here.
             self.store.answered(ADDRESS_TYPE, key);
             if let Some(snapshot) = self.store.snapshot() {
-                tell(Event::Snapshot { snapshot, ready: self.client.ready() });
+                tell(Event::Snapshot { snapshot, ready: self.is_ready() });
             }
         }
     }
@@ -248,6 +314,11 @@ impl Driver {
         }
         state.service(first, second).is_some() || state.workload_by_uid(key).is_some()
     }
+}
+
+/// Whose state it is: that of another control plane or node says nothing here.
+fn scope(config: &DiscoveryConfig) -> String {
+    format!("{} {}", config.server.address, config.local_node)
 }
 
 async fn next(

@@ -4,6 +4,7 @@
 //! [`discovery`] drives the delta client over such a connection; the certificate client of [`crate::ca`] uses the same.
 
 pub mod discovery;
+mod recording;
 
 use std::fmt;
 use std::fs;
