@@ -414,7 +414,8 @@ async fn local_state_is_in_force_beside_the_control_plane_s() {
     );
     // And without any control plane.
     let (told, mut events) = mpsc::unbounded_channel();
-    let task = tokio::spawn(discovery::run_without(sources, NODE.into(), move |event| drop(told.send(event))));
+    let task =
+        tokio::spawn(discovery::run_without(sources, NODE.into(), move |event| drop(told.send(event))));
     let event = tokio::time::timeout(PATIENCE, events.recv()).await.unwrap().unwrap();
     let Event::Snapshot { snapshot, ready: true } = event else { panic!("{event:?}") };
     assert_eq!(snapshot.workloads().count(), 1);

@@ -67,6 +67,7 @@ impl Mesh {
             node: NodeIdentity { node_name: String::from("node1"), ..Default::default() }.node(),
             local_node: "node1".into(),
             subscriptions: types.into_iter().map(Subscription::wildcard).collect(),
+            sources: discovery::StateSources::default(),
         };
         let (snapshots_in, snapshots) = watch::channel(None);
         let (rejected_in, rejected) = watch::channel(Vec::new());

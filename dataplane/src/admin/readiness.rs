@@ -9,6 +9,7 @@ use std::rc::Rc;
 pub struct Readiness {
     /// With how many holders each.
     pending: Rc<RefCell<BTreeMap<String, usize>>>,
+    reservation: Rc<RefCell<Option<String>>>,
 }
 
 /// Something is pending for as long as this lives.
@@ -29,6 +30,16 @@ impl Readiness {
     /// The names of what is pending; empty means ready.
     pub fn tasks(&self) -> Vec<String> {
         self.pending.borrow().keys().cloned().collect()
+    }
+
+    /// What whoever hears "ready" should know besides; `None` takes it back.
+    pub fn with_reservation(&self, reservation: Option<String>) {
+        self.reservation.replace(reservation);
+    }
+
+    /// What is said of a state that is ready.
+    pub fn text(&self) -> String {
+        self.reservation.borrow().as_ref().map_or("ready".to_owned(), |it| format!("ready, {it}"))
     }
 
     pub fn is_ready(&self) -> bool {

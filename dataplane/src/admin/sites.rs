@@ -173,7 +173,7 @@ impl Site for ReadinessSite {
         }
         let pending = self.readiness.tasks();
         if pending.is_empty() {
-            Page::text(StatusCode::OK, "ready\n")
+            Page::text(StatusCode::OK, format!("{}\n", self.readiness.text()))
         } else {
             let status = StatusCode::INTERNAL_SERVER_ERROR;
             Page::text(status, format!("not ready, pending: {}\n", pending.join(", ")))

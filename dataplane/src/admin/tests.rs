@@ -225,6 +225,9 @@ fn readiness_names_what_is_pending() {
         drop(second);
         let page = ask(&site, "GET", "/healthz/ready").await;
         assert_eq!((page.status, page.as_text()), (StatusCode::OK, "ready\n"));
+        readiness.with_reservation(Some("with yesterday's state".to_owned()));
+        let page = ask(&site, "GET", "/healthz/ready").await;
+        assert_eq!((page.status, page.as_text()), (StatusCode::OK, "ready, with yesterday's state\n"));
     });
 }
 

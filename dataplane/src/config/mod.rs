@@ -47,7 +47,7 @@ const DNS_PORT: u16 = 15053;
 
 /// The variables of our own.
 const OWN_PREFIX: &str = "CORELANE_";
-const OWN: [&str; 10] = [
+const OWN: [&str; 11] = [
     "CORELANE_CONGESTION",
     "CORELANE_CONNECTIONS_MAX",
     "CORELANE_DRIVER",
@@ -57,6 +57,7 @@ const OWN: [&str; 10] = [
     "CORELANE_LOG",
     "CORELANE_LOG_JSON",
     "CORELANE_SANDBOX",
+    "CORELANE_STATE_DIR",
     "CORELANE_TEST_*",
 ];
 
@@ -219,6 +220,8 @@ pub struct OwnSettings {
     pub idle_timeout: Option<Duration>,
     pub congestion: Option<Congestion>,
     pub endpoint_choice: EndpointChoice,
+    /// Where the last state is kept for a start while the control plane is away; `None` keeps none.
+    pub state_directory: Option<PathBuf>,
 }
 
 // === impl Config ===
@@ -534,6 +537,7 @@ impl OwnSettings {
             idle_timeout: Some(variables.duration("CORELANE_IDLE_TIMEOUT", Duration::ZERO)?)
                 .filter(|timeout| !timeout.is_zero()),
             congestion: variables.parse("CORELANE_CONGESTION", congestion, |text| text.parse().ok())?,
+            state_directory: variables.filled("CORELANE_STATE_DIR").map(PathBuf::from),
             endpoint_choice: variables
                 .parse("CORELANE_ENDPOINT_CHOICE", choice, |text| text.parse().ok())?
                 .unwrap_or_default(),

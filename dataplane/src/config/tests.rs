@@ -60,6 +60,7 @@ fn without_variables_everything_is_as_ztunnel_has_it() {
         idle_timeout: None,
         congestion: None,
         endpoint_choice: EndpointChoice::Random,
+        state_directory: None,
     };
     assert_eq!(config.own, own);
     assert_eq!(config.crypto, CryptoPolicy::Standard);
@@ -329,6 +330,8 @@ fn variables_of_our_own_are_spelled_right_or_refused() {
     assert_eq!(config.own.idle_timeout, Some(Duration::from_hours(1)));
     assert_eq!(config.own.congestion.unwrap().to_string(), "reno");
     assert_eq!(config.own.endpoint_choice, EndpointChoice::LeastLoaded);
+    let kept = read(&[("CORELANE_STATE_DIR", "/var/lib/corelane")]).own.state_directory;
+    assert_eq!(kept, Some("/var/lib/corelane".into()));
     assert_eq!(config.log, Log { filter: "warn".into(), json: true, policy_decisions: false });
     assert_eq!(read(&[("CORELANE_IDLE_TIMEOUT", "0s")]).own.idle_timeout, None);
     let error = try_read(&[("CORELANE_DRIVERS", "epoll")]).unwrap_err().to_string();

@@ -200,6 +200,12 @@ fn dump_certificate(der: &[u8]) -> Value {
     entry
 }
 
+/// RFC 3339 in UTC, in whole seconds.
+pub(super) fn rfc3339(at: SystemTime) -> String {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    time(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
 /// RFC 3339 in UTC.
 fn time(seconds: i64) -> String {
     use time::OffsetDateTime;

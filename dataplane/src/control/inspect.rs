@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use xds::snapshot::dump;
 
+use super::certificates::rfc3339;
 use super::node::{NodeProxy, Shared};
 use super::workers::on_this_worker;
 use crate::access_log::queue::RECORDS_MAX;
@@ -86,6 +87,9 @@ impl Inspect for NodeInspect {
         if let Some(fields) = dump.as_object_mut() {
             fields.insert("certificates".to_owned(), self.shared.certificates.borrow().dump());
             fields.insert("workloadState".to_owned(), Value::Object(states));
+            if let Some(since) = snapshot.stale_since() {
+                fields.insert("staleSince".to_owned(), rfc3339(since).into());
+            }
             fields.insert("version".to_owned(), version());
             fields.insert("config".to_owned(), self.shared.shown.clone());
             fields.insert("stagedServices".to_owned(), dump::staged_services(&snapshot));

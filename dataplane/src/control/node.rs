@@ -21,7 +21,7 @@ use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
 use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity, StateSources};
 
-use super::certificates::{COMMANDS_WAITING_MAX, Certificates};
+use super::certificates::{COMMANDS_WAITING_MAX, Certificates, rfc3339};
 use super::name_servers::{self, NameServers};
 use super::pods::{PodBook, PodError, WORKERS_PATIENCE};
 use super::revocation::{POLL, RevocationFile, RevocationFileError};
@@ -159,7 +159,7 @@ impl NodeProxy {
             publisher: RefCell::new(publisher),
             progress: watch::Sender::new(0),
             // What nobody will describe need not be waited for.
-            is_synced: Cell::new(config.discovery.is_none()),
+            is_synced: Cell::new(false),
             shown: config.shown.clone(),
             quit: watch::Sender::new(false),
             readiness: readiness.clone(),
@@ -174,10 +174,11 @@ impl NodeProxy {
             tokio::task::spawn_local(Shared::keep_house(Rc::clone(&shared))),
             tokio::task::spawn_local(Shared::follow_name_servers(Rc::clone(&shared))),
         ];
-        if let Some(discovery) = discovery_config(&config) {
-            let following = Shared::follow_discovery(Rc::clone(&shared), discovery, demands, state_pending);
-            tasks.push(tokio::task::spawn_local(following));
-        }
+        let discovery = discovery_config(&config);
+        let sources = config.sources.clone();
+        let following =
+            Shared::follow_discovery(Rc::clone(&shared), discovery, sources, demands, state_pending);
+        tasks.push(tokio::task::spawn_local(following));
         if let Some(path) = config.crl_file {
             let mut file = RevocationFile::new(path);
             // In force before the first certificate is there to make a handshake with.
@@ -365,14 +366,20 @@ impl Shared {
 
     async fn follow_discovery(
         self: Rc<Self>,
-        config: DiscoveryConfig,
+        config: Option<DiscoveryConfig>,
+        sources: StateSources,
         demands: mpsc::Receiver<String>,
         pending: Pending,
     ) {
         let mut pending = Some(pending);
         let mut failing = false;
-        discovery::run(config, demands, |event| match event {
+        let hear = |event| match event {
             discovery::Event::Snapshot { snapshot, ready } => {
+                let stale = snapshot.stale_since();
+                self.metrics.count(ControlCounter::StateStale(stale.is_some()));
+                self.readiness.with_reservation(stale.map(|since| {
+                    format!("with the state of {}: the control plane has not answered", rfc3339(since))
+                }));
                 self.snapshots.send_replace(snapshot);
                 self.publish();
                 if ready && pending.take().is_some() {
@@ -384,9 +391,9 @@ impl Shared {
                 tracing::error!(node = %self.node, type_url, reason, "the control plane sent what cannot be used");
             }
             discovery::Event::StateLoaded { written, resources } => {
-                let written = time::OffsetDateTime::from(written);
+                let written = rfc3339(written);
                 tracing::warn!(
-                    node = %self.node, %written, resources,
+                    node = %self.node, written, resources,
                     "the state on disk is in force until the control plane answers"
                 );
             }
@@ -420,8 +427,11 @@ impl Shared {
                 tracing::warn!(node = %self.node, key, "not asked for: too much is asked for on demand already");
             }
             discovery::Event::Demanded { .. } => {}
-        })
-        .await;
+        };
+        match config {
+            Some(config) => drop(discovery::run(config, demands, hear).await),
+            None => drop(discovery::run_without(sources, Arc::clone(&self.node), hear).await),
+        }
     }
 
     async fn follow_certificates(self: Rc<Self>, config: CaConfig, orders: mpsc::Receiver<ca::Command>) {

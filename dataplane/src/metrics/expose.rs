@@ -251,6 +251,13 @@ fn pods(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
 }
 
 fn xds(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
+    single(
+        encoder,
+        MetricType::Gauge,
+        "corelane_state_stale",
+        "1 while the state is the last one from disk and the control plane has not answered.",
+        u64::from(state.control.state_stale),
+    )?;
     let messages = || state.control.xds_messages.iter();
     let reason = |r: TerminationReason| match r {
         TerminationReason::ConnectionError => "ConnectionError",

@@ -70,6 +70,8 @@ pub enum ControlCounter {
         bytes: u64,
     },
     XdsTermination(TerminationReason),
+    /// Whether the state is the last one from disk, and the control plane has not answered yet.
+    StateStale(bool),
     /// The listeners of a pod were opened.
     PodStarted,
     /// The listeners of a pod were closed.
@@ -95,6 +97,7 @@ pub(super) struct ControlTotals {
     /// Messages and bytes by type URL.
     pub(super) xds_messages: BTreeMap<String, (u64, u64)>,
     pub(super) xds_terminations: BTreeMap<TerminationReason, u64>,
+    pub(super) state_stale: bool,
     pub(super) pods: PodTotals,
 }
 
@@ -299,6 +302,7 @@ impl Metrics {
             ControlCounter::XdsTermination(reason) => {
                 *state.control.xds_terminations.entry(reason).or_default() += 1;
             }
+            ControlCounter::StateStale(stale) => state.control.state_stale = stale,
             ControlCounter::PodStarted => state.control.pods.started += 1,
             ControlCounter::PodStopped => state.control.pods.stopped += 1,
             ControlCounter::Pods { active, pending } => {

@@ -24,7 +24,7 @@ use crate::net::{NamespaceError, NetworkNamespace};
 use crate::session::LocalPod;
 use crate::zds::{self, AgentError};
 
-pub use options::{Unwired, node_config};
+pub use options::{LocalStateError, Unwired, node_config};
 pub use pages::PageError;
 
 /// How long a pod of our own that could not be served waits for the next attempt.
@@ -35,6 +35,8 @@ const RETRY: Duration = Duration::from_secs(5);
 pub enum ProxyError {
     #[error(transparent)]
     Unwired(#[from] Unwired),
+    #[error(transparent)]
+    Local(#[from] LocalStateError),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]
@@ -55,7 +57,9 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     raise_descriptor_limit();
     let mut signals = Signals::new().map_err(ProxyError::Signal)?;
     let (recorder, records) = queue();
-    let node = NodeProxy::start(node_config(&config), recorder)?;
+    let mut node_config = node_config(&config);
+    node_config.sources.local = options::local_state(&config)?;
+    let node = NodeProxy::start(node_config, recorder)?;
     let format = if config.log.json { LogFormat::Json } else { LogFormat::Text };
     let writer = LogWriter::new(format, Box::new(io::stdout()) as Box<dyn Write + Send>);
     let pump =

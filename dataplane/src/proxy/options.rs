@@ -1,15 +1,19 @@
 //! The configuration as the node proxy takes it.
 
+use std::fs;
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::Value;
 use socket2::TcpKeepalive;
 use tunnel::h2;
 use tunnel::pool::PoolConfig;
-use xds::transport::discovery::NodeIdentity;
+use xds::local::LocalError;
+use xds::transport::discovery::{NodeIdentity, StateSources};
 
 use super::{own_pod, pages, shown};
-use crate::config::{Config, Keepalive, Mode};
+use crate::config::{Config, Keepalive, LocalState, Mode};
 use crate::control::NodeConfig;
 use crate::session::{DnsOptions, NodeOptions, SearchDomains};
 
@@ -25,7 +29,6 @@ pub struct Unwired {
 pub(super) fn refuse_unwired(config: &Config) -> Result<(), Unwired> {
     let refused = [
         (!config.proxies, "ENABLE_PROXY=false", "leave it out"),
-        (config.local_state.is_some(), "LOCAL_XDS", "let a control plane describe the mesh"),
         (config.tls12, "TLS12_ENABLED=true", "peers must speak TLS 1.3"),
         (config.own.idle_timeout.is_some(), "CORELANE_IDLE_TIMEOUT", "leave it out"),
     ];
@@ -33,6 +36,32 @@ pub(super) fn refuse_unwired(config: &Config) -> Result<(), Unwired> {
         Some(&(_, setting, instead)) => Err(Unwired { setting, instead }),
         None => Ok(()),
     }
+}
+
+/// Why the local state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum LocalStateError {
+    #[error("LOCAL_XDS_PATH: {path} cannot be read: {error}")]
+    Read { path: PathBuf, error: io::Error },
+    #[error("LOCAL_XDS_PATH: {path}: {error}")]
+    File { path: PathBuf, error: LocalError },
+    #[error("LOCAL_XDS: {0}")]
+    Yaml(LocalError),
+}
+
+/// Reads what was written by hand.
+pub(super) fn local_state(config: &Config) -> Result<Option<Arc<xds::local::LocalState>>, LocalStateError> {
+    let parsed = match &config.local_state {
+        None => return Ok(None),
+        Some(LocalState::Yaml(yaml)) => xds::local::LocalState::parse(yaml).map_err(LocalStateError::Yaml)?,
+        Some(LocalState::File(path)) => {
+            let yaml = fs::read_to_string(path)
+                .map_err(|error| LocalStateError::Read { path: path.clone(), error })?;
+            xds::local::LocalState::parse(&yaml)
+                .map_err(|error| LocalStateError::File { path: path.clone(), error })?
+        }
+    };
+    Ok(Some(Arc::new(parsed)))
 }
 
 /// Leaves out what this machine does not have.

@@ -184,8 +184,7 @@ impl Driver {
         self.store = recording::fresh_store(&config.sources, &config.local_node);
         if let Some(directory) = &config.sources.directory {
             let warm = Cache::new(directory, scope(config)).and_then(|mut cache| {
-                let warm =
-                    recording::warm_start(&mut self.client, &mut self.store, config, &mut cache);
+                let warm = recording::warm_start(&mut self.client, &mut self.store, config, &mut cache);
                 // A file that is refused is replaced by the next state.
                 self.keeper = Some(Keeper::new(cache));
                 warm
