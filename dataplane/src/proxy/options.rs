@@ -30,7 +30,6 @@ pub(super) fn refuse_unwired(config: &Config) -> Result<(), Unwired> {
     let refused = [
         (!config.proxies, "ENABLE_PROXY=false", "leave it out"),
         (config.tls12, "TLS12_ENABLED=true", "peers must speak TLS 1.3"),
-        (config.own.idle_timeout.is_some(), "CORELANE_IDLE_TIMEOUT", "leave it out"),
     ];
     match refused.iter().find(|(is_set, ..)| *is_set) {
         Some(&(_, setting, instead)) => Err(Unwired { setting, instead }),
@@ -136,6 +135,7 @@ fn node_options(config: &Config) -> NodeOptions {
         congestion: config.own.congestion.clone(),
         endpoint_choice: config.own.endpoint_choice,
         connections_max: config.own.connections_max,
+        idle_timeout: config.own.idle_timeout,
         ..NodeOptions::default()
     }
 }
@@ -192,6 +192,7 @@ mod tests {
             ("POD_NAMESPACE", "ns"),
             ("SERVICE_ACCOUNT", "sa"),
             ("INSTANCE_IP", "10.0.0.1"),
+            ("CORELANE_IDLE_TIMEOUT", "90s"),
             ("ISTIO_META_A", "text"),
             ("ISTIO_METAJSON_B", "[1]"),
         ]);
@@ -206,6 +207,7 @@ mod tests {
         assert_eq!(options.pool.streams_per_connection_max, 3);
         assert_eq!(options.pool.unused_release, Duration::from_secs(9));
         assert_eq!(options.user_timeout, Some(Duration::from_secs(20)));
+        assert_eq!(options.idle_timeout, Some(Duration::from_secs(90)));
         assert!(options.source_address_required && !options.ipv6);
         assert_eq!((options.packet_mark, options.own_pod.as_deref()), (Some(9), Some("ns/p")));
         let node = node_config(&config).identity.node();
