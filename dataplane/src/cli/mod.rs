@@ -2,6 +2,7 @@
 
 mod check;
 mod conformance;
+mod inspect;
 mod mesh;
 mod proxy;
 mod replay;
@@ -25,7 +26,8 @@ const FAILED: u8 = 1;
 const EXAMPLES: &str = "Examples:
   corelane mesh examples/hello-world      a whole mesh on this machine, with a report
   corelane check examples/hello-world     what is wrong with a folder of YAML
-  corelane tunnel client --help           HBONE alone, with certificates from files";
+  corelane tunnel client --help           HBONE alone, with certificates from files
+  corelane workloads --namespace app      what the proxy of this node knows of a namespace";
 
 /// The node proxy for ambient service meshes.
 #[derive(Debug, Parser)]
@@ -62,6 +64,8 @@ enum Command {
     Replay(replay::ReplayArguments),
     /// Run case files against the very engine that serves.
     Conformance(conformance::ConformanceArguments),
+    #[command(flatten)]
+    Inspect(inspect::Inspect),
 }
 
 impl Command {
@@ -70,6 +74,7 @@ impl Command {
         match self {
             // The report is what is wanted to be read.
             Self::Mesh(mesh) if mesh.has_plan() => "warn",
+            Self::Inspect(_) => "warn",
             _ => "info",
         }
     }
@@ -113,6 +118,7 @@ impl CommandLine {
             Command::Check(check) => check.run(),
             Command::Replay(replay) => replay.run(),
             Command::Conformance(conformance) => conformance.run(),
+            Command::Inspect(inspect) => inspect.run().map(|()| ExitCode::SUCCESS),
             Command::Version => Ok(version()),
         }
     }

@@ -61,7 +61,8 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     node_config.sources.local = options::local_state(&config)?;
     let node = NodeProxy::start(node_config, recorder)?;
     let format = if config.log.json { LogFormat::Json } else { LogFormat::Text };
-    let writer = LogWriter::new(format, Box::new(io::stdout()) as Box<dyn Write + Send>);
+    let writer =
+        LogWriter::new(format, Box::new(io::stdout()) as Box<dyn Write + Send>).following_the_filter();
     let pump =
         tokio::task::spawn_local(LogPump::new(records).write_to(writer).counted_in(node.metrics()).run());
     let pages = pages::open(&config, &node).await?;
