@@ -106,15 +106,14 @@ func names(summary traffic.Summary) string {
 	return strings.Join(slices.Sorted(maps.Keys(summary.Pods)), ", ")
 }
 
-// ports lists the pods that answered with the port each was reached at.
+// ports lists the pods that answered with the port each was reached at, or says what failed.
 func ports(results []traffic.Result) string {
+	if summary := traffic.Summarise(results); summary.Failed > 0 {
+		return summary.String()
+	}
 	seen := map[string]bool{}
 	for _, result := range results {
-		if result.Error != "" {
-			seen[result.Error] = true
-		} else {
-			seen[result.Answer.Pod+":"+result.Answer.Port] = true
-		}
+		seen[result.Answer.Pod+":"+result.Answer.Port] = true
 	}
 	return strings.Join(slices.Sorted(maps.Keys(seen)), ", ")
 }
