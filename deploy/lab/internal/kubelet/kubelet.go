@@ -46,13 +46,14 @@ type Kubelet struct {
 	client kubernetes.Interface
 	mutex  sync.Mutex
 	pods   map[types.UID]*pod
-	// used are the indices of addresses that are taken.
+	// used are the indices of addresses that are taken; last is the one given out last.
 	used map[int]bool
+	last int
 }
 
 // New makes a kubelet; Run starts it.
 func New(node Node, client kubernetes.Interface) *Kubelet {
-	return &Kubelet{node: node, client: client, pods: map[types.UID]*pod{}, used: map[int]bool{}}
+	return &Kubelet{node: node, client: client, pods: map[types.UID]*pod{}, used: map[int]bool{}, last: -1}
 }
 
 // Run follows the pods bound to the node until ctx ends.
@@ -144,16 +145,20 @@ func (k *Kubelet) finish(object *corev1.Pod) {
 	delete(k.pods, object.UID)
 }
 
-// takeIndex reserves the lowest free index of an address.
+// takeIndex reserves the index of an address that was not in use for longest, as the usual address managers do; -1 if
+// all are taken.
 func (k *Kubelet) takeIndex() int {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
-	index := 0
-	for k.used[index] {
-		index++
+	for step := range network.PodsMax {
+		index := (k.last + 1 + step) % network.PodsMax
+		if !k.used[index] {
+			k.used[index] = true
+			k.last = index
+			return index
+		}
 	}
-	k.used[index] = true
-	return index
+	return -1
 }
 
 func (k *Kubelet) freeIndex(index int) {

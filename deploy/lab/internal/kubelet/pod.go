@@ -95,10 +95,10 @@ func (p *pod) run(ctx context.Context) {
 }
 
 func (p *pod) setUp(ctx context.Context, index int) error {
-	address, ok := network.PodAddress(p.kubelet.node.Number, index)
-	if !ok {
+	if index < 0 {
 		return errors.New("the node has no address left")
 	}
+	address := network.PodAddress(p.kubelet.node.Number, index)
 	if err := os.MkdirAll(p.dir, 0o755); err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ package nameserver
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"strings"
 	"time"
@@ -101,5 +102,6 @@ func (s *Server) headless(ctx context.Context, service *corev1.Service) ([]strin
 			addresses = append(addresses, pod.Status.PodIP)
 		}
 	}
+	rand.Shuffle(len(addresses), func(i, j int) { addresses[i], addresses[j] = addresses[j], addresses[i] })
 	return addresses, dns.RcodeSuccess
 }

@@ -40,10 +40,12 @@ func podNetwork(number int) string { return fmt.Sprintf("10.244.%d.0/24", number
 
 func podGateway(number int) string { return fmt.Sprintf("10.244.%d.1", number) }
 
-// PodAddress is the address of the index-th pod of a node, from 0; ok is false when the node is full.
-func PodAddress(number, index int) (address string, ok bool) {
-	const first, last = 2, 254
-	return fmt.Sprintf("10.244.%d.%d", number, first+index), first+index <= last
+// PodsMax is how many pods fit on a node.
+const PodsMax = 253
+
+// PodAddress is the address of the index-th pod of a node, from 0 to below PodsMax.
+func PodAddress(number, index int) string {
+	return fmt.Sprintf("10.244.%d.%d", number, 2+index)
 }
 
 // MakeFabric makes the fabric in the current namespace, which is the control plane's.

@@ -55,6 +55,10 @@ func MakePod(name, address string, number, index int) (*Pod, error) {
 		if err != nil {
 			return err
 		}
+		// Who still remembers an earlier pod with this address learns of the new one.
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+nodeLink+"/arp_notify", []byte("1"), 0o644); err != nil {
+			return err
+		}
 		if err := addAddress(link, address+"/24"); err != nil {
 			return err
 		}

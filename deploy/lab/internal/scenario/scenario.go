@@ -109,7 +109,7 @@ func (s *stage) await(ctx context.Context, what, pod, url string, wanted bool) e
 	}
 	got := expected + ", after " + time.Since(began).Round(10*time.Millisecond).String()
 	if err != nil {
-		got = last.String()
+		got = fmt.Sprintf("%s (%v)", last, err)
 	}
 	s.Hold(what, expected, got, err == nil)
 	return nil
