@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -20,6 +21,9 @@ import (
 
 	"corelane/lab/internal/network"
 )
+
+// AddressAnnotation asks for an address by its index on the node, from 0.
+const AddressAnnotation = "lab/address-index"
 
 // Node says what a kubelet needs to know.
 type Node struct {
@@ -145,11 +149,16 @@ func (k *Kubelet) finish(object *corev1.Pod) {
 	delete(k.pods, object.UID)
 }
 
-// takeIndex reserves the index of an address that was not in use for longest, as the usual address managers do; -1 if
-// all are taken.
-func (k *Kubelet) takeIndex() int {
+// takeIndex reserves the index of an address that was not in use for longest, as the usual address managers do, or the
+// one that the pod asks for; -1 if all are taken.
+func (k *Kubelet) takeIndex(object *corev1.Pod) int {
 	k.mutex.Lock()
 	defer k.mutex.Unlock()
+	wanted, err := strconv.Atoi(object.Annotations[AddressAnnotation])
+	if err == nil && 0 <= wanted && wanted < network.PodsMax && !k.used[wanted] {
+		k.used[wanted] = true
+		return wanted
+	}
 	for step := range network.PodsMax {
 		index := (k.last + 1 + step) % network.PodsMax
 		if !k.used[index] {

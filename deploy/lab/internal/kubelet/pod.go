@@ -63,7 +63,7 @@ func (p *pod) stop(grace time.Duration) {
 
 // run is the whole life of the pod.
 func (p *pod) run(ctx context.Context) {
-	index := p.kubelet.takeIndex()
+	index := p.kubelet.takeIndex(p.object)
 	defer p.kubelet.freeIndex(index)
 	defer p.kubelet.finish(p.object)
 	if err := p.setUp(ctx, index); err != nil {

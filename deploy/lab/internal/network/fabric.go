@@ -123,7 +123,14 @@ func awaitLink(name string) (netlink.Link, error) {
 }
 
 func makeBridge(name, address string) (netlink.Link, error) {
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	parsed, _, err := net.ParseCIDR(address)
+	if err != nil {
+		return nil, err
+	}
+	// A hardware address of its own: else it is that of some port and changes as pods come and go, and for seconds their
+	// packets go to one that nobody has.
+	hardware := append(net.HardwareAddr{0x0a, 0x58}, parsed.To4()...)
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: hardware}}
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)
 	}

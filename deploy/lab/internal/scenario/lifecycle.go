@@ -37,6 +37,13 @@ func (s *stage) lossless(ctx context.Context, client *lab.Client) error {
 	return nil
 }
 
+// server is the manifest of one more server; address is the index of the wanted one, or empty.
+func server(name, app string, node int, address string) ([]byte, error) {
+	return manifests.Fill("server.yaml", map[string]any{
+		"Name": name, "App": app, "Node": lab.NodeName(node), "Address": address,
+	})
+}
+
 func churn(ctx context.Context, s *stage) error {
 	client, err := s.load(ctx, "load-churn")
 	if err != nil {
@@ -46,9 +53,7 @@ func churn(ctx context.Context, s *stage) error {
 	for round := range churnRounds {
 		var pods []byte
 		for index := range churnPods {
-			text, err := manifests.Fill("server.yaml", map[string]any{
-				"Name": fmt.Sprintf("churn-%d-%d", round, index), "Node": lab.NodeName(index%lab.Nodes + 1),
-			})
+			text, err := server(fmt.Sprintf("churn-%d-%d", round, index), "echo", index%lab.Nodes+1, "")
 			if err != nil {
 				return err
 			}
@@ -96,6 +101,37 @@ func (s *stage) forgotten(ctx context.Context, node int) error {
 		return left == 0, nil
 	})
 	s.Hold(fmt.Sprintf("workloads of deleted pods at node %d", node), "0", fmt.Sprint(left), err == nil)
+	return nil
+}
+
+// addressReuse lets a pod come back with the address of one that has just gone, so that nobody has noticed yet.
+func addressReuse(ctx context.Context, s *stage) error {
+	const index = "200"
+	for _, round := range []string{"first", "second", "third"} {
+		text, err := server("reused-"+round, "reused", 2, index)
+		if err != nil {
+			return err
+		}
+		if err := s.Apply(ctx, text); err != nil {
+			return err
+		}
+		if err := s.AwaitReady(ctx, "shop", true); err != nil {
+			return err
+		}
+		pod, err := s.Pod(ctx, "shop", "reused-"+round)
+		if err != nil {
+			return err
+		}
+		url := fmt.Sprintf("http://%s:8080/", pod.Status.PodIP)
+		summary, err := s.succeed(ctx, "the "+round+" pod at "+pod.Status.PodIP, "client-1", url, 20)
+		if err != nil {
+			return err
+		}
+		s.Expect("answered by", pod.Name, names(summary))
+		if err := s.Delete(ctx, text); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -170,7 +206,7 @@ func istiodRestart(ctx context.Context, s *stage) error {
 	if err := s.Plane.StartIstiod(ctx); err != nil {
 		return err
 	}
-	text, err := manifests.Fill("server.yaml", map[string]any{"Name": "late", "Node": lab.NodeName(2)})
+	text, err := server("late", "echo", 2, "")
 	if err != nil {
 		return err
 	}

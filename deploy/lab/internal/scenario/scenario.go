@@ -38,6 +38,7 @@ var All = []Scenario{
 	{"service-entries", "ServiceEntry with STATIC, DNS and NONE", serviceEntries},
 	{"istioctl", "istioctl ztunnel-config reads the proxy's configuration dump", istioctl},
 	{"churn", "pods come and go under traffic", churn},
+	{"address-reuse", "a pod comes with the address of one that has just gone", addressReuse},
 	{"istiod-restart", "istiod killed and started under traffic", istiodRestart},
 	{"upgrade", "proxies replaced under traffic, two at a time on a node", upgrade},
 	{"rotation", "certificates renewed under traffic", rotation},
