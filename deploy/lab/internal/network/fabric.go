@@ -72,7 +72,7 @@ func MakeFabric(nodes int) error {
 // JoinNode gives the namespace of a process its end of the fabric.
 func JoinNode(number, pid int) error {
 	name := fmt.Sprintf("node%d", number)
-	if err := addPair(name, nodeLink, netlink.NsPid(pid)); err != nil {
+	if err := addPair(name, nodeLink, netlink.NsPid(pid), hardwareAddress(net.ParseIP(NodeAddress(number)))); err != nil {
 		return err
 	}
 	return attach(name, fabricBridge)
@@ -129,8 +129,8 @@ func makeBridge(name, address string) (netlink.Link, error) {
 	}
 	// A hardware address of its own: else it is that of some port and changes as pods come and go, and for seconds their
 	// packets go to one that nobody has.
-	hardware := append(net.HardwareAddr{0x0a, 0x58}, parsed.To4()...)
-	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name, HardwareAddr: hardware}}
+	attributes := netlink.LinkAttrs{Name: name, HardwareAddr: hardwareAddress(parsed)}
+	bridge := &netlink.Bridge{LinkAttrs: attributes}
 	if err := netlink.LinkAdd(bridge); err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", name, err)
 	}
@@ -154,8 +154,16 @@ func loopbackUp() error {
 	return nil
 }
 
-func addPair(name, peer string, namespace any) error {
-	pair := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer, PeerNamespace: namespace}
+// hardwareAddress is made of an IPv4 address, so that neighbours who remember an earlier owner of that address reach the
+// new one at once.
+func hardwareAddress(address net.IP) net.HardwareAddr {
+	return append(net.HardwareAddr{0x0a, 0x58}, address.To4()...)
+}
+
+func addPair(name, peer string, namespace any, hardware net.HardwareAddr) error {
+	pair := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: peer, PeerNamespace: namespace, PeerHardwareAddr: hardware,
+	}
 	if err := netlink.LinkAdd(pair); err != nil {
 		return fmt.Errorf("pair %s and %s: %w", name, peer, err)
 	}

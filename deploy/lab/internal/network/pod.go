@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -41,7 +42,7 @@ func MakePod(name, address string, number, index int) (*Pod, error) {
 		return nil, err
 	}
 	pod.file = file
-	if err := addPair(pod.Link, nodeLink, netlink.NsFd(int(file.Fd()))); err != nil {
+	if err := addPair(pod.Link, nodeLink, netlink.NsFd(int(file.Fd())), hardwareAddress(net.ParseIP(address))); err != nil {
 		return nil, err
 	}
 	if err := attach(pod.Link, PodBridge); err != nil {
@@ -53,10 +54,6 @@ func MakePod(name, address string, number, index int) (*Pod, error) {
 		}
 		link, err := netlink.LinkByName(nodeLink)
 		if err != nil {
-			return err
-		}
-		// Who still remembers an earlier pod with this address learns of the new one.
-		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+nodeLink+"/arp_notify", []byte("1"), 0o644); err != nil {
 			return err
 		}
 		if err := addAddress(link, address+"/24"); err != nil {
