@@ -221,7 +221,14 @@ impl ClientArguments {
         };
         let headers = Arc::new(head.encode()?);
         let connect = ConnectOptions { socket: sockets.clone(), ..ConnectOptions::default() };
-        let dial = DialOptions { to: self.peer, connect, context, expected, http: Config::hbone_client() };
+        let dial = DialOptions {
+            to: self.peer,
+            connect,
+            context,
+            expected,
+            workload: None,
+            http: Config::hbone_client(),
+        };
         let plain = SocketOptions { keepalive: Some(KEEPALIVE), ..sockets };
         let listen = self.listen;
         self.common.run("client", &own, listen, move |worker| {

@@ -29,6 +29,9 @@ pub struct DialOptions {
     pub context: Arc<ClientContext>,
     /// Only a peer of one of these identities is accepted.
     pub expected: Arc<[Identity]>,
+    /// The workload that is meant, by its uid. One that comes with the address of another that has gone gets links of
+    /// its own: those to the other are dead, and nobody has told them.
+    pub workload: Option<Arc<str>>,
     pub http: Config,
 }
 

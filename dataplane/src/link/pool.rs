@@ -32,6 +32,7 @@ struct Key {
     expected: Arc<[Identity]>,
     source: Option<IpAddr>,
     to: SocketAddr,
+    workload: Option<Arc<str>>,
 }
 
 impl Key {
@@ -41,6 +42,7 @@ impl Key {
             expected: options.expected.clone(),
             source: options.connect.source.map(|source| source.ip()),
             to: options.to,
+            workload: options.workload.clone(),
         }
     }
 }

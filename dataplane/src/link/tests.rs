@@ -124,6 +124,7 @@ fn dial_options(client: &Credentials, to: SocketAddr, expected: &str) -> DialOpt
         connect: ConnectOptions::default(),
         context: Arc::new(ClientContext::new(client, CryptoPolicy::default()).unwrap()),
         expected: Arc::from([expected.parse::<Identity>().unwrap()]),
+        workload: None,
         http: Config::hbone_client(),
     }
 }
@@ -273,6 +274,24 @@ fn a_pool_shares_a_link_and_dials_another_when_it_goes_away() {
         assert!(!Rc::ptr_eq(next.link(), &old));
         // Streams of the old link live on until they end.
         assert!(first.try_read(&mut [0]).unwrap().is_none());
+    });
+}
+
+#[test]
+fn a_workload_with_the_address_of_another_gets_links_of_its_own() {
+    on_each_driver(|worker| async move {
+        let (inbox, options) = lab(&worker);
+        let pool = Pool::new(&worker, PoolConfig::DEFAULT);
+        let headers = request();
+        let of = |uid: &str| DialOptions { workload: Some(Arc::from(uid)), ..options.clone() };
+        let (old, new) = (of("old"), of("new"));
+        let answer = async || inbox.next().await.accept(&ok()).unwrap();
+        let (before, _server) = futures::join!(pool.open(&old, &headers), answer());
+        let (again, _server) = futures::join!(pool.open(&old, &headers), answer());
+        let (after, _server) = futures::join!(pool.open(&new, &headers), answer());
+        let (before, again, after) = (before.unwrap().0, again.unwrap().0, after.unwrap().0);
+        assert!(Rc::ptr_eq(before.link(), again.link()));
+        assert!(!Rc::ptr_eq(before.link(), after.link()));
     });
 }
 

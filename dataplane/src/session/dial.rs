@@ -100,7 +100,8 @@ impl Dialler<'_> {
             Transport::Hbone { next_hop, authority, identities } => {
                 let authority = hbone::Authority::from_ip(*authority);
                 let leg = Leg::new(self, state, route, &authority, identities).await?;
-                let stream = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
+                let stream =
+                    self.pooled(*next_hop, route.workload.as_ref(), &leg, &leg.headers(None)?).await?;
                 facts.learn(&stream);
                 Ok(Wire::Tunnel(stream))
             }
@@ -110,7 +111,7 @@ impl Dialler<'_> {
                     CloseCause::NoHealthyEndpoint
                 })?;
                 let leg = Leg::new(self, state, route, &authority, gateway_identities).await?;
-                let outer = self.pooled(*next_hop, &leg, &leg.headers(None)?).await?;
+                let outer = self.pooled(*next_hop, None, &leg, &leg.headers(None)?).await?;
                 let inner = leg.headers(Some(&self.workload.network))?;
                 let stream = within(outer, &leg, identities, &inner).await.map_err(|error| {
                     tracing::debug!(%error, %authority, "no tunnel behind the gateway");
@@ -163,6 +164,7 @@ impl Dialler<'_> {
     async fn pooled(
         &self,
         next_hop: SocketAddr,
+        next_workload: Option<&Arc<Workload>>,
         leg: &Leg<'_>,
         headers: &h2::Headers,
     ) -> Result<TunnelStream, CloseCause> {
@@ -171,6 +173,7 @@ impl Dialler<'_> {
             connect: self.node.connect_options(&self.pod.local.network),
             context: leg.contexts.client.clone(),
             expected: Arc::from(leg.identities),
+            workload: next_workload.map(|workload| Arc::clone(&workload.uid)),
             http: self.node.options.http_client,
         };
         match self.pod.pool.open(&options, headers).await {

@@ -52,6 +52,7 @@ impl RawClient {
             connect: ConnectOptions { namespace: Some(self.from.clone()), ..ConnectOptions::default() },
             context,
             expected: Arc::from([self.expected.clone()]),
+            workload: None,
             http: Config::hbone_client(),
         };
         let (tell, answers) = mpsc::channel();
