@@ -19,9 +19,13 @@
 
 pub mod agent;
 pub mod control;
+#[path = "../session_support/hop.rs"]
+pub mod hop;
 #[path = "../session_support/inside.rs"]
 mod inside;
 pub mod load;
+#[path = "../session_support/names.rs"]
+pub mod names;
 pub mod node;
 #[path = "../session_support/pki.rs"]
 pub mod pki;
@@ -90,6 +94,8 @@ pub struct Bed {
     pub control: ControlPlane,
     pub pods: BTreeMap<String, Pod>,
     pub fabric: Fabric,
+    /// How the traffic of pods is redirected that are enrolled from now on.
+    pub redirection: Redirection,
     /// Files of the nodes and the control plane.
     pub folder: tempfile::TempDir,
     services: u8,
@@ -111,7 +117,9 @@ impl Bed {
         let address = SocketAddr::new(address, control::PORT);
         let control = ControlPlane::start(network, address, folder.path());
         let (pods, empty) = (BTreeMap::new(), BTreeMap::new());
-        let mut bed = Self { nodes: empty, control, pods, fabric, folder, services: 0, placed: 0 };
+        let redirection = Redirection::default();
+        let mut bed =
+            Self { nodes: empty, control, pods, fabric, redirection, folder, services: 0, placed: 0 };
         for name in nodes {
             bed.node(name, &prepare);
         }
@@ -170,7 +178,7 @@ impl Bed {
 
     /// Redirects a pod's traffic to where its proxy listens.
     pub fn capture(&self, name: &str) {
-        capture::enroll(self.network(name), &Redirection::default()).unwrap();
+        capture::enroll(self.network(name), &self.redirection).unwrap();
     }
 
     /// A pod as its node's agent describes it.
@@ -284,6 +292,24 @@ impl Bed {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until a request is answered so.
+    pub fn until_answer(&self, pod: &str, to: SocketAddr, expected: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let answer = self.request(pod, to);
+            if matches!(&answer, Ok(text) if text == expected) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{pod} to {to}: {answer:?} is not {expected:?}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until requests fail.
+    pub fn until_refused(&self, pod: &str, to: SocketAddr) {
+        self.until(&format!("{pod} does not reach {to}"), |bed| bed.request(pod, to).is_err());
     }
 
     /// Waits until `holds`.

@@ -35,6 +35,8 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     folder: PathBuf,
     environment: BTreeMap<String, String>,
+    /// What the proxy sees as `/etc/resolv.conf`; `None` is the machine's own.
+    resolv_conf: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -64,7 +66,7 @@ impl Node {
             environment.insert(variable.to_owned(), value);
         }
         let (ips, name) = (ips.to_vec(), name.to_owned());
-        Self { name, agent, network, ips, folder, environment, process: None }
+        Self { name, agent, network, ips, folder, environment, resolv_conf: None, process: None }
     }
 
     /// Sets a variable of the proxy's environment, for its next start.
@@ -72,12 +74,34 @@ impl Node {
         self.environment.insert(variable.to_owned(), value.to_string());
     }
 
+    /// Gives the proxy an `/etc/resolv.conf` of its own, from its next start.
+    pub fn set_resolv_conf(&mut self, text: &str) {
+        let path = self.folder.join("resolv.conf");
+        std::fs::write(&path, text).unwrap();
+        self.resolv_conf = Some(path);
+    }
+
+    /// The program that becomes the proxy.
+    fn command(&self) -> Command {
+        let program = env!("CARGO_BIN_EXE_corelane");
+        let Some(path) = &self.resolv_conf else {
+            let mut command = Command::new(program);
+            command.arg("proxy");
+            return command;
+        };
+        let mut command = Command::new("unshare");
+        let script = "mount --bind \"$1\" /etc/resolv.conf && exec \"$2\" proxy";
+        command.args(["--mount", "sh", "-c", script, "sh"]).arg(path).arg(program);
+        command
+    }
+
     /// Starts the proxy.
     pub fn start(&mut self) {
         assert!(self.process.is_none(), "{} runs already", self.name);
         let log = File::options().append(true).create(true).open(self.log_path()).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_corelane"));
-        command.arg("proxy").current_dir(&self.folder).env_clear().envs(&self.environment);
+        let mut command = self.command();
+        command.current_dir(&self.folder).env_clear().envs(&self.environment);
+        command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         // A child starts out in the namespace of the thread that forks it.
         self.process = Some(self.network.within(|| command.spawn()).unwrap().unwrap());

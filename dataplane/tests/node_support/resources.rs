@@ -1,11 +1,15 @@
 //! What the control plane says of the bed's pods: messages that a test may change before it puts them in force.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use prost::Message;
 use xds::proto::security::{self, Authorization, Clause, Match, Rule, StringMatch, string_match};
-use xds::proto::workload::{NetworkAddress, Port, PortList, Service, TunnelProtocol, Workload, WorkloadType};
+use xds::proto::workload::{
+    Address, GatewayAddress, NamespacedHostname, NetworkAddress, Port, PortList, Service, TunnelProtocol,
+    Workload, WorkloadType, address, gateway_address,
+};
 
+use super::control::Resource;
 use super::{Bed, Both};
 
 /// Kubernetes namespace of everything.
@@ -58,6 +62,32 @@ impl Bed {
         }
     }
 
+    /// A pod's workload as it is in force, or as [`Bed::workload`] has it where it is not.
+    pub fn held(&self, pod: &str) -> Workload {
+        let described = self.workload(pod);
+        match self.control.get(&described.uid).as_ref().map(decoded) {
+            Some(address::Type::Workload(workload)) => workload,
+            _ => described,
+        }
+    }
+
+    /// Changes what the control plane says of a pod, and waits until every node has taken it.
+    pub fn change(&self, pod: &str, change: impl FnOnce(&mut Workload)) {
+        let mut workload = self.held(pod);
+        change(&mut workload);
+        self.apply([workload]);
+    }
+
+    /// Changes what the control plane says of a service, and waits until every node has taken it.
+    pub fn change_service(&self, name: &str, change: impl FnOnce(&mut Service)) {
+        let held = self.control.get(&format!("{NAMESPACE}/{}", hostname(name)));
+        let Some(address::Type::Service(mut service)) = held.as_ref().map(decoded) else {
+            panic!("no service {name}")
+        };
+        change(&mut service);
+        self.apply([service]);
+    }
+
     /// Makes pods endpoints of a service: port 80 of its addresses leads to `target_port`. Without addresses it is
     /// headless.
     pub fn service(&mut self, name: &str, pods: &[&str], target_port: u16, is_headless: bool) -> Both {
@@ -79,13 +109,36 @@ impl Bed {
         };
         let key = format!("{NAMESPACE}/{}", service.hostname);
         let members = pods.iter().map(|pod| {
-            let services = BTreeMap::from([(key.clone(), PortList { ports: ports.clone() })]);
-            Workload { services, ..self.workload(pod) }.into()
+            let mut workload = self.held(pod);
+            workload.services.insert(key.clone(), PortList { ports: ports.clone() });
+            workload.into()
         });
         let members: Vec<_> = members.collect();
         self.control.put(std::iter::once(service.into()).chain(members));
         self.settle();
         Both { v4: (v4, 80).into(), v6: (v6, 80).into() }
+    }
+}
+
+fn decoded(resource: &Resource) -> address::Type {
+    Address::decode(&*resource.body.value).unwrap().r#type.unwrap()
+}
+
+/// A waypoint or a network gateway, known by its service.
+pub fn gateway_of_service(service: &str, port: u16) -> GatewayAddress {
+    let key = NamespacedHostname { namespace: NAMESPACE.to_owned(), hostname: hostname(service) };
+    GatewayAddress {
+        destination: Some(gateway_address::Destination::Hostname(key)),
+        hbone_mtls_port: port.into(),
+    }
+}
+
+/// A waypoint or a network gateway, known by an address.
+pub fn gateway_at(network: &str, ip: IpAddr, port: u16) -> GatewayAddress {
+    let address = NetworkAddress { network: network.to_owned(), address: bytes_of(ip), length: None };
+    GatewayAddress {
+        destination: Some(gateway_address::Destination::Address(address)),
+        hbone_mtls_port: port.into(),
     }
 }
 

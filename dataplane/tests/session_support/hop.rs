@@ -81,6 +81,11 @@ impl Hop {
     pub fn asked(&self) -> Asked {
         self.asked.recv_timeout(PATIENCE).unwrap()
     }
+
+    /// One that has arrived already.
+    pub fn try_asked(&self) -> Option<Asked> {
+        self.asked.try_recv().ok()
+    }
 }
 
 impl Drop for Hop {

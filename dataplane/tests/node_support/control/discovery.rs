@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use prost_types::value::Kind;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -37,7 +38,8 @@ impl AggregatedDiscoveryService for Discovery {
         let clock = self.script.state().clock;
         let script = self.script.clone();
         let (types, unanswered) = (BTreeMap::new(), BTreeSet::new());
-        let stream = Stream { id, script, types, nonces: 0, unanswered, injected: clock };
+        let node = String::new();
+        let stream = Stream { id, node, script, types, nonces: 0, unanswered, injected: clock };
         tokio::spawn(stream.run(request.into_inner(), responses));
         Ok(Response::new(ReceiverStream::new(queued)))
     }
@@ -55,6 +57,8 @@ pub(super) fn authenticate(metadata: &tonic::metadata::MetadataMap) -> Result<()
 #[derive(Default)]
 struct Subscription {
     wildcard: bool,
+    /// On demand: the node whose workloads come unasked.
+    node: Option<String>,
     names: BTreeSet<String>,
     /// Names asked for since the last response: each is answered, also if there is none.
     asked: BTreeSet<String>,
@@ -65,6 +69,8 @@ struct Subscription {
 
 struct Stream {
     id: u64,
+    /// The name of the client's node.
+    node: String,
     script: Arc<Script>,
     types: BTreeMap<String, Subscription>,
     nonces: u64,
@@ -107,8 +113,14 @@ impl Stream {
         if let Some(error) = request.error_detail {
             self.script.state().refusals.push(error.message);
         }
-        if let (Some(node), Some(stream)) = (request.node, self.script.state().streams.get_mut(&self.id)) {
-            stream.node = node.id;
+        if let Some(node) = request.node {
+            let name = node.metadata.as_ref().and_then(|it| it.fields.get("NODE_NAME")?.kind.clone());
+            if let Some(Kind::StringValue(name)) = name {
+                self.node = name;
+            }
+            if let Some(stream) = self.script.state().streams.get_mut(&self.id) {
+                stream.node = node.id;
+            }
         }
         if is_answer && !self.types.contains_key(&request.type_url) {
             return;
@@ -116,6 +128,7 @@ impl Stream {
         let subscription = self.types.entry(request.type_url).or_insert_with(|| Subscription {
             // An opening request that names nothing wants everything.
             wildcard: request.resource_names_subscribe.is_empty(),
+            node: request.resource_names_unsubscribe.iter().any(|it| it == "*").then(|| self.node.clone()),
             held: request.initial_resource_versions.into_iter().collect(),
             ..Subscription::default()
         });
@@ -123,6 +136,7 @@ impl Stream {
             if name == "*" {
                 subscription.wildcard = true;
             } else {
+                self.script.state().asked.push(name.clone());
                 subscription.asked.insert(name.clone());
                 subscription.names.insert(name);
             }
@@ -137,6 +151,9 @@ impl Stream {
     fn responses(&mut self) -> Vec<DeltaDiscoveryResponse> {
         let script = self.script.clone();
         let mut state = script.state();
+        if state.is_silent {
+            return Vec::new();
+        }
         let mut responses = Vec::new();
         for (type_url, subscription) in &mut self.types {
             responses.extend(subscription.response(type_url, &state));
@@ -161,10 +178,12 @@ impl Stream {
 impl Subscription {
     /// What the client does not have yet; `None` if it has everything and has been told so.
     fn response(&mut self, type_url: &str, state: &State) -> Option<DeltaDiscoveryResponse> {
-        let of_type = state.resources.iter().filter(|((held, _), _)| held == type_url);
-        let wanted: BTreeMap<_, _> = of_type
+        let of_type = || state.resources.iter().filter(|((held, _), _)| held == type_url);
+        let named = of_type().map(|(_, (_, resource))| resource).filter(|resource| self.names(resource));
+        let named: BTreeSet<_> = named.map(|resource| resource.name.as_str()).collect();
+        let wanted: BTreeMap<_, _> = of_type()
             .map(|((_, name), (version, resource))| (name.clone(), (version.to_string(), resource)))
-            .filter(|(_, (_, resource))| self.wants(resource))
+            .filter(|(_, (_, resource))| self.wants(resource, &named))
             .collect();
         let changed = wanted.iter().filter(|(name, (version, _))| self.held.get(*name) != Some(version));
         let resources: Vec<_> = changed.map(|(_, (version, it))| envelope(version, it)).collect();
@@ -183,9 +202,17 @@ impl Subscription {
         Some(DeltaDiscoveryResponse { resources, removed_resources, type_url, ..Default::default() })
     }
 
-    fn wants(&self, resource: &Resource) -> bool {
-        let names = || std::iter::once(&resource.name).chain(&resource.aliases);
-        self.wildcard || names().any(|name| self.names.contains(name))
+    /// Whether it was asked for by one of its names.
+    fn names(&self, resource: &Resource) -> bool {
+        std::iter::once(&resource.name).chain(&resource.aliases).any(|name| self.names.contains(name))
+    }
+
+    /// Who asks for a service gets its endpoints as well. `named` are those asked for.
+    fn wants(&self, resource: &Resource, named: &BTreeSet<&str>) -> bool {
+        self.wildcard
+            || self.node.as_ref() == Some(&resource.node)
+            || named.contains(resource.name.as_str())
+            || resource.services.iter().any(|service| named.contains(service.as_str()))
     }
 }
 

@@ -30,12 +30,15 @@ pub const TOKEN: &str = "a-token-of-the-test";
 pub const PORT: u16 = 15012;
 
 /// A resource of any type, under its name.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Resource {
     pub name: String,
     pub body: Any,
     /// Keys `NETWORK/IP` by which it may be asked for.
     pub aliases: Vec<String>,
+    /// Of a workload: its node, and the names of its services.
+    pub node: String,
+    pub services: Vec<String>,
 }
 
 /// What the control plane holds, and what it has seen of its clients.
@@ -51,6 +54,10 @@ pub struct State {
     pub(super) refusals: Vec<String>,
     /// Responses to send to each open stream, at which time.
     pub(super) injected: Vec<(u64, DeltaDiscoveryResponse)>,
+    /// Nothing is answered.
+    pub(super) is_silent: bool,
+    /// Names that clients asked for one by one.
+    pub(super) asked: Vec<String>,
 }
 
 /// How far one client is.
@@ -185,6 +192,16 @@ impl ControlPlane {
         self.script.change(|state| state.injected.push((state.clock, response)));
     }
 
+    /// Has questions and changes wait for their answers, or answers them all.
+    pub fn set_silent(&self, is_silent: bool) {
+        self.script.change(|state| state.is_silent = is_silent);
+    }
+
+    /// Names that clients have asked for one by one, in order.
+    pub fn asked(&self) -> Vec<String> {
+        self.script.state().asked.clone()
+    }
+
     /// The resource of a name.
     pub fn get(&self, name: &str) -> Option<Resource> {
         let state = self.script.state();
@@ -223,9 +240,10 @@ impl ControlPlane {
 impl From<Workload> for Resource {
     fn from(workload: Workload) -> Self {
         let aliases = workload.addresses.iter().map(|ip| alias(&workload.network, ip)).collect();
-        let name = workload.uid.clone();
+        let (name, node) = (workload.uid.clone(), workload.node.clone());
+        let services = workload.services.keys().cloned().collect();
         let address = Address { r#type: Some(address::Type::Workload(workload)) };
-        Self { name, body: any(ADDRESS_TYPE, &address), aliases }
+        Self { name, body: any(ADDRESS_TYPE, &address), aliases, node, services }
     }
 }
 
@@ -234,14 +252,14 @@ impl From<Service> for Resource {
         let aliases = service.addresses.iter().map(|it| alias(&it.network, &it.address)).collect();
         let name = format!("{}/{}", service.namespace, service.hostname);
         let address = Address { r#type: Some(address::Type::Service(service)) };
-        Self { name, body: any(ADDRESS_TYPE, &address), aliases }
+        Self { name, body: any(ADDRESS_TYPE, &address), aliases, ..Self::default() }
     }
 }
 
 impl From<Authorization> for Resource {
     fn from(policy: Authorization) -> Self {
         let name = format!("{}/{}", policy.namespace, policy.name);
-        Self { name, body: any(AUTHORIZATION_TYPE, &policy), aliases: Vec::new() }
+        Self { name, body: any(AUTHORIZATION_TYPE, &policy), ..Self::default() }
     }
 }
 
