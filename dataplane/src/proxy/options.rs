@@ -27,14 +27,10 @@ pub struct Unwired {
 
 /// Refuses what would be believed to be in force and is not.
 pub(super) fn refuse_unwired(config: &Config) -> Result<(), Unwired> {
-    let refused = [
-        (!config.proxies, "ENABLE_PROXY=false", "leave it out"),
-        (config.tls12, "TLS12_ENABLED=true", "peers must speak TLS 1.3"),
-    ];
-    match refused.iter().find(|(is_set, ..)| *is_set) {
-        Some(&(_, setting, instead)) => Err(Unwired { setting, instead }),
-        None => Ok(()),
+    if config.tls12 {
+        return Err(Unwired { setting: "TLS12_ENABLED=true", instead: "peers must speak TLS 1.3" });
     }
+    Ok(())
 }
 
 /// Why the local state cannot be used.
@@ -121,6 +117,8 @@ fn node_options(config: &Config) -> NodeOptions {
         localhost_application_tunnel: config.localhost_app_tunnel,
         response_baggage: config.response_baggage,
         policy_decisions_at_info: config.log.policy_decisions,
+        proxies: config.proxies,
+        idle_timeout: config.own.idle_timeout,
         keepalive: sockets.keepalive.map(tcp_keepalive),
         user_timeout: sockets.keepalive.filter(|_| sockets.user_timeout).map(Keepalive::gives_up_after),
         http_client: http(h2::Config::hbone_client()),

@@ -73,6 +73,8 @@ pub struct NodeOptions {
     pub response_baggage: bool,
     /// Decisions of policies are logged at level info rather than debug.
     pub policy_decisions_at_info: bool,
+    /// Connections are carried; without it pods are only answered names.
+    pub proxies: bool,
     /// Keep-alive of the sockets of applications and next hops.
     pub keepalive: Option<TcpKeepalive>,
     /// `TCP_USER_TIMEOUT` of every socket.
@@ -122,6 +124,7 @@ impl Default for NodeOptions {
             localhost_application_tunnel: true,
             response_baggage: true,
             policy_decisions_at_info: false,
+            proxies: true,
             keepalive: Some(KEEPALIVE),
             user_timeout: None,
             http_client: Config::hbone_client(),

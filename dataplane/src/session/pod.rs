@@ -6,6 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use model::Workload;
 use slab::Slab;
@@ -38,6 +39,9 @@ pub(super) struct Pod {
     baggage: RefCell<Option<(Arc<Workload>, Rc<str>)>>,
 }
 
+/// Connections that a listener takes at most when it is to close; no backlog is longer.
+const LAST_ACCEPTS_MAX: usize = 4_096;
+
 /// What a listener does with a connection.
 type Serve = fn(Rc<Node>, Rc<Pod>, Socket, SocketAddr);
 
@@ -46,9 +50,12 @@ impl Pod {
         let ports = node.options.ports;
         let options = node.listen_options(&local.network);
         let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
-        let mut listeners: Vec<(Listener, Serve)> = vec![(bind(ports.inbound_hbone)?, inbound::serve)];
+        let mut listeners: Vec<(Listener, Serve)> = Vec::new();
+        if node.options.proxies {
+            listeners.push((bind(ports.inbound_hbone)?, inbound::serve));
+        }
         let is_own = node.options.own_pod.as_ref() == Some(&local.uid);
-        if !is_own {
+        if node.options.proxies && !is_own {
             listeners.push((bind(ports.outbound)?, outbound::serve));
             listeners.push((bind(ports.inbound_plaintext)?, passthrough::serve));
         }
@@ -133,16 +140,33 @@ async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) 
         let mut closing = pod.closing.wait();
         let accepted = monoio::select! {
             biased;
-            () = &mut closing => return,
+            () = &mut closing => break,
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, _)) if node.is_full() => socket.reset_on_close(),
-            Ok((socket, remote)) => serve(node.clone(), pod.clone(), socket, remote),
+            Ok((socket, remote)) => take(&node, &pod, serve, socket, remote),
             Err(error) => {
                 tracing::error!(pod = %pod.local.uid, %error, "a listener is broken");
                 return;
             }
         }
+    }
+    if pod.gone.is_open() {
+        return;
+    }
+    // Those that have come already, before this process took itself out of the way of its successor.
+    for _ in 0..LAST_ACCEPTS_MAX {
+        match monoio::time::timeout(Duration::ZERO, listener.accept()).await {
+            Ok(Ok((socket, remote))) => take(&node, &pod, serve, socket, remote),
+            _ => return,
+        }
+    }
+}
+
+fn take(node: &Rc<Node>, pod: &Rc<Pod>, serve: Serve, socket: Socket, remote: SocketAddr) {
+    if node.is_full() {
+        socket.reset_on_close();
+    } else {
+        serve(node.clone(), pod.clone(), socket, remote);
     }
 }
