@@ -114,6 +114,8 @@ async fn connection<S: Site>(stream: impl AsyncRead + AsyncWrite + Unpin + 'stat
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
+        // A client that has sent its request may end its direction; it still wants the answer.
+        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .await;
     if let Err(error) = served {

@@ -118,7 +118,6 @@ fn node_options(config: &Config) -> NodeOptions {
         response_baggage: config.response_baggage,
         policy_decisions_at_info: config.log.policy_decisions,
         proxies: config.proxies,
-        idle_timeout: config.own.idle_timeout,
         keepalive: sockets.keepalive.map(tcp_keepalive),
         user_timeout: sockets.keepalive.filter(|_| sockets.user_timeout).map(Keepalive::gives_up_after),
         http_client: http(h2::Config::hbone_client()),

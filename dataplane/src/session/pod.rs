@@ -50,6 +50,7 @@ impl Pod {
         let ports = node.options.ports;
         let options = node.listen_options(&local.network);
         let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
+        pass_on_handshakes(local);
         let mut listeners: Vec<(Listener, Serve)> = Vec::new();
         if node.options.proxies {
             listeners.push((bind(ports.inbound_hbone)?, inbound::serve));
@@ -133,6 +134,12 @@ impl fmt::Debug for Pod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pod").field("local", &self.local).finish_non_exhaustive()
     }
+}
+
+/// Has the kernel give a handshake under way, when its listener closes, to another one of the same port: that of our
+/// successor in an upgrade. Linux 5.14; where the setting may not be written, such a client dials again.
+fn pass_on_handshakes(local: &LocalPod) {
+    drop(local.network.within(|| std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1")));
 }
 
 async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) {

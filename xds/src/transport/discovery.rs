@@ -12,7 +12,7 @@ use prost_types::value::Kind;
 use prost_types::{ListValue, Struct, Value};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming};
 
 pub use super::recording::StateSources;
 use super::recording::{self, Warm};
@@ -227,7 +227,7 @@ impl Driver {
             AggregatedDiscoveryServiceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut responses = match service.delta_aggregated_resources(request).await {
             Ok(response) => response.into_inner(),
-            Err(status) => return ended(&status),
+            Err(status) => return ended(&status, config),
         };
         tell(Event::Connected);
         loop {
@@ -241,7 +241,7 @@ impl Driver {
                         }
                     }
                     Ok(None) => return (End::Clean, "the control plane ended the stream".to_owned()),
-                    Err(status) => return ended(&status),
+                    Err(status) => return ended(&status, config),
                 },
                 Some(key) = demands.recv() => self.demand(&key, Some(&requests), tell),
             }
@@ -326,12 +326,20 @@ async fn next(
     responses.message().await
 }
 
-fn ended(status: &Status) -> (End, String) {
+fn ended(status: &Status, config: &DiscoveryConfig) -> (End, String) {
     let end = End::Status { code: status.code(), message: status.message().to_owned() };
-    (end, format!("the stream ended: {}: {}", status.code(), super::chain(status)))
+    let reason = match status.code() {
+        Code::Unauthenticated | Code::PermissionDenied => format!(
+            "the control plane does not accept {}: {}; it must be valid for this node's pod, audience istio-ca",
+            config.credentials.token,
+            status.message()
+        ),
+        code => format!("the stream ended: {code}: {}", super::chain(status)),
+    };
+    (end, reason)
 }
 
 fn overflow() -> (End, String) {
     let message = format!("the control plane left {REQUESTS_WAITING_MAX} requests unread");
-    (End::Status { code: tonic::Code::ResourceExhausted, message: message.clone() }, message)
+    (End::Status { code: Code::ResourceExhausted, message: message.clone() }, message)
 }

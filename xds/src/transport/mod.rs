@@ -239,6 +239,17 @@ fn read(path: &Path) -> Result<Vec<u8>, TransportError> {
 
 // === impl Token ===
 
+/// In words, without the token itself.
+impl fmt::Display for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("a client without token"),
+            Self::File(path) => write!(f, "the token in {}", path.display()),
+            Self::Literal(_) => f.write_str("the given token"),
+        }
+    }
+}
+
 /// Without the token itself.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -141,8 +141,13 @@ impl IstioCertificateService for Certificates {
         let request = request.into_inner();
         let metadata = request.metadata.unwrap_or_default();
         let named = metadata.fields.get("ImpersonatedIdentity").and_then(|it| it.kind.clone());
-        let Some(Kind::StringValue(identity)) = named else {
-            return Err(Status::invalid_argument("no ImpersonatedIdentity"));
+        let identity = match named {
+            Some(Kind::StringValue(identity)) => identity,
+            // Who asks for himself: here the one that the request says.
+            _ => SigningRequest::parse(&request.csr)
+                .ok()
+                .and_then(|csr| csr.identity().map(|identity| identity.uri().to_owned()))
+                .ok_or_else(|| Status::invalid_argument("neither ImpersonatedIdentity nor a name"))?,
         };
         let seconds = u64::try_from(request.validity_duration).unwrap_or(0);
         let chain = self.authority.sign(&request.csr, &identity, Duration::from_secs(seconds));
