@@ -149,6 +149,23 @@ impl Bed {
         pod
     }
 
+    /// A pod with a proxy of its own, which runs in the pod's network and has no node agent; the node has its name.
+    pub fn dedicated(&mut self, name: &str) -> Pod {
+        let pod = self.place(Some(name), name);
+        self.control.put([self.workload(name).into()]);
+        let environment = self.control.environment();
+        let mut node = Node::new(name, pod.network.clone(), &pod.ips, self.folder.path(), environment);
+        node.set("PROXY_MODE", "dedicated");
+        node.set("PROXY_WORKLOAD_INFO", format!("{NAMESPACE}/{name}/{name}"));
+        // The redirection tells the proxy's own connections by their mark.
+        node.set("PACKET_MARK", capture::PROXY_MARK);
+        node.start();
+        node.until_ready(true);
+        self.nodes.insert(name.to_owned(), node);
+        self.capture(name);
+        pod
+    }
+
     /// A pod that the control plane knows as one outside the mesh.
     pub fn plain_pod(&mut self, name: &str) -> Pod {
         let pod = self.place(None, name);
@@ -234,7 +251,7 @@ impl Bed {
 
     /// Waits until every node has answered everything that the control plane holds.
     pub fn settle(&self) {
-        self.control.settle(self.nodes.len());
+        self.control.settle(self.nodes.values().filter(|node| node.has_control_plane()).count());
     }
 
     /// Waits until every node is ready and every pod in the mesh has its certificate.

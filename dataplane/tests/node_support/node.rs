@@ -74,11 +74,28 @@ impl Node {
         self.environment.insert(variable.to_owned(), value.to_string());
     }
 
+    /// Puts a file into the proxy's working directory, in the place of one of this name if there is one.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        let new = path.with_extension("new");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(&new, &path).unwrap();
+        path
+    }
+
+    /// A file of the proxy's working directory.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
+    }
+
+    /// Whether a control plane describes the mesh to the proxy.
+    pub fn has_control_plane(&self) -> bool {
+        self.environment.get("XDS_ADDRESS").is_some_and(|address| !address.is_empty())
+    }
+
     /// Gives the proxy an `/etc/resolv.conf` of its own, from its next start.
     pub fn set_resolv_conf(&mut self, text: &str) {
-        let path = self.folder.join("resolv.conf");
-        std::fs::write(&path, text).unwrap();
-        self.resolv_conf = Some(path);
+        self.resolv_conf = Some(self.write("resolv.conf", text));
     }
 
     /// The program that becomes the proxy.

@@ -37,24 +37,8 @@ impl Pki {
 
     /// The revocation list that names these certificates.
     pub fn revoke(&self, revoked: &[&Credentials]) -> RevocationLists {
-        let revoked = revoked.iter().map(|credentials| {
-            let leaf = X509Certificate::from_der(&credentials.chain()[0]).unwrap().1;
-            RevokedCertParams {
-                serial_number: SerialNumber::from_slice(leaf.raw_serial()),
-                revocation_time: rcgen::date_time_ymd(2021, 1, 1),
-                reason_code: None,
-                invalidity_date: None,
-            }
-        });
-        let params = CertificateRevocationListParams {
-            this_update: rcgen::date_time_ymd(2021, 1, 1),
-            next_update: rcgen::date_time_ymd(2090, 1, 1),
-            crl_number: SerialNumber::from(1),
-            issuing_distribution_point: None,
-            revoked_certs: revoked.collect(),
-            key_identifier_method: KeyIdMethod::Sha256,
-        };
-        RevocationLists::parse(params.signed_by(&self.issuer).unwrap().pem().unwrap().as_bytes()).unwrap()
+        let serials = revoked.iter().map(|credentials| serial_number(&credentials.chain()[0]));
+        RevocationLists::parse(revocation_list(&self.issuer, serials).as_bytes()).unwrap()
     }
 
     /// A certificate with these URI names that is valid until the begin of a year.
@@ -85,6 +69,33 @@ impl Pki {
         config.alpn_protocols = vec![b"h2".to_vec()];
         config
     }
+}
+
+/// A certificate's number, as its issuer's revocation lists name it.
+pub fn serial_number(certificate: &CertificateDer<'_>) -> Vec<u8> {
+    X509Certificate::from_der(certificate).unwrap().1.raw_serial().to_vec()
+}
+
+/// An issuer's revocation list of these numbers, as PEM.
+pub fn revocation_list(
+    issuer: &Issuer<'static, KeyPair>,
+    serials: impl IntoIterator<Item = Vec<u8>>,
+) -> String {
+    let revoked = serials.into_iter().map(|serial| RevokedCertParams {
+        serial_number: SerialNumber::from(serial),
+        revocation_time: rcgen::date_time_ymd(2021, 1, 1),
+        reason_code: None,
+        invalidity_date: None,
+    });
+    let params = CertificateRevocationListParams {
+        this_update: rcgen::date_time_ymd(2021, 1, 1),
+        next_update: rcgen::date_time_ymd(2090, 1, 1),
+        crl_number: SerialNumber::from(1),
+        issuing_distribution_point: None,
+        revoked_certs: revoked.collect(),
+        key_identifier_method: KeyIdMethod::Sha256,
+    };
+    params.signed_by(issuer).unwrap().pem().unwrap()
 }
 
 /// The tests that use it are about what the server thinks of the client.

@@ -1,29 +1,32 @@
 //! The certificate authority of the scripted control plane.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use model::Identity;
 use prost_types::value::Kind;
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, Issuer, KeyPair};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tonic::{Request, Response, Status};
 use tunnel::tls::Credentials;
-use xds::control::ca::{CertificateAuthority, LeafLifetimes, SigningRequest};
+use xds::control::ca::{CertificateAuthority, LeafLifetimes, ROOT_KEY_FILE, SigningRequest};
 use xds::proto::ca::istio_certificate_service_server::IstioCertificateService;
 use xds::proto::ca::{IstioCertificateRequest, IstioCertificateResponse};
 
 use super::SERVER_NAME;
 use super::discovery::authenticate;
 use crate::node_support::PATIENCE;
-use crate::node_support::pki::Leaf;
+use crate::node_support::pki::{Leaf, revocation_list, serial_number};
 
 /// Signs what it is asked to, unless it is told not to.
 pub struct Authority {
     inner: CertificateAuthority,
+    /// The same key, for revocation lists.
+    issuer: Issuer<'static, KeyPair>,
     book: Mutex<Book>,
 }
 
@@ -31,16 +34,23 @@ pub struct Authority {
 struct Book {
     /// Every identity that a certificate was issued to, in order.
     issued: Vec<String>,
+    /// The numbers of all certificates, each with its identity.
+    serials: Vec<(String, Vec<u8>)>,
     refused: BTreeSet<String>,
     lifetime: Option<Duration>,
 }
 
 impl Authority {
-    pub(super) fn new() -> Self {
+    /// Its files are in `folder`.
+    pub(super) fn new(folder: &Path) -> Self {
         let lifetimes = LeafLifetimes { usual: Duration::from_hours(24), longest: Duration::from_hours(48) };
         let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
-        let inner = CertificateAuthority::generate("cluster.local", lifetimes, random, SystemTime::now());
-        Self { inner: inner.unwrap(), book: Mutex::default() }
+        let now = SystemTime::now();
+        let inner = CertificateAuthority::load_or_generate(folder, "cluster.local", lifetimes, random, now);
+        let inner = inner.unwrap();
+        let key = std::fs::read_to_string(folder.join(ROOT_KEY_FILE)).unwrap();
+        let issuer = Issuer::from_ca_cert_der(inner.root_der(), KeyPair::from_pem(&key).unwrap()).unwrap();
+        Self { inner, issuer, book: Mutex::default() }
     }
 
     fn book(&self) -> MutexGuard<'_, Book> {
@@ -73,6 +83,13 @@ impl Authority {
     /// From now on it may have one again.
     pub fn allow(&self, identity: &str) {
         self.book().refused.remove(identity);
+    }
+
+    /// The revocation list of all certificates of these identities, as PEM.
+    pub fn revocation_list(&self, identities: &[&str]) -> String {
+        let serials = self.book().serials.clone();
+        let revoked = serials.into_iter().filter(|(identity, _)| identities.contains(&identity.as_str()));
+        revocation_list(&self.issuer, revoked.map(|(_, serial)| serial))
     }
 
     /// From now on certificates live so long, whatever is asked for.
@@ -123,7 +140,10 @@ impl Authority {
             book.lifetime.unwrap_or(lifetime)
         };
         let chain = self.inner.sign_workload(&request, &parsed, Some(lifetime), SystemTime::now());
-        chain.map_err(|error| error.to_string())
+        let chain = chain.map_err(|error| error.to_string())?;
+        let leaf = CertificateDer::from_pem_slice(chain[0].as_bytes()).unwrap();
+        self.book().serials.push((identity.to_owned(), serial_number(&leaf)));
+        Ok(chain)
     }
 }
 

@@ -113,7 +113,7 @@ impl Script {
 impl ControlPlane {
     /// Running in `network` on `address`; its files are in `folder`.
     pub fn start(network: NetworkNamespace, address: SocketAddr, folder: &Path) -> Self {
-        let authority = Arc::new(Authority::new());
+        let authority = Arc::new(Authority::new(&folder.join("authority")));
         std::fs::write(folder.join("root-cert.pem"), authority.root_pem()).unwrap();
         std::fs::write(folder.join("token"), TOKEN).unwrap();
         let script = Arc::new(Script::new());
