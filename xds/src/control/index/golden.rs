@@ -9,6 +9,8 @@
 //!   another type. The cut-down form is compared all the same.
 //! - Order of the clauses of a rule, which are ANDed.
 
+mod held;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use prost::Message;
 use super::authorization::authorization;
 use super::*;
 use crate::control::desired::ResourceKind;
+use crate::kube::istio::AuthorizationPolicy;
 use crate::kube::load_documents;
 use crate::kube::{Kind, convert};
 use crate::proto::discovery::DeltaDiscoveryResponse;
@@ -85,6 +88,24 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 struct Cluster(BTreeMap<[String; 3], String>);
 
 impl Cluster {
+    /// What a scenario begins with.
+    fn input(scenario: &Path) -> Self {
+        let mut cluster = Self::default();
+        for file in files(&scenario.join("input"), "yaml") {
+            cluster.apply(&file);
+        }
+        cluster
+    }
+
+    /// A live change.
+    fn step(&mut self, file: &Path) {
+        if file.file_name().unwrap().to_string_lossy().contains("-delete-") {
+            self.delete(file);
+        } else {
+            self.apply(file);
+        }
+    }
+
     fn each(file: &Path, mut visit: impl FnMut([String; 3], &str)) {
         let text = fs::read_to_string(file).unwrap();
         for document in text.split("\n---\n").filter(|document| document.contains("kind:")) {
@@ -171,25 +192,29 @@ fn undo_address_differences(name: &str, ours: &mut Address, catalog: &Catalog, c
     }
 }
 
+fn authorizations(indexed: &Indexed) -> BTreeMap<String, security::Authorization> {
+    let ours = indexed.desired.resources(ResourceKind::Authorization).iter();
+    ours.map(|(name, resource)| {
+        (name.to_string(), sorted(security::Authorization::decode(&*resource.body).unwrap()))
+    })
+    .collect()
+}
+
+/// What istiod sends of a policy, made by the same converters from the cut-down form.
+fn reduced(policy: &AuthorizationPolicy) -> Option<security::Authorization> {
+    let reduced = convert::authorization::convert_reduced(policy).unwrap();
+    let scope = convert::attachment::scope(policy, &MeshSettings::default());
+    reduced.map(|reduced| sorted(authorization(&reduced, scope).unwrap()))
+}
+
 fn compare_authorizations(place: &str, catalog: &Catalog, indexed: &Indexed, captured: &Captured) {
-    let mesh = MeshSettings::default();
-    let ours: BTreeMap<String, security::Authorization> = indexed
-        .desired
-        .resources(ResourceKind::Authorization)
-        .iter()
-        .map(|(name, resource)| {
-            (name.to_string(), sorted(security::Authorization::decode(&*resource.body).unwrap()))
-        })
-        .collect();
+    let ours = authorizations(indexed);
     let whole = indexed.desired.resources(ResourceKind::AuthorizationPolicy);
     for policy in catalog.authorization_policies.values() {
         let key = policy.meta.object_name().to_string();
         let travels = (ours.contains_key(&key), whole.contains_key(&*key));
         assert!(travels.0 ^ travels.1, "{place}: {key} travels in exactly one type");
-        // What istiod sends, made by the same converters from the cut-down form.
-        let reduced = convert::authorization::convert_reduced(policy).unwrap();
-        let scope = convert::attachment::scope(policy, &mesh);
-        let reduced = reduced.map(|reduced| sorted(authorization(&reduced, scope).unwrap()));
+        let reduced = reduced(policy);
         assert_eq!(reduced.as_ref(), captured.authorizations.get(&key), "{place}: {key}");
         if let (Some(ours), Some(theirs)) = (ours.get(&key), captured.authorizations.get(&key)) {
             assert_eq!(ours, theirs, "{place}: {key}");
@@ -206,10 +231,7 @@ fn same_objects_make_the_same_resources_as_istiod_at_every_step() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
     for scenario in SCENARIOS {
         let folder = root.join(scenario);
-        let mut cluster = Cluster::default();
-        for file in files(&folder.join("input"), "yaml") {
-            cluster.apply(&file);
-        }
+        let mut cluster = Cluster::input(&folder);
         let config = ControlConfig::new("unused", "unused", "node1");
         let mut indexer = Indexer::new(&config);
         let mut captured = Captured::default();
@@ -224,10 +246,8 @@ fn same_objects_make_the_same_resources_as_istiod_at_every_step() {
                 .map(|path| (path.file_stem().unwrap().to_string_lossy().into_owned(), Some(path))),
         );
         for (generation, (step, file)) in steps.into_iter().enumerate() {
-            match file {
-                Some(file) if step.contains("-delete-") => cluster.delete(&file),
-                Some(file) => cluster.apply(&file),
-                None => {}
+            if let Some(file) = file {
+                cluster.step(&file);
             }
             // `NNN-STEP-resp-TYPE.pb`, where STEP is `NN-what`.
             let number = format!("-{}-", &step[..2]);
