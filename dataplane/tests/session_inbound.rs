@@ -80,9 +80,14 @@ fn a_hostname_means_the_dialled_pod_at_the_port_that_it_has_for_the_service() {
         assert_eq!(raw.exchange(connect(&format!("{WEB_HOST}:80")), b"x").status, 200);
         let key = NamespacedHostname { namespace: "app".into(), hostname: WEB_HOST.into() };
         bed.change_workload("server", |workload| {
-            workload.services.insert(key, vec![EndpointPort { service_port: 80, target_port: 9090 }]);
+            workload.services.insert(key.clone(), vec![EndpointPort { service_port: 80, target_port: 9090 }]);
         });
         assert_eq!(raw.ask(vec![connect(&format!("{WEB_HOST}:80"))]), [401]);
+        // 0 is none of its own: the service's number stands.
+        bed.change_workload("server", |workload| {
+            workload.services.insert(key, vec![EndpointPort { service_port: 80, target_port: 0 }]);
+        });
+        assert_eq!(raw.exchange(connect(&format!("{WEB_HOST}:80")), b"x").status, 200);
     });
 }
 

@@ -61,9 +61,10 @@ impl DestinationLookup for Lookup<'_> {
     fn hostname_port(&self, hostname: &str, service_port: u16) -> HostnamePort {
         let Some(entry) = self.service(hostname) else { return HostnamePort::UnknownHostname };
         let own = self.workload.services.get(entry.key()).into_iter().flatten();
-        let own = own.filter(|port| port.service_port == service_port).map(|port| port.target_port).next();
-        let target = own.or_else(|| entry.service.port(service_port).map(|port| port.target_port));
-        target.filter(|port| *port != 0).map_or(HostnamePort::UnknownPort, HostnamePort::Target)
+        let own = own.filter(|port| port.service_port == service_port).map(|port| port.target_port);
+        let services = entry.service.port(service_port).map(|port| port.target_port);
+        // 0 is the absence of a number: the endpoint has none of its own, or the service's port has a name.
+        own.chain(services).find(|port| *port != 0).map_or(HostnamePort::UnknownPort, HostnamePort::Target)
     }
 
     fn is_waypoint_of(&self, ip: IpAddr) -> bool {
