@@ -38,7 +38,7 @@ pub mod wire;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,6 +55,9 @@ pub use resources::{NAMESPACE, ip_of};
 
 /// How long anything may take. Only a failure waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the control plane is.
+const CONTROL_PLANE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 99, 0, 100));
 
 /// What [`Bed::request`] sends: easy to find on the wire.
 pub const PLAINTEXT: &[u8] = b"hello in plain text";
@@ -112,9 +115,9 @@ impl Bed {
     pub fn with(nodes: &[&str], prepare: impl Fn(&mut Node)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut fabric = Fabric::new().unwrap();
-        let address: IpAddr = [10, 99, 0, 100].into();
-        let network = fabric.add_pod(&Arc::from("control-plane"), &[address]).unwrap().namespace.clone();
-        let address = SocketAddr::new(address, control::PORT);
+        let network =
+            fabric.add_pod(&Arc::from("control-plane"), &[CONTROL_PLANE]).unwrap().namespace.clone();
+        let address = SocketAddr::new(CONTROL_PLANE, control::PORT);
         let control = ControlPlane::start(network, address, folder.path());
         let (pods, empty) = (BTreeMap::new(), BTreeMap::new());
         let redirection = Redirection::default();
@@ -153,6 +156,11 @@ impl Bed {
     pub fn dedicated(&mut self, name: &str) -> Pod {
         let pod = self.place(Some(name), name);
         self.control.put([self.workload(name).into()]);
+        // The rules come first, as an init container's do, and leave the control plane alone: what is connected already
+        // would be torn by them.
+        let mut redirection = self.redirection.clone();
+        redirection.host_probes.push(CONTROL_PLANE);
+        capture::enroll(&pod.network, &redirection).unwrap();
         let environment = self.control.environment();
         let mut node = Node::new(name, pod.network.clone(), &pod.ips, self.folder.path(), environment);
         node.set("PROXY_MODE", "dedicated");
@@ -162,7 +170,6 @@ impl Bed {
         node.start();
         node.until_ready(true);
         self.nodes.insert(name.to_owned(), node);
-        self.capture(name);
         pod
     }
 
