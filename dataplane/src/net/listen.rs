@@ -80,6 +80,14 @@ impl Listener {
         address(SockRef::from(&self.descriptor).local_addr()?)
     }
 
+    /// A connection that has come already. Never waits.
+    pub fn accept_waiting(&self) -> Option<(Socket, SocketAddr)> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        let (socket, peer) = rustix::net::acceptfrom_with(&self.descriptor, flags).ok()?;
+        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok())?;
+        Some((Socket::new(socket).ok()?, canonical(peer)))
+    }
+
     /// Waits for the next connection and says who it is from. Dropping the future loses nothing: a connection is
     /// taken and returned in one step.
     ///

@@ -6,7 +6,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use model::Workload;
 use slab::Slab;
@@ -40,7 +39,7 @@ pub(super) struct Pod {
 }
 
 /// Connections that a listener takes at most when it is to close; no backlog is longer.
-const LAST_ACCEPTS_MAX: usize = 4_096;
+const LAST_ACCEPTS_MAX: usize = 1_024;
 
 /// What a listener does with a connection.
 type Serve = fn(Rc<Node>, Rc<Pod>, Socket, SocketAddr);
@@ -162,11 +161,8 @@ async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) 
         return;
     }
     // Those that have come already, before this process took itself out of the way of its successor.
-    for _ in 0..LAST_ACCEPTS_MAX {
-        match monoio::time::timeout(Duration::ZERO, listener.accept()).await {
-            Ok(Ok((socket, remote))) => take(&node, &pod, serve, socket, remote),
-            _ => return,
-        }
+    for (socket, remote) in std::iter::from_fn(|| listener.accept_waiting()).take(LAST_ACCEPTS_MAX) {
+        take(&node, &pod, serve, socket, remote);
     }
 }
 
