@@ -8,15 +8,18 @@ use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use dataplane::access_log::{CloseCause, Direction};
-use dataplane::session::NodeOptions;
+use dataplane::session::{Demander, NodeOptions};
 use model::{
     ApplicationTunnel, ApplicationTunnelProtocol, EndpointPort, GatewayAddress, GatewayDestination,
-    NamespacedHostname, NetworkAddress,
+    NamespacedHostname, NetworkAddress, Service,
 };
 use session_support::{Bed, PATIENCE, Setup, exchange, inside, is_refused, pods, policy};
 use tunnel::h2::Headers;
+use xds::control::desired::ResourceKind;
+use xds::decode::Address;
 
 const WEB: &str = "---
 apiVersion: v1
@@ -285,6 +288,94 @@ fn a_sandwiched_waypoint_takes_the_addresses_of_those_it_serves_and_no_others() 
         let waypoint = GatewayAddress { destination, hbone_mtls_port: 15_008 };
         bed.change_workload("other", |workload| workload.waypoint = Some(waypoint));
         assert_eq!(raw.ask(vec![connect("10.244.1.3:80")]), [400]);
+    });
+}
+
+/// What the node asks the control plane for next.
+fn next_key(queue: &mut tokio::sync::mpsc::Receiver<String>) -> String {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match queue.try_recv() {
+            Ok(key) => return key,
+            Err(_) => assert!(Instant::now() < deadline, "nothing was asked for"),
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn on_demand_a_request_waits_until_it_is_known_whose_its_destination_is() {
+    inside("on_demand_a_request_waits_until_it_is_known_whose_its_destination_is", || {
+        let (demander, mut queue) = Demander::new();
+        let options = NodeOptions { demander: Some(demander), ..NodeOptions::default() };
+        let mut bed = Bed::with(&(pods() + WEB), &Setup { options, ..Setup::default() });
+        bed.serve_echo("server", 8080);
+        bed.serve_echo("server", 80);
+        let service = |bed: &Bed, hostname: &str| {
+            let entry = bed.state.snapshot.service_by_host(hostname, "app").unwrap();
+            Service::clone(&entry.service)
+        };
+        let (web, mut far) = (service(&bed, WEB_HOST), service(&bed, FAR_HOST));
+        for hostname in [WEB_HOST, FAR_HOST] {
+            bed.lose(ResourceKind::Address, &format!("app/{hostname}"));
+        }
+        let waiting = |bed: &Bed, authority: &str| {
+            let (raw, request) = (bed.raw(bed.ip("server")), connect(authority));
+            std::thread::spawn(move || raw.exchange(request, b"x").status)
+        };
+        // What is asked of the pod itself needs no answer.
+        assert_eq!(waiting(&bed, "10.244.1.2:8080").join().unwrap(), 200);
+        assert!(queue.try_recv().is_err());
+        let request = waiting(&bed, &format!("{WEB_HOST}:80"));
+        assert_eq!(next_key(&mut queue), format!("app/{WEB_HOST}"));
+        bed.hold(Address::Service(web.clone()));
+        assert_eq!(request.join().unwrap(), 200);
+        // A name tells where else the service may be; what does not exist is asked for once.
+        let request = waiting(&bed, "db.shop.svc.cluster.local:80");
+        for key in ["app/db.shop.svc.cluster.local", "shop/db.shop.svc.cluster.local"] {
+            assert_eq!(next_key(&mut queue), key);
+            bed.answer_absent(key);
+        }
+        assert_eq!(request.join().unwrap(), 503);
+        assert_eq!(waiting(&bed, "db.shop.svc.cluster.local:80").join().unwrap(), 503);
+        assert!(queue.try_recv().is_err());
+        // As a waypoint that is told by its service's address: whose the address is, then whose that one is.
+        bed.lose(ResourceKind::Address, &format!("app/{WEB_HOST}"));
+        let address = NetworkAddress { network: "".into(), ip: "10.96.1.9".parse().unwrap() };
+        let destination = GatewayDestination::Address(address);
+        far.waypoint = Some(GatewayAddress { destination, hbone_mtls_port: 15_008 });
+        let request = waiting(&bed, "10.96.1.10:80");
+        assert_eq!(next_key(&mut queue), "/10.96.1.10");
+        bed.hold(Address::Service(far));
+        assert_eq!(next_key(&mut queue), "/10.96.1.9");
+        bed.hold(Address::Service(web));
+        assert_eq!(request.join().unwrap(), 200);
+        // Nobody's address is not this pod's.
+        let request = waiting(&bed, "10.96.1.11:80");
+        assert_eq!(next_key(&mut queue), "/10.96.1.11");
+        bed.answer_absent("/10.96.1.11");
+        assert_eq!(request.join().unwrap(), 400);
+        assert!(queue.try_recv().is_err());
+    });
+}
+
+#[test]
+fn on_demand_a_request_without_an_answer_is_refused_in_time() {
+    inside("on_demand_a_request_without_an_answer_is_refused_in_time", || {
+        let (demander, mut queue) = Demander::new();
+        let demand_wait = Duration::from_millis(50);
+        let options = NodeOptions { demander: Some(demander), demand_wait, ..NodeOptions::default() };
+        let mut bed = Bed::with(&pods(), &Setup { options, ..Setup::default() });
+        let raw = bed.raw(bed.ip("server"));
+        assert_eq!(raw.ask(vec![connect(&format!("{WEB_HOST}:80"))]), [503]);
+        bed.ended(Direction::Inbound, CloseCause::UnknownDestination);
+        assert_eq!(raw.ask(vec![connect("10.96.1.9:80")]), [503]);
+        bed.ended(Direction::Inbound, CloseCause::UnknownDestination);
+        // The end of the queue is gone, as at the end of the process: there is no room for a question.
+        assert_eq!(next_key(&mut queue), format!("app/{WEB_HOST}"));
+        drop(queue);
+        assert_eq!(raw.ask(vec![connect("10.96.1.10:80")]), [503]);
+        bed.ended(Direction::Inbound, CloseCause::LimitReached);
     });
 }
 

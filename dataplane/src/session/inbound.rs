@@ -220,8 +220,12 @@ async fn prepare(
     connection.record.borrow_mut().destination.address =
         Some(SocketAddr::new(dialled, node.options.ports.inbound_hbone));
 
-    let Some((state, workload)) = node.workload(&pod.local).await else {
-        return refuse(request, &DestinationError::UnknownWorkload, CloseCause::UnknownWorkload);
+    let (state, workload) = match node.answered_to_peer(&pod.local, &asked.authority, dialled).await {
+        Ok(known) => known,
+        Err(cause @ CloseCause::UnknownWorkload) => {
+            return refuse(request, &DestinationError::UnknownWorkload, cause);
+        }
+        Err(cause) => return refuse(request, &DestinationError::Unanswered, cause),
     };
     if let Some(link) = request.link() {
         node.refuse_revoked(link)?;
@@ -326,6 +330,7 @@ fn destination_cause(error: &DestinationError) -> CloseCause {
         }
         DestinationError::Denied => CloseCause::PolicyDenied,
         DestinationError::UnknownWorkload => CloseCause::UnknownWorkload,
+        DestinationError::Unanswered => CloseCause::UnknownDestination,
         DestinationError::Unreachable(_) => CloseCause::ConnectFailed,
         DestinationError::NotConnect
         | DestinationError::Authority(_)

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use model::{ApplicationTunnel, GatewayAddress, GatewayDestination, Workload};
+use model::{ApplicationTunnel, GatewayAddress, GatewayDestination, NamespacedHostname, Workload};
 use tunnel::hbone::{Authority, DestinationLookup, Host, HostnamePort};
 use xds::snapshot::ServiceEntry;
 
@@ -33,6 +33,66 @@ impl Lookup<'_> {
             }
         };
         Some(SocketAddr::new(ip, authority.port))
+    }
+
+    /// The key of what is not held and was not answered for, but decides what `authority` means at the address
+    /// `dialled`. `None` once the validation of the request has all that there is.
+    pub(super) fn unanswered(&self, authority: &Authority, dialled: IpAddr) -> Option<String> {
+        match &authority.host {
+            Host::Name(name) => self.unanswered_name(name),
+            Host::Ip(ip) if *ip == dialled.to_canonical() || self.workload.application_tunnel.is_some() => {
+                None
+            }
+            Host::Ip(ip) => self.unanswered_address(*ip),
+        }
+    }
+
+    /// Services are asked for by namespace and name, and a request tells the name alone: those that the workload
+    /// belongs to are looked for first, then its namespace, then the one that a cluster's name has in it.
+    fn unanswered_name(&self, hostname: &str) -> Option<String> {
+        let own = self.workload.services.keys().filter(|key| *key.hostname == *hostname).cloned();
+        let mut labels = hostname.split('.').skip(1);
+        let told = labels.next().filter(|_| labels.next() == Some("svc"));
+        let likely = [Some(self.workload.identity.namespace()), told].into_iter().flatten();
+        let candidates = own.chain(likely.map(|namespace| NamespacedHostname::new(namespace, hostname)));
+        for key in candidates {
+            let snapshot = &self.state.snapshot;
+            if snapshot.service(&key.namespace, &key.hostname).is_some() {
+                return None;
+            }
+            let name = key.to_string();
+            if !snapshot.is_answered(&name) {
+                return Some(name);
+            }
+        }
+        None
+    }
+
+    /// Whose the address is, then who its waypoint is, where that is told by the address of a service.
+    fn unanswered_address(&self, ip: IpAddr) -> Option<String> {
+        let snapshot = &self.state.snapshot;
+        if let Some(key) = snapshot.unanswered_address(&self.workload.network, ip) {
+            return Some(key);
+        }
+        if self.waypoints_of(ip).any(|waypoint| self.is_us(waypoint)) {
+            return None;
+        }
+        self.waypoints_of(ip).find_map(|waypoint| match &waypoint.destination {
+            // Whether this workload belongs to that service is known from the workload.
+            GatewayDestination::Hostname(_) => None,
+            GatewayDestination::Address(it) => snapshot.unanswered_address(&it.network, it.ip),
+        })
+    }
+
+    /// The waypoints of what has this address.
+    fn waypoints_of(&self, ip: IpAddr) -> impl Iterator<Item = &GatewayAddress> {
+        let (snapshot, network) = (&self.state.snapshot, &self.workload.network);
+        let workload = snapshot.workload_by_address(network, ip);
+        let service = snapshot.service_by_vip(network, ip, self.workload.identity.namespace());
+        let service = service.map(|entry| &entry.service);
+        let weighted = service.into_iter().flat_map(|it| &it.weighted_waypoints).map(|it| &it.destination);
+        let single = workload.and_then(|it| it.waypoint.as_ref()).into_iter();
+        single.chain(service.and_then(|it| it.waypoint.as_ref())).chain(weighted)
     }
 
     /// Whether a waypoint is this workload: by a service that it belongs to, or by its address.
@@ -68,13 +128,6 @@ impl DestinationLookup for Lookup<'_> {
     }
 
     fn is_waypoint_of(&self, ip: IpAddr) -> bool {
-        let snapshot = &self.state.snapshot;
-        let workload = snapshot.workload_by_address(&self.workload.network, ip);
-        let service = snapshot.service_by_vip(&self.workload.network, ip, self.workload.identity.namespace());
-        workload.and_then(|it| it.waypoint.as_ref()).is_some_and(|waypoint| self.is_us(waypoint))
-            || service.is_some_and(|entry| {
-                let weighted = entry.service.weighted_waypoints.iter().map(|it| &it.destination);
-                entry.service.waypoint.iter().chain(weighted).any(|waypoint| self.is_us(waypoint))
-            })
+        self.waypoints_of(ip).any(|waypoint| self.is_us(waypoint))
     }
 }

@@ -42,6 +42,7 @@ use xds::control::index::{Indexed, Indexer};
 use xds::control::{ClusterView, ControlConfig};
 use xds::decode::Address;
 use xds::delta::Sink;
+use xds::proto::ADDRESS_TYPE;
 use xds::publish::Publisher;
 use xds::store::Store;
 
@@ -263,6 +264,23 @@ impl Bed {
         let mut service = Service::clone(&held.service);
         change(&mut service);
         self.store.upsert_address(Address::Service(service));
+        self.take_up();
+    }
+
+    /// Holds a workload or a service, as the answer to a demand.
+    pub fn hold(&mut self, address: Address) {
+        let name = match &address {
+            Address::Workload(workload) => workload.uid.clone(),
+            Address::Service(service) => service.key.to_string().into(),
+        };
+        self.names.insert((ResourceKind::Address, name));
+        self.store.upsert_address(address);
+        self.take_up();
+    }
+
+    /// Has the control plane say that there is nothing by this key.
+    pub fn answer_absent(&mut self, key: &str) {
+        self.store.answered(ADDRESS_TYPE, key);
         self.take_up();
     }
 

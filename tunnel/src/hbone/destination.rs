@@ -28,6 +28,8 @@ pub enum DestinationError {
     UnknownServicePort { hostname: Box<str>, port: u16 },
     #[error("the local workload is not known (yet)")]
     UnknownWorkload,
+    #[error("the control plane has not told (yet) whose the destination is")]
+    Unanswered,
     #[error("the application did not accept the connection: {0}")]
     Unreachable(String),
 }
@@ -42,6 +44,7 @@ impl DestinationError {
             | Self::UnknownHostname(_)
             | Self::UnknownServicePort { .. }
             | Self::UnknownWorkload
+            | Self::Unanswered
             | Self::Unreachable(_) => 503,
         }
     }
@@ -57,6 +60,7 @@ impl DestinationError {
             Self::UnknownHostname(_) => "unknown_hostname",
             Self::UnknownServicePort { .. } => "unknown_service_port",
             Self::UnknownWorkload => "unknown_workload",
+            Self::Unanswered => "unanswered",
             Self::Unreachable(_) => "unreachable",
         }
     }

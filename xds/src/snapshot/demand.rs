@@ -1,6 +1,7 @@
 //! What has to be asked for before a connection's way can be decided, where the state is held on demand only.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use model::{GatewayAddress, GatewayDestination, NetworkAddress};
 
@@ -46,12 +47,23 @@ impl Snapshot {
         }
     }
 
+    /// The key of an address whose owner is not held and was not answered for.
+    pub fn unanswered_address(&self, network: &Arc<str>, ip: IpAddr) -> Option<String> {
+        if self.holds_address(network, ip) {
+            return None;
+        }
+        let address = NetworkAddress { network: Arc::clone(network), ip: ip.to_canonical() };
+        Some(address.to_string()).filter(|key| !self.is_answered(key))
+    }
+
+    fn holds_address(&self, network: &str, ip: IpAddr) -> bool {
+        self.has_vip(network, ip) || self.workload_by_address(network, ip).is_some()
+    }
+
     fn holds_gateway(&self, gateway: &GatewayAddress) -> bool {
         match &gateway.destination {
             GatewayDestination::Hostname(key) => self.services.contains_key(key),
-            GatewayDestination::Address(it) => {
-                self.has_vip(&it.network, it.ip) || self.workload_by_address(&it.network, it.ip).is_some()
-            }
+            GatewayDestination::Address(it) => self.holds_address(&it.network, it.ip),
         }
     }
 }
