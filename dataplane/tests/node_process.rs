@@ -77,7 +77,6 @@ fn what_cannot_be_used_is_named_before_anything_starts() {
         ("PACKET_MARK", "0x539", "PACKET_MARK=\"0x539\" cannot be used: it must be a whole number"),
         ("PROXY_MODE", "dedicated", "PROXY_WORKLOAD_INFO is not set"),
         ("CORELANE_DRIVERS", "epoll", "there is no variable CORELANE_DRIVERS"),
-        ("TLS12_ENABLED", "true", "TLS12_ENABLED=true is not supported"),
     ] {
         let output = start(&["proxy", "ztunnel"], &[(variable, value)]);
         let complaint = String::from_utf8_lossy(&output.stderr);

@@ -90,7 +90,7 @@ fn tunnel_record() -> Record {
         destination: party("app", "web", "10.0.0.2:15008"),
         hbone_authority: Some(Authority::Address("10.0.0.2:8080".parse().unwrap())),
         service: Some(service("app", "web")),
-        tls: Some(TlsFacts { version: 0x0304, cipher_suite: 0x1302 }),
+        tls: Some(TlsFacts::from(tunnel::tls::CipherSuite::Aes256GcmSha384)),
         worker: 1,
         ..plain_record()
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arrayvec::ArrayString;
 use model::{Identity, Service, Workload};
+use tunnel::tls::CipherSuite;
 
 use super::cause::CloseCause;
 
@@ -37,11 +38,10 @@ pub enum Authority {
     Hostname(Arc<str>, u16),
 }
 
-/// The TLS session that carried it, as IANA code points.
+/// The TLS session that carried it. The suite tells the version.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TlsFacts {
-    pub version: u16,
-    pub cipher_suite: u16,
+    pub cipher_suite: CipherSuite,
 }
 
 /// A request method, cut to [`METHOD_BYTES_MAX`].
@@ -155,24 +155,18 @@ impl Record {
 
 impl TlsFacts {
     pub const fn version_name(self) -> &'static str {
-        match self.version {
-            0x0303 => "TLSv1.2",
-            0x0304 => "TLSv1.3",
-            _ => "unknown",
-        }
+        self.cipher_suite.version().name()
     }
 
-    /// The IANA name of the suites that the tunnel can negotiate.
+    /// The IANA name.
     pub const fn cipher_suite_name(self) -> &'static str {
-        match self.cipher_suite {
-            0x1301 => "TLS_AES_128_GCM_SHA256",
-            0x1302 => "TLS_AES_256_GCM_SHA384",
-            0xc02b => "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
-            0xc02c => "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
-            0xc02f => "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
-            0xc030 => "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
-            _ => "unknown",
-        }
+        self.cipher_suite.name()
+    }
+}
+
+impl From<CipherSuite> for TlsFacts {
+    fn from(cipher_suite: CipherSuite) -> Self {
+        Self { cipher_suite }
     }
 }
 

@@ -114,7 +114,6 @@ pub struct Config {
     pub metadata_json: BTreeMap<String, serde_json::Value>,
     pub log: Log,
     pub crypto: CryptoPolicy,
-    pub tls12: bool,
     pub own: OwnSettings,
 }
 
@@ -268,7 +267,6 @@ impl Config {
             metadata_json: metadata_json(variables)?,
             log: Log::read(variables)?,
             crypto: crypto(variables)?,
-            tls12: variables.flag("TLS12_ENABLED", false)?,
             own: OwnSettings::read(variables)?,
         };
         config.check()?;
@@ -293,9 +291,6 @@ impl Config {
             return conflict(
                 "XDS_ADDRESS is empty and there is neither LOCAL_XDS_PATH nor LOCAL_XDS: nothing would describe the mesh",
             );
-        }
-        if self.crypto == CryptoPolicy::PostQuantum && self.tls12 {
-            return conflict("COMPLIANCE_POLICY=pqc needs TLS 1.3; leave TLS12_ENABLED out");
         }
         Ok(())
     }
@@ -398,7 +393,14 @@ fn crypto(variables: &Environment) -> Result<CryptoPolicy, ConfigError> {
             "pqc" => Some(CryptoPolicy::PostQuantum),
             _ => None,
         })?;
-    Ok(policy.unwrap_or_default())
+    let policy = policy.unwrap_or_default();
+    match (policy, variables.flag("TLS12_ENABLED", false)?) {
+        (CryptoPolicy::PostQuantum, true) => {
+            Err(ConfigError::Conflict("COMPLIANCE_POLICY=pqc needs TLS 1.3; leave TLS12_ENABLED out"))
+        }
+        (_, true) => Ok(CryptoPolicy::StandardAndTls12),
+        (policy, false) => Ok(policy),
+    }
 }
 
 // === Groups ===

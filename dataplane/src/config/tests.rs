@@ -29,9 +29,7 @@ fn refused(name: &str, value: &str) -> String {
 fn without_variables_everything_is_as_ztunnel_has_it() {
     let config = read(&[]);
     assert!(config.proxies && config.reuses_port && config.ipv6 && config.localhost_app_tunnel);
-    assert!(
-        config.response_baggage && config.dns.enabled && !config.tls12 && !config.control_plane.on_demand
-    );
+    assert!(config.response_baggage && config.dns.enabled && !config.control_plane.on_demand);
     assert_eq!(config.mode, Mode::Shared);
     assert_eq!((config.network.as_str(), config.node_name.as_str()), ("", ""));
     assert_eq!((config.cluster_id.as_str(), config.cluster_domain.as_str()), ("Kubernetes", "cluster.local"));
@@ -222,7 +220,7 @@ fn switches_are_true_or_false() {
     assert!(!config.proxies && !config.reuses_port && !config.ipv6 && !config.localhost_app_tunnel);
     assert!(
         !config.response_baggage
-            && config.tls12
+            && config.crypto == CryptoPolicy::StandardAndTls12
             && config.log.policy_decisions
             && config.control_plane.layer_7
     );

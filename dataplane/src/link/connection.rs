@@ -522,7 +522,7 @@ impl Tick for Link {
         if self.end.get().is_some() {
             return;
         }
-        if self.worker.drain_deadline().is_some() {
+        if self.worker.drain_deadline().is_some() || self.session.borrow().key_wears_out() {
             self.drain();
         }
         // Memory that ran short elsewhere is told of by nobody.

@@ -37,9 +37,6 @@ use std::fmt;
 
 pub use tunnel::tls::CloseCause;
 
-/// The version that every link speaks; nothing older is offered or accepted.
-pub const TLS_VERSION: &str = "TLSv1.3";
-
 /// Why a link is over: a label of the closed set for metrics, and the details for the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinkEnd {

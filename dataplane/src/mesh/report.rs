@@ -191,7 +191,7 @@ mod tests {
     fn a_row_joins_what_both_proxies_noted() {
         let http =
             |route, policy| Some(Box::new(HttpFacts { status: 403, route, policy, ..HttpFacts::default() }));
-        let tls = Some(TlsFacts { version: 0x0304, cipher_suite: 0x1302 });
+        let tls = Some(TlsFacts::from(tunnel::tls::CipherSuite::Aes256GcmSha384));
         let outbound = Record {
             source: party("client"),
             destination: party("web"),

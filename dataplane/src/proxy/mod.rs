@@ -24,7 +24,7 @@ use crate::net::{NamespaceError, NetworkNamespace};
 use crate::session::LocalPod;
 use crate::zds::{self, AgentError};
 
-pub use options::{LocalStateError, Unwired, node_config};
+pub use options::{LocalStateError, node_config};
 pub use pages::PageError;
 
 /// How long a pod of our own that could not be served waits for the next attempt.
@@ -33,8 +33,6 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Why the proxy does not start, or had to end.
 #[derive(Debug, thiserror::Error)]
 pub enum ProxyError {
-    #[error(transparent)]
-    Unwired(#[from] Unwired),
     #[error(transparent)]
     Local(#[from] LocalStateError),
     #[error(transparent)]
@@ -51,7 +49,6 @@ pub enum ProxyError {
 
 /// Serves until it is asked to end, then drains.
 pub async fn run(mut config: Config) -> Result<(), ProxyError> {
-    options::refuse_unwired(&config)?;
     options::adapt(&mut config);
     warn_of(&config);
     raise_descriptor_limit();

@@ -17,22 +17,6 @@ use crate::config::{Config, Keepalive, LocalState, Mode};
 use crate::control::NodeConfig;
 use crate::session::{DnsOptions, NodeOptions, SearchDomains};
 
-/// A setting that this version does not carry out. Going on without it could be unsafe.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} is not supported by this version; {instead}")]
-pub struct Unwired {
-    pub setting: &'static str,
-    pub instead: &'static str,
-}
-
-/// Refuses what would be believed to be in force and is not.
-pub(super) fn refuse_unwired(config: &Config) -> Result<(), Unwired> {
-    if config.tls12 {
-        return Err(Unwired { setting: "TLS12_ENABLED=true", instead: "peers must speak TLS 1.3" });
-    }
-    Ok(())
-}
-
 /// Why the local state cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LocalStateError {
@@ -211,12 +195,5 @@ mod tests {
         assert_eq!(node.id, "ztunnel~10.0.0.1~p.ns~ns.svc.cluster.local");
         let metadata = format!("{:?}", node.metadata.unwrap().fields);
         assert!(metadata.contains("text") && metadata.contains("ListValue"), "{metadata}");
-    }
-
-    #[test]
-    fn what_is_not_carried_out_is_refused_by_name() {
-        let error = refuse_unwired(&config(&[("TLS12_ENABLED", "true")])).unwrap_err().to_string();
-        assert_eq!(error, "TLS12_ENABLED=true is not supported by this version; peers must speak TLS 1.3");
-        assert_eq!(refuse_unwired(&config(&[])), Ok(()));
     }
 }

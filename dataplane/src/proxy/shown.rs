@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tunnel::tls::CryptoPolicy;
 use xds::transport::Roots;
 
 use crate::config::{Config, Dns, DnsAddress, Mode, Upstream, WorkloadName};
@@ -120,7 +121,7 @@ fn own(config: &Config) -> Value {
             "idleTimeout": config.own.idle_timeout.map(duration),
             "congestion": config.own.congestion.as_ref().map(ToString::to_string),
             "layer7": config.control_plane.layer_7,
-            "tls12": config.tls12,
+            "tls12": config.crypto == CryptoPolicy::StandardAndTls12,
         }
     })
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tunnel::h2::ErrorCode;
+use tunnel::tls::CipherSuite;
 
 use super::load::LoadGuard;
 use super::node::Node;
@@ -296,9 +297,9 @@ impl Connection {
     }
 
     /// Notes that a tunnel carries it.
-    pub(super) fn describe_tunnel(&self, cipher_suite: u16, authority: Authority) {
+    pub(super) fn describe_tunnel(&self, cipher: CipherSuite, authority: Authority) {
         let mut record = self.record.borrow_mut();
-        record.tls = Some(TlsFacts { version: 0x0304, cipher_suite });
+        record.tls = Some(TlsFacts::from(cipher));
         record.hbone_authority = Some(authority);
     }
 }

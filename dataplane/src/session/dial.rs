@@ -7,7 +7,6 @@ use std::sync::Arc;
 use model::{Identity, Workload};
 use tunnel::h2;
 use tunnel::hbone;
-use tunnel::tls::CipherSuite;
 use xds::snapshot::resolve::{Refusal, Route, Target, Transport};
 
 use super::dns::ResolveError;
@@ -19,9 +18,6 @@ use crate::access_log::record::{Authority, Party, Record, TlsFacts};
 use crate::link::{DialError, DialOptions, Link, PoolError, RequestError, TunnelStream};
 use crate::metrics::{Counter, OnDemandLabels, Reporter, Subject};
 use crate::net::{ConnectError, Socket, connect};
-
-/// TLS 1.3 (RFC 8446 section 4.1.2).
-const TLS13: u16 = 0x0304;
 
 /// An open way to the next hop.
 #[derive(Debug)]
@@ -62,7 +58,7 @@ impl UpstreamFacts {
     fn learn(&mut self, stream: &TunnelStream) {
         if let Some(peer) = stream.link().peer() {
             self.destination.identity = Some(peer.identity.clone());
-            self.tls = Some(TlsFacts { version: TLS13, cipher_suite: code_point(peer.cipher) });
+            self.tls = Some(TlsFacts::from(peer.cipher));
         }
     }
 
@@ -255,14 +251,6 @@ impl<'a> Leg<'a> {
             tracing::error!(%error, "a tunnel request cannot be written");
             CloseCause::TunnelFailed
         })
-    }
-}
-
-/// The IANA code point.
-pub(super) fn code_point(cipher: CipherSuite) -> u16 {
-    match cipher {
-        CipherSuite::Aes128GcmSha256 => 0x1301,
-        CipherSuite::Aes256GcmSha384 => 0x1302,
     }
 }
 

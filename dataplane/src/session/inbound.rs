@@ -14,7 +14,6 @@ use tunnel::hbone::{
 use super::admission::{Admission, Arrival, admit};
 use super::application::{dial_application, dial_application_tunnel};
 use super::connection::Connection;
-use super::dial::code_point;
 use super::http;
 use super::lookup::Lookup;
 use super::node::{Node, NodeOptions, contexts_of, workload_of};
@@ -216,7 +215,7 @@ async fn prepare(
         Ok(asked) => asked,
         Err(error) => return refuse(request, &error, CloseCause::WrongDestination),
     };
-    connection.describe_tunnel(code_point(cipher), log_authority(&asked.authority));
+    connection.describe_tunnel(cipher, log_authority(&asked.authority));
     connection.record.borrow_mut().destination.address =
         Some(SocketAddr::new(dialled, node.options.ports.inbound_hbone));
 

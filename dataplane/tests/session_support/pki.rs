@@ -56,11 +56,11 @@ impl Pki {
         (vec![certificate.der().clone()], key)
     }
 
-    /// A client of another make that shows `leaf` and takes any server of ours for good.
-    pub fn client(leaf: Leaf) -> rustls::ClientConfig {
+    /// A client of another make that speaks one version, shows `leaf` and takes any server of ours for good.
+    pub fn client(leaf: Leaf, version: &'static rustls::SupportedProtocolVersion) -> rustls::ClientConfig {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = rustls::ClientConfig::builder_with_provider(provider)
-            .with_protocol_versions(&[&rustls::version::TLS13])
+            .with_protocol_versions(&[version])
             .unwrap()
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(AnyServer))

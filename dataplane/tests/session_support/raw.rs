@@ -101,7 +101,7 @@ async fn request(link: &Rc<Link>, headers: &Headers, bytes: Option<&[u8]>) -> An
 
 /// Shows a certificate to a server and says whether it was taken: it sends its settings only to a client that it knows.
 pub fn is_taken(leaf: Leaf, socket: std::net::TcpStream) -> bool {
-    let config = Arc::new(Pki::client(leaf));
+    let config = Arc::new(Pki::client(leaf, &rustls::version::TLS13));
     let name = "server.invalid".try_into().unwrap();
     let session = rustls::ClientConnection::new(config, name).unwrap();
     let mut stream = rustls::StreamOwned::new(session, socket);
@@ -113,5 +113,39 @@ pub fn is_taken(leaf: Leaf, socket: std::net::TcpStream) -> bool {
             panic!("neither taken nor refused: {error}")
         }
         Err(_refused) => false,
+    }
+}
+
+/// Asks for a tunnel with nothing but TLS 1.2, sends `bytes` in it and ends; what comes back until its end.
+pub fn ask_in_tls12(
+    leaf: Leaf,
+    socket: std::net::TcpStream,
+    authority: &str,
+    bytes: &[u8],
+) -> io::Result<Vec<u8>> {
+    let config = Arc::new(Pki::client(leaf, &rustls::version::TLS12));
+    let session = rustls::ClientConnection::new(config, "server.invalid".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(session, socket);
+    // Literal fields without indexing (RFC 7541 section 6.2.2): 2 is :method, 1 is :authority.
+    let head = [&[2, 7][..], b"CONNECT", &[1, u8::try_from(authority.len()).unwrap()], authority.as_bytes()];
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")?;
+    for (kind, flags, id, payload) in [(4, 0, 0, &[][..]), (1, 4, 1, &head.concat()), (0, 1, 1, bytes)] {
+        let length = u8::try_from(payload.len()).unwrap();
+        stream.write_all(&[0, 0, length, kind, flags, 0, 0, 0, id])?;
+        stream.write_all(payload)?;
+    }
+    let mut answer = Vec::new();
+    loop {
+        let mut frame = [0; 9];
+        stream.read_exact(&mut frame)?;
+        let [a, b, c, kind, flags, ..] = frame;
+        let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+        stream.read_exact(&mut payload)?;
+        if kind == 0 {
+            answer.extend(payload);
+            if flags & 1 == 1 {
+                return Ok(answer);
+            }
+        }
     }
 }

@@ -147,6 +147,12 @@ impl Session {
         matches!(self.phase, Phase::Handshake(_))
     }
 
+    /// Whether the key of a TLS 1.2 connection has done half of what it may. It cannot be replaced: let the connection end with
+    /// its streams, or it ends under them.
+    pub fn key_wears_out(&self) -> bool {
+        self.opened().is_some_and(|open| open.records.key_wears_out())
+    }
+
     /// Why the connection ended; none while it lives. Once set, flush the output and close the socket.
     pub fn close_cause(&self) -> Option<CloseCause> {
         self.closed

@@ -8,6 +8,7 @@ use crate::hbone::{Authority, ConnectAnswer, ConnectHead, ConnectRequest, accept
 use crate::tls::testing::{Authority as CertificateAuthority, CLIENT, SERVER, client, expecting, server};
 
 mod interop;
+mod old;
 mod pair;
 mod transfer;
 

@@ -107,6 +107,20 @@ impl Credentials {
         }
     }
 
+    /// Of a thief: the certificate of one, the key of another.
+    #[cfg(test)]
+    pub(super) fn with_key_of(victim: &Self, thief: &Self) -> Self {
+        let key = Arc::clone(&thief.shared.certified_key.key);
+        Self {
+            shared: Arc::new(Shared {
+                identity: victim.shared.identity.clone(),
+                certified_key: Arc::new(CertifiedKey::new(victim.chain().to_vec(), key)),
+                roots: victim.shared.roots.clone(),
+                revocation: RevocationLists::default(),
+            }),
+        }
+    }
+
     /// For peers of other make in tests: presents our certificate, with our key.
     #[cfg(test)]
     pub(crate) fn resolver(&self) -> Arc<rustls::sign::SingleCertAndKey> {

@@ -9,7 +9,7 @@ use model::identity::{Identity, IdentityError};
 pub enum CloseCause {
     /// The peer ended the connection in order.
     Clean,
-    /// We ended it: drained, idle or told to.
+    /// We ended it: drained, idle, told to, or its key was used up.
     LocalClose,
     /// The transport ended without the closing alert of RFC 8446 section 6.1.
     Truncated,
@@ -177,6 +177,10 @@ pub enum TlsError {
     BadRecord,
     #[error("the peer broke the TLS protocol: {reason}")]
     Protocol { reason: String, alert: AlertCode },
+    #[error(
+        "the key of a TLS 1.2 connection has sealed as many records as it may; such a key cannot be replaced"
+    )]
+    KeyExhausted,
     #[error("the handshake took longer than {0} s")]
     HandshakeTimeout(u64),
     #[error("a fault in our own TLS state: {0}")]
@@ -192,6 +196,7 @@ impl TlsError {
             Self::Negotiation(_) => CloseCause::TlsNegotiation,
             Self::BadRecord => CloseCause::TlsBadRecord,
             Self::Protocol { .. } => CloseCause::TlsProtocol,
+            Self::KeyExhausted => CloseCause::LocalClose,
             Self::HandshakeTimeout(_) => CloseCause::TlsHandshakeTimeout,
             Self::Internal(_) => CloseCause::Internal,
         }
@@ -206,6 +211,7 @@ impl TlsError {
         match self {
             Self::BadRecord => Some(AlertCode::BAD_RECORD_MAC),
             Self::Protocol { alert, .. } => Some(*alert),
+            Self::KeyExhausted => Some(AlertCode::CLOSE_NOTIFY),
             Self::Internal(_) => Some(AlertCode::INTERNAL_ERROR),
             _ => None,
         }

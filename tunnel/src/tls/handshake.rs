@@ -11,33 +11,17 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::kernel::KernelConnection;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, UnbufferedStatus};
-use rustls::{ConnectionTrafficSecrets, ExtractedSecrets, ProtocolVersion};
+use rustls::{ConnectionTrafficSecrets, ExtractedSecrets};
 
 use super::context::{ALPN, ClientContext, ServerContext};
+use super::record::Form;
 use super::verifier::{proven, verify_error};
-use super::{AlertCode, TlsError, VerifiedIdentity};
+use super::{AlertCode, CipherSuite, TlsError, TlsVersion, VerifiedIdentity};
 
 /// All bytes that a peer may send before the handshake ends: two certificate chains' worth at 64 KiB a message.
 const HANDSHAKE_BYTES_MAX: usize = 160 * 1024;
 /// Turns of the state machine for one record; a flight has at most a handful of messages.
 const HANDSHAKE_TURNS_MAX: usize = 64;
-
-/// The negotiated AEAD.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum CipherSuite {
-    Aes256GcmSha384,
-    Aes128GcmSha256,
-}
-
-impl CipherSuite {
-    /// The name in the TLS registry.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Aes256GcmSha384 => "TLS_AES_256_GCM_SHA384",
-            Self::Aes128GcmSha256 => "TLS_AES_128_GCM_SHA256",
-        }
-    }
-}
 
 /// A finished handshake: who the peer is, and the secrets for the records.
 #[derive(Debug)]
@@ -59,6 +43,8 @@ impl std::fmt::Debug for TrafficSecrets {
 
 /// The part of rustls that stays: it derives the next secrets when keys are updated.
 pub(crate) enum KeySchedule {
+    /// TLS 1.2: the keys are for the life of the connection, and nothing stays.
+    Fixed,
     Client(KernelConnection<ClientConnectionData>),
     Server(KernelConnection<ServerConnectionData>),
 }
@@ -66,6 +52,7 @@ pub(crate) enum KeySchedule {
 impl KeySchedule {
     pub(crate) fn next_send(&mut self) -> Result<ConnectionTrafficSecrets, TlsError> {
         let next = match self {
+            Self::Fixed => return Err(TlsError::KeyExhausted),
             Self::Client(kernel) => kernel.update_tx_secret(),
             Self::Server(kernel) => kernel.update_tx_secret(),
         };
@@ -74,10 +61,19 @@ impl KeySchedule {
 
     pub(crate) fn next_receive(&mut self) -> Result<ConnectionTrafficSecrets, TlsError> {
         let next = match self {
+            Self::Fixed => return Err(TlsError::KeyExhausted),
             Self::Client(kernel) => kernel.update_rx_secret(),
             Self::Server(kernel) => kernel.update_rx_secret(),
         };
         next.map(|(_, secrets)| secrets).map_err(|e| TlsError::Internal(e.to_string()))
+    }
+
+    /// The form of the records between the two sides.
+    pub(crate) const fn form(&self) -> Form {
+        match self {
+            Self::Fixed => Form::Tls12,
+            Self::Client(_) | Self::Server(_) => Form::Tls13,
+        }
     }
 
     /// Only a server sends session tickets (RFC 8446 section 4.6.1).
@@ -88,7 +84,11 @@ impl KeySchedule {
 
 impl std::fmt::Debug for KeySchedule {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.peer_may_send_tickets() { "KeySchedule(client)" } else { "KeySchedule(server)" })
+        f.write_str(match self {
+            Self::Fixed => "KeySchedule(fixed)",
+            Self::Client(_) => "KeySchedule(client)",
+            Self::Server(_) => "KeySchedule(server)",
+        })
     }
 }
 
@@ -185,13 +185,19 @@ impl Handshake {
             Connection::Client(client) => {
                 let (peer, cipher) = facts(&client)?;
                 let (secrets, kernel) = client.dangerous_into_kernel_connection().map_err(internal)?;
-                let schedule = KeySchedule::Client(kernel);
+                let schedule = match cipher.version() {
+                    TlsVersion::Tls13 => KeySchedule::Client(kernel),
+                    TlsVersion::Tls12 => KeySchedule::Fixed,
+                };
                 Ok(Established { peer, cipher, secrets: TrafficSecrets(secrets), schedule })
             }
             Connection::Server(server) => {
                 let (peer, cipher) = facts(&server)?;
                 let (secrets, kernel) = server.dangerous_into_kernel_connection().map_err(internal)?;
-                let schedule = KeySchedule::Server(kernel);
+                let schedule = match cipher.version() {
+                    TlsVersion::Tls13 => KeySchedule::Server(kernel),
+                    TlsVersion::Tls12 => KeySchedule::Fixed,
+                };
                 Ok(Established { peer, cipher, secrets: TrafficSecrets(secrets), schedule })
             }
             Connection::Over => Err(TlsError::Internal("the handshake is over".to_owned())),
@@ -278,9 +284,6 @@ fn advance(
 
 /// What must hold of a finished handshake, and what is to be known about it.
 fn facts(common: &rustls::CommonState) -> Result<(VerifiedIdentity, CipherSuite), TlsError> {
-    if common.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
-        return Err(TlsError::Negotiation("not TLS 1.3".to_owned()));
-    }
     // A server lets a client pass that offers no application protocol at all (RFC 7301 section 3.2).
     if common.alpn_protocol() != Some(ALPN) {
         return Err(TlsError::Negotiation("the peer did not choose h2 by ALPN".to_owned()));
@@ -288,11 +291,14 @@ fn facts(common: &rustls::CommonState) -> Result<(VerifiedIdentity, CipherSuite)
     if common.handshake_kind() == Some(rustls::HandshakeKind::Resumed) {
         return Err(TlsError::Internal("a session was resumed though resumption is off".to_owned()));
     }
-    let cipher = match common.negotiated_cipher_suite().map(|suite| suite.suite()) {
-        Some(rustls::CipherSuite::TLS13_AES_256_GCM_SHA384) => CipherSuite::Aes256GcmSha384,
-        Some(rustls::CipherSuite::TLS13_AES_128_GCM_SHA256) => CipherSuite::Aes128GcmSha256,
-        other => return Err(TlsError::Negotiation(format!("cipher suite {other:?}"))),
+    let suite = common.negotiated_cipher_suite().map(|suite| suite.suite());
+    let Some(cipher) = suite.and_then(CipherSuite::of) else {
+        return Err(TlsError::Negotiation(format!("cipher suite {suite:?}")));
     };
+    let version = common.protocol_version();
+    if version.map(u16::from) != Some(cipher.version().code_point()) {
+        return Err(TlsError::Negotiation(format!("{} with the version {version:?}", cipher.name())));
+    }
     let chain = common.peer_certificates().ok_or(TlsError::CertificateMissing)?;
     Ok((proven(chain)?, cipher))
 }

@@ -1,4 +1,4 @@
-//! TLS 1.3 with SPIFFE identities on both sides.
+//! TLS 1.3, and TLS 1.2 where it is asked for, with SPIFFE identities on both sides.
 //!
 //! rustls carries the handshake and, afterwards, only the key schedule; the records in between are sealed and
 //! opened here, in the caller's buffers ([`record`]). The rules of this module:
@@ -16,13 +16,15 @@ mod error;
 mod handshake;
 pub mod record;
 mod revocation;
+mod suite;
 mod verifier;
 
 pub use context::{ClientContext, CryptoPolicy, ServerContext};
 pub use credentials::{Credentials, CredentialsError};
 pub use error::{AlertCode, CloseCause, TlsError, VerifyError};
-pub use handshake::{CipherSuite, Established, Handshake, Progress};
+pub use handshake::{Established, Handshake, Progress};
 pub use revocation::{REVOCATION_BYTES_MAX, REVOCATION_LISTS_MAX, RevocationError, RevocationLists};
+pub use suite::{CipherSuite, TlsVersion};
 pub use verifier::VerifiedIdentity;
 
 #[cfg(test)]

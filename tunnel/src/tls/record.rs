@@ -1,18 +1,19 @@
-//! The record layer of TLS 1.3 (RFC 8446 section 5) over extracted secrets: records are sealed and opened in place.
+//! The record layer of TLS 1.3 (RFC 8446 section 5), and of TLS 1.2 with AES-GCM (RFC 5246 section 6.2, RFC 5288), over
+//! extracted secrets: records are sealed and opened in place.
 //!
 //! Sending: plaintext is appended to one growing buffer, already laid out as records: header, up to 16 KiB of
-//! plaintext, content type, room for the tag. A record is sealed where it lies when it is full or when the
+//! plaintext, content type (TLS 1.3), room for the tag. A record is sealed where it lies when it is full or when the
 //! output is asked for, so that the frames of many streams share a record and a whole batch is one run of bytes.
 //! Receiving: a record is decrypted inside the buffer that the caller read it into.
 
+mod key;
 mod opener;
 mod output;
 
-use aws_lc_rs::aead::{AES_128_GCM, AES_256_GCM, Algorithm, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use rustls::ConnectionTrafficSecrets;
-
 use super::handshake::{KeySchedule, TrafficSecrets};
 use super::{AlertCode, TlsError};
+pub(super) use key::Form;
+use key::RecordKey;
 use opener::Opener;
 use output::Sealer;
 pub use output::{Output, RecordBuilder};
@@ -22,17 +23,24 @@ pub const HEADER_BYTES: usize = 5;
 /// Most plaintext a record may carry, RFC 8446 section 5.1.
 pub const PLAINTEXT_BYTES_MAX: usize = 1 << 14;
 const TAG_BYTES: usize = 16;
-/// Behind the plaintext: the inner content type and the tag.
-const TRAILER_BYTES: usize = 1 + TAG_BYTES;
-/// RFC 8446 section 5.2: ciphertext may be 256 bytes longer than the plaintext limit.
+/// What a record of either form has in front of its plaintext and behind it.
+const HEAD_BYTES_MAX: usize = Form::Tls12.head_bytes();
+const TRAILER_BYTES_MAX: usize = Form::Tls13.trailer_bytes();
+/// RFC 8446 section 5.2: ciphertext may be 256 bytes longer than the plaintext limit. TLS 1.2 grants more, but AES-GCM adds
+/// 24 bytes.
 const CIPHERTEXT_BYTES_MAX: usize = PLAINTEXT_BYTES_MAX + 256;
 /// The largest whole record that a peer may send.
 pub const RECORD_BYTES_MAX: usize = HEADER_BYTES + CIPHERTEXT_BYTES_MAX;
-const _: () = assert!(TRAILER_BYTES <= 256, "our own records must fit the limit that we enforce");
+const _: () = assert!(
+    HEAD_BYTES_MAX - HEADER_BYTES + TRAILER_BYTES_MAX <= 256,
+    "our own records must fit the limit that we enforce"
+);
 
 /// Records sealed under one key before it is replaced. RFC 8446 section 5.5 allows AES-GCM 2^24.5 full records; half
 /// of that leaves room for what one batch adds before the count is looked at.
 const RECORDS_PER_KEY_MAX: u64 = 1 << 23;
+/// The same for a key that cannot be replaced: the connection ends then.
+const RECORDS_PER_FIXED_KEY_MAX: u64 = 1 << 24;
 const CONTENT_CHANGE_CIPHER_SPEC: u8 = 20;
 const CONTENT_ALERT: u8 = 21;
 const CONTENT_HANDSHAKE: u8 = 22;
@@ -73,36 +81,6 @@ fn not_tls() -> TlsError {
     TlsError::protocol("the bytes are not TLS", AlertCode::DECODE_ERROR)
 }
 
-/// An AEAD key with its counter, for one direction.
-struct RecordKey {
-    key: LessSafeKey,
-    iv: [u8; NONCE_LEN],
-    sequence: u64,
-}
-
-impl RecordKey {
-    fn new(sequence: u64, secrets: &ConnectionTrafficSecrets) -> Result<Self, TlsError> {
-        let (algorithm, key, iv): (&'static Algorithm, _, _) = match secrets {
-            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&AES_128_GCM, key, iv),
-            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&AES_256_GCM, key, iv),
-            _ => return Err(internal("an AEAD that was never offered")),
-        };
-        let key = UnboundKey::new(algorithm, key.as_ref()).map_err(|_| internal("the length of a key"))?;
-        let iv = <[u8; NONCE_LEN]>::try_from(iv.as_ref()).map_err(|_| internal("the length of a nonce"))?;
-        Ok(Self { key: LessSafeKey::new(key), iv, sequence })
-    }
-
-    /// RFC 8446 section 5.3: the counter, padded to the left, xor the static IV. Each value is given out once.
-    fn next_nonce(&mut self) -> Result<Nonce, TlsError> {
-        let mut nonce = self.iv;
-        for (byte, count) in nonce.iter_mut().skip(NONCE_LEN - 8).zip(self.sequence.to_be_bytes()) {
-            *byte ^= count;
-        }
-        self.sequence = self.sequence.checked_add(1).ok_or_else(|| internal("the record counter"))?;
-        Ok(Nonce::assume_unique_for_key(nonce))
-    }
-}
-
 fn internal(what: &str) -> TlsError {
     TlsError::Internal(what.to_owned())
 }
@@ -128,16 +106,20 @@ pub enum Opened<'b> {
 
 impl Records {
     pub(crate) fn new(secrets: TrafficSecrets, schedule: KeySchedule) -> Result<Self, TlsError> {
+        let form = schedule.form();
         let (send_sequence, send) = &secrets.0.tx;
         let (receive_sequence, receive) = &secrets.0.rx;
         Ok(Self {
             sealer: Sealer {
-                key: RecordKey::new(*send_sequence, send)?,
+                key: RecordKey::new(form, *send_sequence, send)?,
                 failed: false,
-                records_per_key_max: RECORDS_PER_KEY_MAX,
+                records_per_key_max: match form {
+                    Form::Tls13 => RECORDS_PER_KEY_MAX,
+                    Form::Tls12 => RECORDS_PER_FIXED_KEY_MAX,
+                },
             },
             opener: Opener {
-                key: RecordKey::new(*receive_sequence, receive)?,
+                key: RecordKey::new(form, *receive_sequence, receive)?,
                 message: Vec::new(),
                 barren_in_row: 0,
             },
@@ -173,6 +155,10 @@ impl Records {
     }
 
     fn post_handshake(&mut self, fragment: &[u8]) -> Result<(), TlsError> {
+        if self.opener.key.form == Form::Tls12 {
+            // HelloRequest and ClientHello of RFC 5246 section 7.4.1; HTTP/2 forbids both (RFC 9113 section 9.2.1).
+            return Err(unexpected("a renegotiation"));
+        }
         if fragment.is_empty() {
             return Err(unexpected("an empty handshake record"));
         }
@@ -210,13 +196,14 @@ impl Records {
             [1] => true,
             _ => return Err(TlsError::protocol("a malformed key update", AlertCode::ILLEGAL_PARAMETER)),
         };
-        self.opener.key = RecordKey::new(0, &self.schedule.next_receive()?)?;
+        self.opener.key = RecordKey::new(Form::Tls13, 0, &self.schedule.next_receive()?)?;
         // Several requests before we send anything are answered once, as section 4.6.3 allows.
         self.update_owed |= requested;
         Ok(())
     }
 
-    /// Opens the output for plaintext, updating the sending key first when that is due.
+    /// Opens the output for plaintext, updating the sending key first when that is due. With TLS 1.2, which cannot, the
+    /// connection is over instead.
     pub(crate) fn builder<'a>(&'a mut self, output: &'a mut Output) -> Result<RecordBuilder<'a>, TlsError> {
         if self.update_owed || self.sealer.key.sequence >= self.sealer.records_per_key_max {
             self.update_sending_key(output)?;
@@ -224,12 +211,22 @@ impl Records {
         Ok(RecordBuilder { sealer: &mut self.sealer, output })
     }
 
+    /// Whether half of the records that a key may seal are sealed and it cannot be replaced: time to move what runs on
+    /// this connection to another one.
+    pub(crate) fn key_wears_out(&self) -> bool {
+        self.sealer.key.form == Form::Tls12 && self.sealer.key.sequence >= self.sealer.records_per_key_max / 2
+    }
+
+    #[cold]
     fn update_sending_key(&mut self, output: &mut Output) -> Result<(), TlsError> {
+        if self.sealer.key.form == Form::Tls12 {
+            return Err(TlsError::KeyExhausted);
+        }
         self.seal(output)?;
         // update_not_requested: the peer counts its own records.
         output.append_record(&mut self.sealer, CONTENT_HANDSHAKE, &[HANDSHAKE_KEY_UPDATE, 0, 0, 1, 0]);
         self.sealer.check()?;
-        self.sealer.key = RecordKey::new(0, &self.schedule.next_send()?)?;
+        self.sealer.key = RecordKey::new(Form::Tls13, 0, &self.schedule.next_send()?)?;
         self.update_owed = false;
         Ok(())
     }
@@ -253,12 +250,18 @@ impl Records {
         self.sealer.records_per_key_max = records;
     }
 
+    /// A record of any content, as only a peer that breaks the protocol would send it.
+    #[cfg(test)]
+    pub(crate) fn append(&mut self, output: &mut Output, content: u8, plaintext: &[u8]) {
+        output.append_record(&mut self.sealer, content, plaintext);
+    }
+
     /// Makes the peer update its key as well, to test the answer.
     #[cfg(test)]
     pub(crate) fn request_key_update(&mut self, output: &mut Output) {
         self.seal(output).unwrap();
         output.append_record(&mut self.sealer, CONTENT_HANDSHAKE, &[HANDSHAKE_KEY_UPDATE, 0, 0, 1, 1]);
-        self.sealer.key = RecordKey::new(0, &self.schedule.next_send().unwrap()).unwrap();
+        self.sealer.key = RecordKey::new(Form::Tls13, 0, &self.schedule.next_send().unwrap()).unwrap();
     }
 }
 

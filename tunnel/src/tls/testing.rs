@@ -5,8 +5,8 @@ use std::sync::Arc;
 use model::identity::Identity;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CrlDistributionPoint, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType,
-    SerialNumber, date_time_ymd,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    RevokedCertParams, SanType, SerialNumber, SignatureAlgorithm, date_time_ymd,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -28,6 +28,7 @@ pub(crate) struct Leaf {
     pub(crate) years: (i32, i32),
     pub(crate) is_ca: bool,
     pub(crate) serial: u64,
+    pub(crate) key: &'static SignatureAlgorithm,
 }
 
 pub(crate) fn uri(text: &str) -> SanType {
@@ -42,6 +43,7 @@ impl Leaf {
             years: (2020, 2090),
             is_ca: false,
             serial: 7,
+            key: &PKCS_ECDSA_P256_SHA256,
         }
     }
 }
@@ -62,7 +64,7 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), root }
     }
 
-    fn certificate(&self, leaf: &Leaf) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
+    pub(crate) fn certificate(&self, leaf: &Leaf) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let mut params = CertificateParams::default();
         params.subject_alt_names.clone_from(&leaf.names);
         params.extended_key_usages.clone_from(&leaf.usages);
@@ -74,7 +76,7 @@ impl Authority {
         if leaf.is_ca {
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         }
-        let key = KeyPair::generate().unwrap();
+        let key = KeyPair::generate_for(leaf.key).unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.der().clone(), PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }

@@ -9,6 +9,8 @@ use super::testing::{Authority, CLIENT, Leaf, SERVER, client, expecting, server,
 use super::*;
 
 mod interop;
+mod openssl;
+mod tls12;
 
 type Outcome = Result<Box<Established>, TlsError>;
 

@@ -1,10 +1,11 @@
 //! Sending: plaintext grows into records in one buffer and is sealed where it lies.
 
-use aws_lc_rs::aead::Aad;
+use aws_lc_rs::aead::{Aad, NONCE_LEN, Nonce};
 
+use super::key::{EXPLICIT_NONCE_BYTES, Form, RecordKey, explicit_part, tls12_associated_data};
 use super::{
-    CONTENT_APPLICATION_DATA, HEADER_BYTES, PLAINTEXT_BYTES_MAX, RecordKey, TAG_BYTES, TRAILER_BYTES,
-    internal,
+    CONTENT_APPLICATION_DATA, HEAD_BYTES_MAX, HEADER_BYTES, PLAINTEXT_BYTES_MAX, TAG_BYTES,
+    TRAILER_BYTES_MAX, internal,
 };
 use crate::tls::TlsError;
 
@@ -23,25 +24,60 @@ impl Sealer {
         if self.failed { Err(internal("a record could not be sealed")) } else { Ok(()) }
     }
 
-    /// Seals `record`: header room, plaintext, content type, room for the tag.
-    fn seal(&mut self, record: &mut [u8]) -> Result<(), TlsError> {
+    /// Seals `record`: header room, plaintext, and behind it what the form of the key wants.
+    fn seal(&mut self, content: u8, record: &mut [u8]) -> Result<(), TlsError> {
         let length = record.len().saturating_sub(HEADER_BYTES);
         let length = u16::try_from(length).map_err(|_| internal("the length of a record"))?;
         let [high, low] = length.to_be_bytes();
-        let header = [CONTENT_APPLICATION_DATA, 3, 3, high, low];
-        let nonce = self.key.next_nonce()?;
-        let room = || internal("the layout of a record");
-        let (head, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or_else(room)?;
-        let (inner, tag_room) = body.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(room)?;
-        let tag = self
-            .key
-            .key
-            .seal_in_place_separate_tag(nonce, Aad::from(header), inner)
-            .map_err(|_| internal("sealing"))?;
-        *tag_room = <[u8; TAG_BYTES]>::try_from(tag.as_ref()).map_err(|_| internal("the length of a tag"))?;
-        *head = header;
+        let (head, body) = record.split_first_chunk_mut::<HEADER_BYTES>().ok_or_else(layout)?;
+        let sequence = self.key.next_sequence()?;
+        *head = match self.key.form {
+            Form::Tls13 => {
+                let header = [CONTENT_APPLICATION_DATA, 3, 3, high, low];
+                self.encrypt(self.key.nonce(sequence), Aad::from(header), body)?;
+                header
+            }
+            Form::Tls12 => {
+                let header = [content, 3, 3, high, low];
+                self.seal_tls12(sequence, header, body)?;
+                header
+            }
+        };
         Ok(())
     }
+
+    /// `body`: room for the explicit nonce, plaintext, room for the tag.
+    fn seal_tls12(&self, sequence: u64, header: [u8; HEADER_BYTES], body: &mut [u8]) -> Result<(), TlsError> {
+        let nonce = self.key.nonce(sequence);
+        let (explicit, rest) = body.split_first_chunk_mut::<EXPLICIT_NONCE_BYTES>().ok_or_else(layout)?;
+        let plaintext = rest.len().checked_sub(TAG_BYTES).ok_or_else(layout)?;
+        let associated = tls12_associated_data(sequence, header, plaintext)?;
+        self.encrypt(nonce, Aad::from(associated), rest)?;
+        *explicit = explicit_part(nonce);
+        Ok(())
+    }
+
+    /// Encrypts all of `bytes` but the last, which are room for the tag.
+    fn encrypt<A: AsRef<[u8]>>(
+        &self,
+        nonce: [u8; NONCE_LEN],
+        associated: Aad<A>,
+        bytes: &mut [u8],
+    ) -> Result<(), TlsError> {
+        let (inner, tag_room) = bytes.split_last_chunk_mut::<TAG_BYTES>().ok_or_else(layout)?;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        let tag = self
+            .key
+            .aead
+            .seal_in_place_separate_tag(nonce, associated, inner)
+            .map_err(|_| internal("sealing"))?;
+        *tag_room = <[u8; TAG_BYTES]>::try_from(tag.as_ref()).map_err(|_| internal("the length of a tag"))?;
+        Ok(())
+    }
+}
+
+fn layout() -> TlsError {
+    internal("the layout of a record")
 }
 
 /// Bytes on their way to the peer: sealed records, and at the end at most one that is still open.
@@ -109,28 +145,34 @@ impl Output {
     }
 
     pub(super) fn append_record(&mut self, sealer: &mut Sealer, content: u8, plaintext: &[u8]) {
-        self.open_record();
+        self.open_record(sealer.key.form);
         self.buffer.extend_from_slice(plaintext);
         self.seal_open(sealer, content);
     }
 
     /// Starts a record if none is open, and says how much plaintext it still takes.
-    fn open_record(&mut self) -> usize {
+    fn open_record(&mut self, form: Form) -> usize {
+        let head = form.head_bytes();
         let start = *self.open.get_or_insert_with(|| {
             let start = self.buffer.len();
-            self.buffer.extend_from_slice(&[0; HEADER_BYTES]);
+            self.buffer.resize(start + head, 0);
             start
         });
-        (start + HEADER_BYTES + PLAINTEXT_BYTES_MAX).saturating_sub(self.buffer.len())
+        (start + head + PLAINTEXT_BYTES_MAX).saturating_sub(self.buffer.len())
     }
 
     pub(super) fn seal_open(&mut self, sealer: &mut Sealer, content: u8) {
         let Some(start) = self.open.take() else { return };
-        let mut trailer = [0; TRAILER_BYTES];
-        trailer[0] = content;
-        self.buffer.extend_from_slice(&trailer);
+        let form = sealer.key.form;
+        let end = self.buffer.len();
+        self.buffer.resize(end + form.trailer_bytes(), 0);
+        if form == Form::Tls13
+            && let Some(inner_content) = self.buffer.get_mut(end)
+        {
+            *inner_content = content;
+        }
         let sealed = match self.buffer.get_mut(start..) {
-            Some(record) => sealer.seal(record),
+            Some(record) => sealer.seal(content, record),
             None => Err(internal("the layout of the output")),
         };
         if sealed.is_err() {
@@ -151,7 +193,7 @@ impl RecordBuilder<'_> {
     /// Appends plaintext; a record that is full is sealed at once, while it is in the cache.
     pub fn put(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
-            let room = self.output.open_record();
+            let room = self.output.open_record(self.sealer.key.form);
             let (now, later) = bytes.split_at(room.min(bytes.len()));
             self.output.buffer.extend_from_slice(now);
             if now.len() == room {
@@ -164,7 +206,7 @@ impl RecordBuilder<'_> {
     /// Makes room for so much plaintext at once, records' overhead included.
     pub fn reserve(&mut self, plaintext: usize) {
         let records = plaintext / PLAINTEXT_BYTES_MAX + 2;
-        self.output.buffer.reserve(plaintext + records * (HEADER_BYTES + TRAILER_BYTES));
+        self.output.buffer.reserve(plaintext + records * (HEAD_BYTES_MAX + TRAILER_BYTES_MAX));
     }
 
     /// Bytes in the output that are not sent yet.
