@@ -20,7 +20,7 @@ trait Fields {
 }
 
 /// Times with microseconds, as ztunnel writes them.
-const TIME: &[BorrowedFormatItem<'_>] =
+pub(crate) const TIME: &[BorrowedFormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 /// Appends the text form, without the end of line. Time, level, scope, message and fields stand apart by tabs. The

@@ -3,6 +3,7 @@
 mod check;
 mod conformance;
 mod inspect;
+mod log_line;
 mod mesh;
 mod proxy;
 mod replay;
@@ -16,7 +17,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Format;
 
+use self::log_line::LogForm;
 use crate::admin::logging;
 use crate::worker::BoxError;
 
@@ -101,16 +104,20 @@ impl CommandLine {
 
     fn run(self) -> Result<ExitCode, BoxError> {
         let Self { log, log_json, command } = self;
-        let start_logging =
-            |filter: &str, json| start_logging(log.as_deref().unwrap_or(filter), log_json || json);
+        let filter = |default: &str| log.as_deref().unwrap_or(default).to_owned();
         if !matches!(command, Command::Proxy(_)) {
-            start_logging(command.log_filter(), false)?;
+            let human = LogForm::Human(Format::default().with_target(false));
+            start_logging(&filter(command.log_filter()), if log_json { LogForm::Json } else { human })?;
         }
         match command {
             Command::Proxy(_) => {
                 // Its configuration says what is logged.
                 let config = proxy::configure()?;
-                start_logging(&config.log.filter, config.log.json)?;
+                let json = log_json || config.log.json;
+                start_logging(
+                    &filter(&config.log.filter),
+                    if json { LogForm::Json } else { LogForm::Plain },
+                )?;
                 proxy::run(config)
             }
             Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
@@ -153,22 +160,15 @@ fn fail(error: &BoxError) -> ExitCode {
     ExitCode::from(FAILED)
 }
 
-fn start_logging(filter: &str, json: bool) -> Result<(), BoxError> {
+fn start_logging(filter: &str, form: LogForm) -> Result<(), BoxError> {
     let parsed = EnvFilter::try_new(filter).map_err(|error| format!("--log {filter:?}: {error}"))?;
-    let lines = tracing_subscriber::fmt().with_env_filter(parsed).with_writer(std::io::stderr);
+    let colours = matches!(form, LogForm::Human(_)) && std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_ansi(colours).event_format(form).with_writer(std::io::stderr);
+    let lines = lines.with_env_filter(parsed).with_filter_reloading();
     // The admin page may change the filter while the program runs.
-    if json {
-        let lines = lines.json().with_filter_reloading();
-        let handle = lines.reload_handle();
-        logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
-        lines.try_init()
-    } else {
-        let colours = std::io::stderr().is_terminal();
-        let lines = lines.with_target(false).with_ansi(colours).with_filter_reloading();
-        let handle = lines.reload_handle();
-        logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
-        lines.try_init()
-    }
+    let handle = lines.reload_handle();
+    logging::install(filter, move |new| handle.reload(new).map_err(|error| error.to_string()));
+    lines.try_init()
 }
 
 #[cfg(test)]
