@@ -176,3 +176,17 @@ fn version() -> Value {
         "cryptoProvider": "tls-aws-lc",
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_build_is_described_with_the_keys_of_ztunnel() {
+        let dump = include_str!("../../../xds/testdata/ztunnel-config_dump.json");
+        let theirs: Value = serde_json::from_str(dump).unwrap();
+        let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&version()), keys(&theirs["version"]));
+        assert!(version().as_object().unwrap().values().all(|value| value.is_string()));
+    }
+}

@@ -154,3 +154,67 @@ fn socket(address: SocketAddr) -> Value {
 fn duration(duration: Duration) -> Value {
     json!({ "secs": duration.as_secs(), "nanos": duration.subsec_nanos() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Host;
+
+    /// A dump of ztunnel itself, without the settings of its resolver (`dnsResolverCfg`, `dnsResolverOpts`): ours asks
+    /// the node's name servers as they are.
+    const ZTUNNEL: &str = include_str!("../../../xds/testdata/ztunnel-config_dump.json");
+
+    /// The values of a tree by the way to them; an empty group counts as a value.
+    fn leaves(value: &Value, way: &str, all: &mut BTreeMap<String, Value>) {
+        match value {
+            Value::Object(group) if !group.is_empty() => {
+                group.iter().for_each(|(key, value)| leaves(value, &format!("{way}/{key}"), all));
+            }
+            value => drop(all.insert(way.to_owned(), value.clone())),
+        }
+    }
+
+    /// What is in `one` and not in `other`, without what Corelane has for itself.
+    fn beyond(one: &Value, other: &Value) -> Vec<String> {
+        let (mut ones, mut others) = (BTreeMap::new(), BTreeMap::new());
+        leaves(one, "", &mut ones);
+        leaves(other, "", &mut others);
+        let beyond = ones.into_iter().filter(|(way, value)| others.get(way) != Some(value));
+        let shown = beyond.map(|(way, value)| format!("{way} {value}"));
+        shown.filter(|line| !line.starts_with("/corelane/")).collect()
+    }
+
+    #[test]
+    fn the_configuration_is_shown_as_ztunnel_shows_it() {
+        let theirs: Value = serde_json::from_str(ZTUNNEL).unwrap();
+        let variables = [
+            ("PROXY_MODE", "dedicated"),
+            ("PROXY_WORKLOAD_INFO", "default/zt/zt"),
+            ("NODE_NAME", "a"),
+            ("XDS_ADDRESS", "https://127.0.0.1:15012"),
+            ("CA_ADDRESS", "https://127.0.0.1:15012"),
+            ("XDS_ROOT_CA", "./var/run/secrets/istio/root.pem"),
+            ("CA_ROOT_CA", "./var/run/secrets/istio/root.pem"),
+            ("ZTUNNEL_WORKER_THREADS", "2"),
+            ("ENABLE_ORIG_SRC", "false"),
+        ];
+        let has_file: fn(&Path) -> bool = |_| true;
+        let ours = Config::read(&variables.into(), &Host { cpus: 2, mesh_config: None, has_file }).unwrap();
+        let ours = config(&ours);
+        assert_eq!(
+            beyond(&theirs["config"], &ours),
+            [
+                // No SOCKS port, no stand-in for tests; its own workload is looked for when it is needed.
+                "/fakeSelfInbound false",
+                "/illegalPorts [15008,15080,15001,15006]",
+                "/socks5Addr \"127.0.0.1:15080\"",
+                "/ztunnelWorkload null",
+            ]
+        );
+        assert_eq!(beyond(&ours, &theirs["config"]), ["/illegalPorts [15008,15001,15006]"]);
+        assert!(ours["corelane"].is_object());
+    }
+}
