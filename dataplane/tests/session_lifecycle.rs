@@ -187,6 +187,30 @@ fn what_does_not_end_by_the_deadline_of_a_drain_is_cut_and_logged() {
 }
 
 #[test]
+fn the_books_are_kept_while_a_drain_lasts() {
+    inside("the_books_are_kept_while_a_drain_lasts", || {
+        let mut bed = Bed::new(&pods());
+        let server = bed.serve_pieces("server", 8080);
+        let held = open(&bed, "client", server);
+        bed.drain(2 * PATIENCE);
+        let tunnel = SocketAddr::new(bed.ip("server"), 15008);
+        let deadline = Instant::now() + PATIENCE;
+        while connect(bed.network("plain"), tunnel).is_ok() {
+            assert!(Instant::now() < deadline, "it still listens");
+        }
+        ping(&held).unwrap();
+        // Two pings, of a connection that is still open.
+        while bed.metric("istio_tcp_sent_bytes_total", &["reporter=\"source\""]) < 8 {
+            assert!(Instant::now() < deadline, "{}", bed.metrics());
+            std::thread::yield_now();
+        }
+        ping(&held).unwrap();
+        drop(held);
+        bed.join();
+    });
+}
+
+#[test]
 fn a_drain_without_patience_logs_what_it_cuts() {
     inside("a_drain_without_patience_logs_what_it_cuts", || {
         for driver in [DriverChoice::IoUring, DriverChoice::Epoll] {
@@ -248,6 +272,46 @@ fn connections_beyond_the_limit_are_refused_and_counted() {
         drop(held);
         bed.until_idle();
         ping(&open(&bed, "client", server)).unwrap();
+    });
+}
+
+#[test]
+fn a_state_asks_again_only_for_connections_whose_grounds_it_changes() {
+    inside("a_state_asks_again_only_for_connections_whose_grounds_it_changes", || {
+        let allow = policy("clients", "ALLOW", "[{ to: [{ operation: { ports: ['8080'] } }] }]");
+        let mut bed = Bed::new(&(pods() + &allow));
+        let (server, other) = (bed.serve_pieces("server", 8080), bed.serve_pieces("other", 8080));
+        let to_server = [open(&bed, "client", server), open(&bed, "other", server)];
+        let to_other = [open(&bed, "client", other), open(&bed, "server", other), open(&bed, "plain", other)];
+        let asked = |bed: &Bed| bed.ask(Node::connections_asked_again).iter().sum::<u64>();
+        let before = asked(&bed);
+        // Nothing, a workload that they do not lead to, and a policy that concerns nobody here.
+        bed.publish();
+        bed.change_workload("client", |workload| workload.name = "client".into());
+        bed.change_workload("client", |workload| workload.canonical_revision = "v2".into());
+        bed.apply(
+            &(pods() + &allow + &policy("elsewhere", "DENY", "[{}]").replace("app: server", "app: nobody")),
+        );
+        assert_eq!(asked(&bed) - before, 0);
+        // Their own workload: those to it, and no others.
+        bed.change_workload("other", |workload| workload.canonical_revision = "v2".into());
+        assert_eq!(asked(&bed) - before, 3);
+        // Their policies.
+        bed.apply(
+            &(pods() + &allow + &policy("nobody", "DENY", "[{ to: [{ operation: { ports: ['1'] } }] }]")),
+        );
+        let after = asked(&bed) - before;
+        assert!(after >= 5, "{after}");
+        for socket in to_server.iter().chain(&to_other) {
+            ping(socket).unwrap();
+        }
+        bed.apply(&(pods() + &policy("nobody", "DENY", "[{ to: [{ operation: { ports: ['8080'] } }] }]")));
+        for socket in &to_server {
+            assert!(is_reset(socket));
+        }
+        for socket in &to_other {
+            ping(socket).unwrap();
+        }
     });
 }
 

@@ -187,6 +187,6 @@ mod tests {
         let theirs: Value = serde_json::from_str(dump).unwrap();
         let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&version()), keys(&theirs["version"]));
-        assert!(version().as_object().unwrap().values().all(|value| value.is_string()));
+        assert!(version().as_object().unwrap().values().all(Value::is_string));
     }
 }

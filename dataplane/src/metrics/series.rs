@@ -27,7 +27,11 @@ pub(super) enum Announcement {
 
 /// The series of one kind.
 #[derive(Debug)]
-struct Table<K, C>(RefCell<HashMap<K, Arc<C>>>);
+struct Table<K, C> {
+    all: RefCell<HashMap<K, Arc<C>>>,
+    /// Those that no sweep has looked at yet. Each is in `all`, which bounds them.
+    new: RefCell<Vec<K>>,
+}
 
 /// The series of one worker.
 #[derive(Debug)]
@@ -47,7 +51,7 @@ pub(super) struct SeriesTable {
 
 impl<K: Hash + Eq + Clone + Named, C> Table<K, C> {
     fn new() -> Self {
-        Self(RefCell::new(HashMap::new()))
+        Self { all: RefCell::new(HashMap::new()), new: RefCell::default() }
     }
 
     /// The cells of `key`, made and announced if they are new; `None` where there is no room for them.
@@ -57,7 +61,7 @@ impl<K: Hash + Eq + Clone + Named, C> Table<K, C> {
         announce: &Sender<Announcement>,
         make: impl FnOnce(&K) -> (Arc<C>, Announcement),
     ) -> Option<Arc<C>> {
-        let mut table = self.0.borrow_mut();
+        let mut table = self.all.borrow_mut();
         if let Some(cells) = table.get(key) {
             return Some(Arc::clone(cells));
         }
@@ -68,11 +72,19 @@ impl<K: Hash + Eq + Clone + Named, C> Table<K, C> {
         // Announced first: a series that the control thread cannot learn of must not be written to.
         announce.try_send(announcement).ok()?;
         table.insert(key.clone(), Arc::clone(&cells));
+        self.new.borrow_mut().push(key.clone());
         Some(cells)
     }
 
     fn sweep(&self, known: &dyn Fn(&Workload) -> bool) {
-        self.0.borrow_mut().retain(|key, _| key.all_known(known));
+        self.new.take();
+        self.all.borrow_mut().retain(|key, _| key.all_known(known));
+    }
+
+    fn sweep_new(&self, known: &dyn Fn(&Workload) -> bool) {
+        for key in self.new.take().iter().filter(|key| !key.all_known(known)) {
+            self.all.borrow_mut().remove(key);
+        }
     }
 }
 
@@ -150,6 +162,14 @@ impl SeriesTable {
         self.http.sweep(known);
         self.dns.sweep(known);
         self.on_demand.sweep(known);
+    }
+
+    /// The same, but looks only at series made since the last sweep: a connection may end after its workload went.
+    pub(super) fn sweep_new(&self, known: &dyn Fn(&Workload) -> bool) {
+        self.tcp.sweep_new(known);
+        self.http.sweep_new(known);
+        self.dns.sweep_new(known);
+        self.on_demand.sweep_new(known);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Labels, sums over workers, eviction, bounds, and the likeness to a ztunnel's metrics page.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use std::time::Duration;
@@ -108,6 +109,28 @@ fn series_of_known_pods_survive_a_sweep() {
     workers[0].tcp(&labels("client", "web")).opened();
     let text = metrics.text().unwrap();
     assert!(line_of(&text, "istio_tcp_connections_opened_total").unwrap().ends_with(" 2"));
+}
+
+#[test]
+fn a_sweep_of_new_series_asks_of_each_once() {
+    let (workers, metrics) = metrics(1);
+    let worker = &workers[0];
+    worker.tcp(&labels("client", "web")).opened();
+    let asked = Cell::new(0);
+    let sweep_new = |known: bool| {
+        asked.set(0);
+        worker.sweep_new(|_| {
+            asked.set(asked.get() + 1);
+            known
+        });
+        asked.get()
+    };
+    assert_eq!([sweep_new(true), sweep_new(true)], [2, 0]);
+    // Its workload has gone, and a connection that outlived it ends only now.
+    worker.tcp(&labels("client", "gone")).closed();
+    assert_eq!([sweep_new(false), sweep_new(false)], [1, 0]);
+    let text = metrics.text().unwrap();
+    assert!(text.contains("destination_workload=\"web\"") && !text.contains("\"gone\""), "{text}");
 }
 
 #[test]

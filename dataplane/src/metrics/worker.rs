@@ -356,9 +356,14 @@ impl WorkerMetrics {
         }
     }
 
-    /// Forgets the series of workloads that are not `known` any more: called when a new snapshot is taken up.
+    /// Forgets the series of workloads that are not `known` any more: called when workloads have gone.
     pub fn sweep(&self, known: impl Fn(&Workload) -> bool) {
         self.series.sweep(&known);
+    }
+
+    /// The same for the series made since the last sweep: enough where none has gone since.
+    pub fn sweep_new(&self, known: impl Fn(&Workload) -> bool) {
+        self.series.sweep_new(&known);
     }
 }
 

@@ -1,14 +1,16 @@
 //! What policy says of an arrived connection, and the question that is asked again when policies change.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use l7::authz::{ConnectionVerdict, Denial, MatchedRule, PolicySet, Verdict};
 use l7::ir::ConnectionAttributes;
-use model::{AppProtocol, Identity, Workload};
+use model::{AppProtocol, Identity, NamespacedHostname, Service, Workload};
 use tracing::Level;
 
 use super::connection::{Authorized, Connection};
-use super::state::NodeState;
+use super::node::workload_of;
+use super::state::{LocalPod, NodeState};
 use crate::access_log::cause::CloseCause;
 
 /// The log target of decisions.
@@ -44,6 +46,40 @@ pub(super) enum Admission {
     ByRequest,
 }
 
+/// What the answers for a pod's connections depend on beside the connections. The same, by address, as long as none of
+/// it changes.
+#[derive(Debug)]
+pub(super) struct Grounds {
+    workload: Arc<Workload>,
+    policies: Arc<PolicySet>,
+    /// The workload's, in its order: they declare which of its ports are HTTP.
+    services: Vec<Option<Arc<Service>>>,
+}
+
+impl Grounds {
+    /// `None` for a pod that the control plane does not know.
+    pub(super) fn of(state: &NodeState, pod: &LocalPod) -> Option<Self> {
+        let workload = workload_of(state, pod)?;
+        let policies = state.snapshot.policies_for(&workload);
+        let service = |key: &NamespacedHostname| {
+            state.snapshot.service(&key.namespace, &key.hostname).map(|entry| entry.service.clone())
+        };
+        let services = workload.services.keys().map(service).collect();
+        Some(Self { workload, policies, services })
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        let same_service = |(one, other): (&Option<Arc<Service>>, &Option<Arc<Service>>)| match (one, other) {
+            (Some(one), Some(other)) => Arc::ptr_eq(one, other),
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        // The same workload names the same services.
+        Arc::ptr_eq(&self.workload, &other.workload)
+            && Arc::ptr_eq(&self.policies, &other.policies)
+            && self.services.iter().zip(&other.services).all(same_service)
+    }
+}
+
 /// Asks policy, and notes the question for the day that the policies change.
 pub(super) fn admit(
     connection: &Connection,
@@ -65,6 +101,8 @@ pub(super) fn admit(
         reads_requests: admission == Admission::ByRequest,
         request: None,
     }));
+    let in_force = Arc::ptr_eq(&connection.node.state().snapshot, &state.snapshot);
+    connection.node.registry.note_admission(&connection.shared.pod, state, in_force);
     Ok(admission)
 }
 

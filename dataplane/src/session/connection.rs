@@ -308,7 +308,7 @@ impl Drop for Connection {
     fn drop(&mut self) {
         // A task that was dropped midway (the worker stops) still closes its books.
         self.close_books(CloseCause::Drained);
-        self.node.registry.remove(self.key);
+        self.node.registry.remove(&self.shared.pod, self.key);
         self.node.worker.memory().give_back(CONNECTION_BYTES);
         self.node.metrics.lower(Gauge::sockets(reporter(self.shared.direction)));
     }

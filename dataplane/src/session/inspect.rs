@@ -21,6 +21,11 @@ impl Node {
         self.registry.len()
     }
 
+    /// How many live connections have been asked for again since the start because their policies changed.
+    pub fn connections_asked_again(&self) -> u64 {
+        self.registry.asked_again()
+    }
+
     /// Tunnels that others have made to the pods and that are open.
     pub fn accepted_tunnels(&self) -> usize {
         self.accepted_tunnels.get()

@@ -13,14 +13,14 @@ use socket2::TcpKeepalive;
 use tunnel::h2::Config;
 use tunnel::pool::PoolConfig;
 use xds::publish::Mailbox;
-use xds::snapshot::{Chooser, Route};
+use xds::snapshot::{Chooser, Route, Snapshot};
 
 use super::arrivals::Arrivals;
 use super::demand::{DEMAND_WAIT, Demander, Demands};
 use super::dns::{DnsOptions, Resolver};
 use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
 use super::pod::Pod;
-use super::registry::Registry;
+use super::registry::{Books, Registry};
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
 use crate::access_log::queue::Recorder;
 use crate::metrics::{Counter, Gauge, Limit, WorkerMetrics};
@@ -161,6 +161,7 @@ pub struct NodeParts {
 #[derive(Debug)]
 pub struct Node {
     pub(super) worker: Worker,
+    _books: Rc<Books>,
     pub(super) options: NodeOptions,
     pub(super) metrics: WorkerMetrics,
     pub(super) recorder: Recorder,
@@ -188,8 +189,9 @@ impl Node {
     pub fn start(worker: &Worker, parts: NodeParts, options: NodeOptions) -> Result<Rc<Self>, BoxError> {
         let seed = Instant::now();
         let by_load = options.endpoint_choice == EndpointChoice::LeastLoaded;
-        let node = Rc::new(Self {
+        let node = Rc::new_cyclic(|node| Self {
             worker: worker.clone(),
+            _books: Books::keep(worker, node.clone()),
             options,
             metrics: parts.metrics,
             recorder: parts.recorder,
@@ -210,7 +212,6 @@ impl Node {
         let following = node.clone();
         worker.follow(parts.mailbox, move |state| following.take(state))?;
         node.metrics.set(Gauge::ThreadId, thread_number());
-        Registry::keep_books(&node);
         worker.spawn(node.clone().drain());
         Ok(node)
     }
@@ -329,9 +330,19 @@ impl Node {
         self.needed.borrow_mut().clear();
         self.sync_pods(&state);
         self.registry.enforce(&state);
-        self.metrics.sweep(|workload| state.snapshot.workload_by_uid(&workload.uid).is_some());
+        self.sweep_metrics(&before.snapshot, &state.snapshot);
         self.demands.settle(&state.snapshot);
         self.superseded.take().open();
+    }
+
+    /// Forgets the series of workloads that have gone.
+    fn sweep_metrics(&self, before: &Snapshot, now: &Snapshot) {
+        let known = |workload: &Workload| now.workload_by_uid(&workload.uid).is_some();
+        if before.workload_removals() == now.workload_removals() {
+            self.metrics.sweep_new(known);
+        } else {
+            self.metrics.sweep(known);
+        }
     }
 
     fn sync_pods(self: &Rc<Self>, state: &NodeState) {

@@ -55,6 +55,8 @@ pub(crate) type Few<T> = SmallVec<[T; 1]>;
 pub struct Snapshot {
     pub(crate) generation: u64,
     pub(crate) workloads: Workloads,
+    /// Workloads that have gone so far.
+    pub(crate) removals: u64,
     /// Those of the node that the store belongs to, by uid.
     pub(crate) local_workloads: Map<Arc<str>, Arc<Workload>>,
     pub(crate) services: Map<NamespacedHostname, Arc<ServiceEntry>>,
@@ -146,6 +148,12 @@ impl Snapshot {
         service_account: Option<&str>,
     ) -> Option<&Arc<Workload>> {
         self.workloads.by_name(namespace, name, service_account)
+    }
+
+    /// Rises with each workload that goes, so that whoever keeps something of workloads sees whether to look for what has
+    /// lost its own.
+    pub fn workload_removals(&self) -> u64 {
+        self.removals
     }
 
     /// In no particular order.

@@ -43,6 +43,7 @@ impl Store {
     pub(super) fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(workload) = self.state.workloads.remove(uid) else { return false };
         self.changed = true;
+        self.state.removals += 1;
         self.state.local_workloads.remove(uid);
         self.release_policy_set(&policy_set_key(&workload));
         for service in workload.services.keys() {
