@@ -4,6 +4,7 @@
 
 mod node_support;
 
+use node_support::load::Load;
 use node_support::traffic::{connect, ping, time_to_end};
 use node_support::{Bed, inside};
 
@@ -82,5 +83,58 @@ fn another_proxy_takes_over_while_the_old_one_drains() {
         drop(live);
         assert!(bed.at("b").until_ended().success());
         ping(&bed.connect("client", to.v4).unwrap()).unwrap();
+    });
+}
+
+/// Has the kernel pass on handshakes of a listener that closes, or not, as in a container that may not tell it to.
+fn pass_on_handshakes(bed: &Bed, passes_on: bool) {
+    for pod in bed.pods.values() {
+        let value = if passes_on { "1" } else { "0" };
+        let written = pod.network.within(|| std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", value));
+        written.unwrap().unwrap();
+    }
+}
+
+/// Both nodes get a new proxy, one after the other, while clients come and go: nobody is refused, nobody is cut.
+fn take_over_under_traffic(passes_on: bool) {
+    let clients = ["client", "other", "third"];
+    let mut bed = Bed::with(&["a", "b"], |node| node.set("CONNECTION_TERMINATION_DEADLINE", "10m"));
+    for pod in clients {
+        bed.pod("a", pod);
+    }
+    bed.pod("b", "server");
+    bed.ready();
+    let to = bed.pieces("server", 8080);
+    let loads = clients.map(|client| Load::start(&bed, client, to));
+    let more = |count| loads.iter().for_each(|load| load.more(count));
+    more(50);
+    for (old, new, name) in [("b", "b-next", "b"), ("a", "a-next", "a")] {
+        let socket = bed.at(old).agent.path.clone();
+        bed.node(new, |node| {
+            node.set("NODE_NAME", name);
+            node.set("INPOD_UDS", socket.display());
+        });
+        bed.at(new).until_ready(true);
+        pass_on_handshakes(&bed, passes_on);
+        more(50);
+        bed.at(old).terminate();
+        more(500);
+    }
+    let exchanges: usize = loads.into_iter().map(Load::stop).sum();
+    println!("{exchanges} exchanges, none lost");
+    for old in ["a", "b"] {
+        assert!(bed.at(old).until_ended().success());
+    }
+}
+
+#[test]
+fn a_takeover_under_traffic_loses_nobody() {
+    inside("a_takeover_under_traffic_loses_nobody", || take_over_under_traffic(true));
+}
+
+#[test]
+fn a_takeover_under_traffic_loses_nobody_where_the_kernel_passes_nothing_on() {
+    inside("a_takeover_under_traffic_loses_nobody_where_the_kernel_passes_nothing_on", || {
+        take_over_under_traffic(false);
     });
 }

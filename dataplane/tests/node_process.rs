@@ -7,7 +7,6 @@ mod node_support;
 use std::process::{Command, Output};
 
 use model::Identity;
-use node_support::load::Load;
 use node_support::node::Node;
 use node_support::raw::RawClient;
 use node_support::resources::{bytes_of, identity};
@@ -203,33 +202,5 @@ fn who_asks_twice_does_not_wait_for_the_deadline() {
         ping(&live).unwrap();
         bed.at("a").terminate();
         assert!(bed.at("a").until_ended().success());
-    });
-}
-
-#[test]
-fn an_upgrade_under_traffic_refuses_nobody() {
-    inside("an_upgrade_under_traffic_refuses_nobody", || {
-        let mut bed = Bed::with(&["a", "b"], |node| node.set("CONNECTION_TERMINATION_DEADLINE", "10m"));
-        bed.pod("a", "client");
-        bed.pod("b", "server");
-        bed.ready();
-        let to = bed.pieces("server", 8080);
-        let load = Load::start(&bed, "client", to);
-        load.more(50);
-        for (old, new, name) in [("b", "b-next", "b"), ("a", "a-next", "a")] {
-            let socket = bed.at(old).agent.path.clone();
-            bed.node(new, |node| {
-                node.set("NODE_NAME", name);
-                node.set("INPOD_UDS", socket.display());
-            });
-            bed.at(new).until_ready(true);
-            load.more(50);
-            bed.at(old).terminate();
-            load.more(200);
-        }
-        load.stop();
-        for old in ["a", "b"] {
-            assert!(bed.at(old).until_ended().success());
-        }
     });
 }

@@ -205,8 +205,12 @@ impl Link {
         }
     }
 
-    /// Takes no new streams and ends when the last one has ended.
+    /// Takes no new streams and ends when the last one has ended. Before the handshake is over there is nobody to tell:
+    /// then nothing happens.
     pub fn drain(self: &Rc<Self>) {
+        if self.peer.get().is_none() {
+            return;
+        }
         if self.end.get().is_none() && !self.going_away.replace(true) {
             self.write(|session| session.go_away(ErrorCode::NO_ERROR, Instant::now()));
             self.settle_drained();

@@ -278,6 +278,29 @@ fn a_pool_shares_a_link_and_dials_another_when_it_goes_away() {
 }
 
 #[test]
+fn a_drain_that_began_during_the_handshake_is_announced_after_it() {
+    on_each_driver(|worker| async move {
+        let (inbox, options) = lab(&worker);
+        let (client, server) = futures::join!(Link::dial(&worker, &options), async {
+            while inbox.links.borrow().is_empty() {
+                worker.yield_now().await;
+            }
+            let link = inbox.links.borrow()[0].clone();
+            assert!(link.peer().is_none(), "the handshake is over already");
+            link.drain();
+            link
+        });
+        let client = client.unwrap();
+        server.settled().await.unwrap();
+        // As each tick of a draining worker does.
+        server.drain();
+        while client.takes_streams() {
+            worker.yield_now().await;
+        }
+    });
+}
+
+#[test]
 fn a_workload_with_the_address_of_another_gets_links_of_its_own() {
     on_each_driver(|worker| async move {
         let (inbox, options) = lab(&worker);

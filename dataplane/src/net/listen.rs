@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
-use socket2::{Domain, Protocol, SockRef, Type};
+use socket2::{Domain, Protocol, SockFilter, SockRef, Type};
 
 use super::descriptor::address;
 use super::exhaustion::rest;
@@ -22,6 +22,25 @@ pub const LISTEN_BACKLOG: i32 = 1024;
 
 /// Connections taken in a row before other tasks get their turn.
 const ACCEPTS_IN_A_ROW_MAX: u32 = 32;
+
+/// `SYN` and `ACK` in the byte of the TCP header that holds the flags (RFC 9293 section 3.1), and where that byte is.
+const FLAGS_AT: u32 = 13;
+const SYN: u32 = 0x02;
+const ACK: u32 = 0x10;
+
+/// Drops what would begin a connection, lets everything else pass. A filter of a TCP socket sees the TCP header first.
+const NO_NEW_HANDSHAKES: [SockFilter; 5] = [
+    instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, FLAGS_AT),
+    instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, SYN | ACK),
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, SYN),
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+];
+
+#[allow(clippy::cast_possible_truncation)] // opcodes have 16 bits
+const fn instruction(code: u32, if_true: u8, if_false: u8, value: u32) -> SockFilter {
+    SockFilter::new(code as u16, if_true, if_false, value)
+}
 
 /// How to listen.
 #[derive(Debug, Clone, Default)]
@@ -57,6 +76,17 @@ pub struct Listener {
     exclusive: bool,
 }
 
+/// What one accept4(2) came to.
+enum Attempt {
+    Taken(Socket, SocketAddr),
+    /// Nobody waits.
+    Empty,
+    /// There is no descriptor or memory for a connection.
+    Exhausted,
+    /// One that waited has gone.
+    Gone,
+}
+
 impl Listener {
     /// Listens on `at`; the unspecified IPv6 address takes IPv4 as well.
     pub fn bind(at: SocketAddr, options: &ListenOptions) -> io::Result<Self> {
@@ -80,14 +110,6 @@ impl Listener {
         address(SockRef::from(&self.descriptor).local_addr()?)
     }
 
-    /// A connection that has come already. Never waits.
-    pub fn accept_waiting(&self) -> Option<(Socket, SocketAddr)> {
-        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        let (socket, peer) = rustix::net::acceptfrom_with(&self.descriptor, flags).ok()?;
-        let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok())?;
-        Some((Socket::new(socket).ok()?, canonical(peer)))
-    }
-
     /// Waits for the next connection and says who it is from. Dropping the future loses nothing: a connection is
     /// taken and returned in one step.
     ///
@@ -101,32 +123,64 @@ impl Listener {
                 requeue().await;
                 self.descriptor.readable().await?;
             }
-            match rustix::net::acceptfrom_with(&self.descriptor, SocketFlags::NONBLOCK | SocketFlags::CLOEXEC)
-            {
-                Ok((socket, peer)) => {
-                    self.taken_in_a_row.set(self.taken_in_a_row.get() + 1);
-                    // The peer may have reset the connection already: then it is no error of the listener.
-                    let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else { continue };
-                    match Socket::new(socket) {
-                        Ok(socket) => return Ok((socket, canonical(peer))),
-                        Err(error) => tracing::warn!(%error, "an accepted connection is given up"),
-                    }
-                }
-                Err(Errno::AGAIN) => {
+            match self.attempt()? {
+                Attempt::Taken(socket, peer) => return Ok((socket, peer)),
+                Attempt::Empty => {
                     self.taken_in_a_row.set(0);
                     self.descriptor.readable().await?;
                 }
-                Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
-                    tracing::warn!(error = %errno, "no connection can be accepted for now; raise the limit (ulimit -n)");
-                    rest().await;
+                Attempt::Exhausted => rest().await,
+                Attempt::Gone => {}
+            }
+        }
+    }
+
+    /// Takes a connection that waits already, if there is one and there is a descriptor for it.
+    pub fn try_accept(&self) -> io::Result<Option<(Socket, SocketAddr)>> {
+        // As long as the queue at most: each attempt takes one out.
+        loop {
+            match self.attempt()? {
+                Attempt::Taken(socket, peer) => return Ok(Some((socket, peer))),
+                Attempt::Empty | Attempt::Exhausted => return Ok(None),
+                Attempt::Gone => {}
+            }
+        }
+    }
+
+    /// Begins no further handshakes, and goes on with those that are under way. Who begins one now is not answered and
+    /// tries again a second later, as if the packet had been lost: by then another listener of the address may have
+    /// taken this one's place.
+    pub fn begin_no_more(&self) -> io::Result<()> {
+        SockRef::from(&self.descriptor).attach_filter(&NO_NEW_HANDSHAKES)
+    }
+
+    fn attempt(&self) -> io::Result<Attempt> {
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        match rustix::net::acceptfrom_with(&self.descriptor, flags) {
+            Ok((socket, peer)) => {
+                self.taken_in_a_row.set(self.taken_in_a_row.get() + 1);
+                // The peer may have reset the connection already: then it is no error of the listener.
+                let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+                    return Ok(Attempt::Gone);
+                };
+                match Socket::new(socket) {
+                    Ok(socket) => return Ok(Attempt::Taken(socket, canonical(peer))),
+                    Err(error) => tracing::warn!(%error, "an accepted connection is given up"),
                 }
-                Err(
-                    errno @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT),
-                ) => {
-                    return Err(errno.into());
-                }
-                // accept(2) passes on errors that belong to the one connection that is gone now.
-                Err(errno) => tracing::debug!(error = %errno, "a connection was gone before it was accepted"),
+                Ok(Attempt::Gone)
+            }
+            Err(Errno::AGAIN) => Ok(Attempt::Empty),
+            Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                tracing::warn!(error = %errno, "no connection can be accepted for now; raise the limit (ulimit -n)");
+                Ok(Attempt::Exhausted)
+            }
+            Err(errno @ (Errno::BADF | Errno::INVAL | Errno::NOTSOCK | Errno::OPNOTSUPP | Errno::FAULT)) => {
+                Err(errno.into())
+            }
+            // accept(2) passes on errors that belong to the one connection that is gone now.
+            Err(errno) => {
+                tracing::debug!(error = %errno, "a connection was gone before it was accepted");
+                Ok(Attempt::Gone)
             }
         }
     }
@@ -208,6 +262,27 @@ mod tests {
                 let mut byte = [0];
                 assert_eq!(socket.read(&mut byte).await.unwrap(), 1);
             }
+        });
+    }
+
+    #[test]
+    fn a_listener_that_begins_no_more_takes_who_has_come_and_leaves_the_others_to_its_successor() {
+        on_each_driver(|_worker| async {
+            let old = Listener::bind("127.0.0.1:0".parse().unwrap(), &ListenOptions::default()).unwrap();
+            let at = old.local_address().unwrap();
+            let early = std::net::TcpStream::connect(at).unwrap();
+            old.begin_no_more().unwrap();
+            let late = socket2::Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).unwrap();
+            assert_eq!(late.connect(&at.into()).unwrap_err().raw_os_error(), Some(libc::EINPROGRESS));
+            let (taken, peer) = old.try_accept().unwrap().unwrap();
+            assert_eq!(peer, early.local_addr().unwrap());
+            assert!(old.try_accept().unwrap().is_none());
+            let new = Listener::bind(at, &ListenOptions::default()).unwrap();
+            drop(old);
+            let (_late, peer) = new.accept().await.unwrap();
+            assert_eq!(Some(peer), late.local_addr().unwrap().as_socket());
+            (&early).write_all(b"x").unwrap();
+            assert_eq!(taken.read(&mut [0]).await.unwrap(), 1);
         });
     }
 

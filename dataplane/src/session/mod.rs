@@ -23,6 +23,7 @@ mod dns;
 mod http;
 mod inbound;
 mod inspect;
+mod listening;
 mod load;
 mod lookup;
 mod node;

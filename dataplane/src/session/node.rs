@@ -219,9 +219,13 @@ impl Node {
     /// Waits for the worker's drain: takes no new connections, and cuts in time what does not end by itself.
     async fn drain(self: Rc<Self>) {
         self.worker.drain().wait().await;
+        // From now on each listener holds the worker until it has closed; so far nobody may.
+        let hold = self.worker.hold();
         for pod in self.pods.borrow().values() {
             pod.stop_listening();
         }
+        self.worker.yield_now().await;
+        drop(hold);
         loop {
             let Some(deadline) = self.worker.drain_deadline() else { return };
             let now = Instant::now();

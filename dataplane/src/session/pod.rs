@@ -13,7 +13,7 @@ use tunnel::hbone::Baggage;
 
 use super::node::Node;
 use super::state::LocalPod;
-use super::{dns, inbound, outbound, passthrough};
+use super::{dns, inbound, listening, outbound, passthrough};
 use crate::link::{Link, Pool};
 use crate::net::{Listener, Socket, wildcard};
 use crate::worker::{Census, Latch, Worker};
@@ -38,9 +38,6 @@ pub(super) struct Pod {
     baggage: RefCell<Option<(Arc<Workload>, Rc<str>)>>,
 }
 
-/// Connections that a listener takes at most when it is to close; no backlog is longer.
-const LAST_ACCEPTS_MAX: usize = 1_024;
-
 /// What a listener does with a connection.
 type Serve = fn(Rc<Node>, Rc<Pod>, Socket, SocketAddr);
 
@@ -49,7 +46,7 @@ impl Pod {
         let ports = node.options.ports;
         let options = node.listen_options(&local.network);
         let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
-        pass_on_handshakes(local);
+        listening::pass_on_handshakes(&local.network);
         let mut listeners: Vec<(Listener, Serve)> = Vec::new();
         if node.options.proxies {
             listeners.push((bind(ports.inbound_hbone)?, inbound::serve));
@@ -72,7 +69,17 @@ impl Pod {
             baggage: RefCell::default(),
         });
         for (listener, serve) in listeners {
-            node.worker.spawn(accept(node.clone(), pod.clone(), listener, serve));
+            let (node, pod) = (node.clone(), pod.clone());
+            node.worker.clone().spawn(async move {
+                listening::accept(&node, &pod, listener, |socket, remote| {
+                    if node.is_full() {
+                        socket.reset_on_close();
+                    } else {
+                        serve(node.clone(), pod.clone(), socket, remote);
+                    }
+                })
+                .await;
+            });
         }
         if let Some(names) = names {
             names.serve(node, &pod);
@@ -132,44 +139,5 @@ impl Pod {
 impl fmt::Debug for Pod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pod").field("local", &self.local).finish_non_exhaustive()
-    }
-}
-
-/// Has the kernel give a handshake under way, when its listener closes, to another one of the same port: that of our
-/// successor in an upgrade. Linux 5.14; where the setting may not be written, such a client dials again.
-fn pass_on_handshakes(local: &LocalPod) {
-    drop(local.network.within(|| std::fs::write("/proc/sys/net/ipv4/tcp_migrate_req", "1")));
-}
-
-async fn accept(node: Rc<Node>, pod: Rc<Pod>, listener: Listener, serve: Serve) {
-    loop {
-        let mut closing = pod.closing.wait();
-        let accepted = monoio::select! {
-            biased;
-            () = &mut closing => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((socket, remote)) => take(&node, &pod, serve, socket, remote),
-            Err(error) => {
-                tracing::error!(pod = %pod.local.uid, %error, "a listener is broken");
-                return;
-            }
-        }
-    }
-    if pod.gone.is_open() {
-        return;
-    }
-    // Those that have come already, before this process took itself out of the way of its successor.
-    for (socket, remote) in std::iter::from_fn(|| listener.accept_waiting()).take(LAST_ACCEPTS_MAX) {
-        take(&node, &pod, serve, socket, remote);
-    }
-}
-
-fn take(node: &Rc<Node>, pod: &Rc<Pod>, serve: Serve, socket: Socket, remote: SocketAddr) {
-    if node.is_full() {
-        socket.reset_on_close();
-    } else {
-        serve(node.clone(), pod.clone(), socket, remote);
     }
 }

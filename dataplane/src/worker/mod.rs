@@ -198,10 +198,16 @@ impl Worker {
     /// The main task of the thread: lives until the drain is over.
     async fn run_until_drained(&self) {
         self.context.drain.wait().await;
-        self.wait_drained().await;
-        // What tasks have dropped in their last turn is closed through the ring, which must still be submitted.
-        for _ in 0..LAST_TURNS {
-            self.yield_now().await;
+        loop {
+            self.wait_drained().await;
+            // What tasks have dropped in their last turn is closed through the ring, which must still be submitted.
+            for _ in 0..LAST_TURNS {
+                self.yield_now().await;
+            }
+            // A listener that closes may have taken somebody meanwhile.
+            if self.live() == 0 || self.drain_deadline().is_none_or(|deadline| deadline <= Instant::now()) {
+                return;
+            }
         }
     }
 

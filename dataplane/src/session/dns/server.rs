@@ -17,6 +17,7 @@ use super::upstream::{Upstream, framed, read_framed};
 use super::{DnsOptions, SearchDomains};
 use crate::metrics::{DnsLabels, DnsProtocol as Protocol, DnsSeries, Limit};
 use crate::net::{Datagram, DatagramOptions, Listener, Socket};
+use crate::session::listening;
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 use crate::session::state::{LocalPod, NodeState};
@@ -198,21 +199,7 @@ impl Server {
     // --- TCP ---
 
     async fn accept(self: Rc<Self>, listener: Listener) {
-        loop {
-            let mut closing = self.pod.closing.wait();
-            let accepted = monoio::select! {
-                biased;
-                () = &mut closing => return,
-                accepted = listener.accept() => accepted,
-            };
-            match accepted {
-                Ok((socket, _)) => self.take_connection(socket),
-                Err(error) => {
-                    tracing::error!(pod = %self.pod.local.uid, %error, "a listener is broken");
-                    return;
-                }
-            }
-        }
+        listening::accept(&self.node, &self.pod, listener, |socket, _| self.take_connection(socket)).await;
     }
 
     fn take_connection(self: &Rc<Self>, socket: Socket) {
