@@ -12,5 +12,7 @@ pub fn inside(test: &str, body: impl FnOnce()) {
     let output = command.output().map_err(sandbox::explain).unwrap_or_else(|error| panic!("{error}"));
     let text = String::from_utf8_lossy(&output.stdout);
     let complaint = String::from_utf8_lossy(&output.stderr);
+    // Shown with `--nocapture`: figures of a run.
+    print!("{text}");
     assert!(output.status.success() && text.contains("1 passed"), "{}\n{text}\n{complaint}", output.status);
 }
