@@ -1,15 +1,20 @@
 //! What the node agent orders over ZDS, carried out by a whole node proxy; an agent that goes away, and one that breaks
 //! the protocol.
 
-#![allow(clippy::unwrap_used, clippy::panic)] // helpers of tests fail the test
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail the test
 
 mod node_support;
 
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use node_support::agent::AgentPod;
 use node_support::traffic::{connect, ping, time_to_end};
-use node_support::{Bed, inside};
+use node_support::{Bed, NAMESPACE, inside};
+use serde_json::{Value, json};
 
 const TUNNEL: u16 = 15008;
 
@@ -137,5 +142,88 @@ fn an_agent_that_breaks_the_protocol_ends_the_proxy_with_a_message() {
         assert!(!status.success(), "{status}");
         let line = bed.nodes["a"].until_logged(&["breaks the protocol", "agent.sock"]);
         assert!(line.contains("second snapshot_sent"), "{line}");
+    });
+}
+
+/// An agent that shares no code with us.
+struct ForeignAgent {
+    process: Child,
+    observations: BufReader<ChildStdout>,
+}
+
+impl ForeignAgent {
+    fn start(socket: &Path) -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/node_agent.py");
+        let mut command = Command::new("python3");
+        command.arg(script).arg(socket).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("python3 is there");
+        let observations = BufReader::new(process.stdout.take().unwrap());
+        let mut agent = Self { process, observations };
+        assert_eq!(agent.observes()["listening"], socket.to_str().unwrap());
+        agent
+    }
+
+    fn observes(&mut self) -> Value {
+        let mut line = String::new();
+        self.observations.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    fn order(&mut self, line: &str) {
+        writeln!(self.process.stdin.as_mut().unwrap(), "{line}").unwrap();
+    }
+
+    /// Gives an order that the proxy must carry out.
+    fn succeeds(&mut self, line: &str) {
+        self.order(line);
+        assert_eq!(self.observes(), json!({ "ack": "" }), "{line}");
+    }
+}
+
+impl Drop for ForeignAgent {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.process.kill();
+        self.process.wait().unwrap();
+    }
+}
+
+#[test]
+fn an_agent_that_shares_no_code_with_us_is_obeyed() {
+    inside("an_agent_that_shares_no_code_with_us_is_obeyed", || {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("foreign.sock");
+        let mut agent = ForeignAgent::start(&socket);
+        let mut bed = Bed::with(&["a"], |node| node.set("INPOD_UDS", socket.display()));
+        let pods = ["client", "server", "other"];
+        let process = std::process::id();
+        let adds = pods.map(|pod| {
+            let namespace = bed.place(Some("a"), pod).network.as_fd().as_raw_fd();
+            bed.capture(pod);
+            format!("add uid-{pod} {NAMESPACE} {pod} {pod} /proc/{process}/fd/{namespace}")
+        });
+        bed.apply(pods.map(|pod| bed.workload(pod)));
+        assert_eq!(agent.observes(), json!({ "hello": 1 }));
+        for add in &adds {
+            agent.succeeds(add);
+        }
+        assert!(!bed.nodes["a"].is_ready());
+        agent.succeeds("snapshot");
+        bed.ready();
+        let to = bed.pieces("server", 8080);
+        let live = bed.connect("client", to.v4).unwrap();
+        ping(&live).unwrap();
+        // The proxy comes again by itself; what is kept goes on, what is not named leaves.
+        agent.order("hang-up");
+        assert_eq!(agent.observes(), json!({ "hello": 1 }));
+        agent.succeeds("keep uid-client");
+        agent.succeeds(&adds[1]);
+        agent.succeeds("snapshot");
+        ping(&live).unwrap();
+        bed.until("the unnamed pod is not served", |bed| !is_served(bed, "other"));
+        agent.succeeds("delete uid-server");
+        assert!(!is_served(&bed, "server"));
+        time_to_end(&live);
+        agent.succeeds("delete uid-nobody");
     });
 }
