@@ -9,10 +9,9 @@ use dataplane::conformance::{self, ConformanceError, Report};
 
 /// Everything that may be left out, and how often. A case that becomes possible, or one more that does not run,
 /// changes this list.
-const SKIPPED: [(&str, usize); 16] = [
+const SKIPPED: [(&str, usize); 15] = [
     ("BackendTLSPolicy is not supported", 10),
     ("GRPCRoute is not supported", 27),
-    ("RequestAuthentication: tokens are not validated", 43),
     ("a policy is refused: AuthorizationPolicy foo/p: spec.action: action CUSTOM is not supported yet", 1),
     ("a request to an address of a pod needs sockets", 1),
     ("action CUSTOM: there is no external authorizer", 9),

@@ -10,6 +10,7 @@ pub mod authz;
 pub mod filter;
 pub mod http1;
 pub mod ir;
+pub mod jwt;
 pub mod path;
 pub mod router;
 pub mod template;

@@ -97,6 +97,7 @@ fn routing_allocates_nothing() {
         path,
         query: Some("a=b"),
         headers: &headers,
+        token: None,
     };
     let name = |path| match router.route(&head(path)) {
         RouteMatch::Matched(found) => Some(found.route.name.clone()),
@@ -146,7 +147,14 @@ fn authorization_allocates_nothing() {
         sni: None,
     };
     let headers = [Header { name: "X-Forwarded-For", value: b"192.0.2.9, 10.0.0.7" }];
-    let head = |path| RequestHead { method: "GET", authority: "echo", path, query: None, headers: &headers };
+    let head = |path| RequestHead {
+        method: "GET",
+        authority: "echo",
+        path,
+        query: None,
+        headers: &headers,
+        token: None,
+    };
     let count = allocations(|| {
         assert!(matches!(set.evaluate(&connection, Some(&head("/api/v1/x"))), Verdict::Allow(Some(_))));
         let denied = set.evaluate(&connection, Some(&head("/admin-999")));

@@ -82,8 +82,14 @@ fn router(criterion: &mut Criterion) {
             Header { name: "user-agent", value: b"bench" },
             Header { name: "X-Tenant", value: tenant.as_bytes() },
         ];
-        let head =
-            RequestHead { method: "GET", authority: "web", path: &path, query: None, headers: &headers };
+        let head = RequestHead {
+            method: "GET",
+            authority: "web",
+            path: &path,
+            query: None,
+            headers: &headers,
+            token: None,
+        };
         assert!(matches!(router.route(&head), l7::router::RouteMatch::Matched(_)));
         group.bench_function(BenchmarkId::new("last of", count), |bencher| {
             bencher.iter(|| black_box(router.route(black_box(&head))));
@@ -121,7 +127,14 @@ fn policy(criterion: &mut Criterion) {
         let last = count - 1;
         let identity = Identity::new("cluster.local", "app", &format!("client-{last}")).unwrap();
         let path = format!("/svc/{last}/v1/users/7");
-        let head = RequestHead { method: "GET", authority: "web", path: &path, query: None, headers: &[] };
+        let head = RequestHead {
+            method: "GET",
+            authority: "web",
+            path: &path,
+            query: None,
+            headers: &[],
+            token: None,
+        };
         let connection = ConnectionAttributes {
             source: Some(&identity),
             source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),

@@ -67,5 +67,7 @@ pub const WORKLOAD_TYPE: &str = "type.googleapis.com/istio.workload.Workload";
 pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authorization";
 /// Type of [`l7::HttpRoute`] on the discovery stream.
 pub const HTTP_ROUTE_TYPE: &str = "type.googleapis.com/corelane.l7.v1.HttpRoute";
+/// Type of [`l7::RequestAuthentication`] on the discovery stream.
+pub const REQUEST_AUTHENTICATION_TYPE: &str = "type.googleapis.com/corelane.l7.v1.RequestAuthentication";
 /// Type of [`l7::AuthorizationPolicy`] on the discovery stream.
 pub const AUTHORIZATION_POLICY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.AuthorizationPolicy";

@@ -112,7 +112,8 @@ fn allows(snapshot: &Snapshot, pod: &str, source: Option<&Identity>, method: &st
         destination_port: 8080,
         sni: None,
     };
-    let request = RequestHead { method, authority: "hello-world:5000", path, query: None, headers: &[] };
+    let request =
+        RequestHead { method, authority: "hello-world:5000", path, query: None, headers: &[], token: None };
     let policies = snapshot.policies_for(workload);
     matches!(policies.evaluate(&connection, Some(&request)), Verdict::Allow(_))
 }
@@ -121,7 +122,14 @@ fn allows(snapshot: &Snapshot, pod: &str, source: Option<&Identity>, method: &st
 fn backend(snapshot: &Snapshot, path: &str) -> Option<String> {
     let service = NamespacedHostname::new("hello", "hello-world.hello.svc.cluster.local");
     let router = snapshot.routes_for(&service, 5000, "hello")?;
-    let head = RequestHead { method: "GET", authority: "hello-world:5000", path, query: None, headers: &[] };
+    let head = RequestHead {
+        method: "GET",
+        authority: "hello-world:5000",
+        path,
+        query: None,
+        headers: &[],
+        token: None,
+    };
     match router.route(&head) {
         RouteMatch::Matched(matched) => Some(format!("{:?}", matched.rule.backends[0].target)),
         RouteMatch::NotFound => None,

@@ -12,6 +12,8 @@ pub enum CloseCause {
     Finished,
     /// An authorization policy denied it.
     PolicyDenied,
+    /// A request carries a token that is not valid.
+    TokenRefused,
     /// It was allowed once; a changed policy denies it now.
     PolicyChanged,
     /// The pod whose connection was captured is not known to the control plane (yet).
@@ -71,9 +73,10 @@ pub enum ResponseFlag {
 // === impl CloseCause ===
 
 impl CloseCause {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::Finished,
         Self::PolicyDenied,
+        Self::TokenRefused,
         Self::PolicyChanged,
         Self::UnknownWorkload,
         Self::UnknownDestination,
@@ -104,6 +107,7 @@ impl CloseCause {
         match self {
             Self::Finished => "finished",
             Self::PolicyDenied => "policy_denied",
+            Self::TokenRefused => "token_refused",
             Self::PolicyChanged => "policy_changed",
             Self::UnknownWorkload => "unknown_workload",
             Self::UnknownDestination => "unknown_destination",
@@ -135,6 +139,7 @@ impl CloseCause {
         Some(match self {
             Self::Finished => return None,
             Self::PolicyDenied => "connection closed by policy: denied",
+            Self::TokenRefused => "the request's token is not valid",
             Self::PolicyChanged => "connection closed due to policy change",
             Self::UnknownWorkload => "the workload is not known to the control plane",
             Self::UnknownDestination => "the control plane did not say whose the destination is",
@@ -179,7 +184,7 @@ impl CloseCause {
     /// Istio's coarser `response_flags` value.
     pub const fn flag(self) -> ResponseFlag {
         match self {
-            Self::PolicyDenied | Self::PolicyChanged => ResponseFlag::Deny,
+            Self::PolicyDenied | Self::TokenRefused | Self::PolicyChanged => ResponseFlag::Deny,
             Self::ConnectFailed
             | Self::ConnectTimedOut
             | Self::NoHealthyEndpoint

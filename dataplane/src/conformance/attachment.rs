@@ -75,7 +75,7 @@ fn applies(case: &Case) -> Result<bool, String> {
     match &case.proxy {
         Proxy::Ztunnel { workload, root_namespace } => {
             mesh.root_namespace = root_namespace.clone().unwrap_or(mesh.root_namespace);
-            Ok(attaches_by_selector(policy, &workload.namespace, &workload.labels, &mesh))
+            Ok(attaches_by_selector(&**policy, &workload.namespace, &workload.labels, &mesh))
         }
         Proxy::Waypoint { gateway, namespace, gateway_class, root_namespace, serves } => {
             mesh.root_namespace = root_namespace.clone().unwrap_or(mesh.root_namespace);
@@ -85,7 +85,7 @@ fn applies(case: &Case) -> Result<bool, String> {
                 class: gateway_class,
                 destination: &service(destination, serves)?,
             };
-            Ok(attaches_to_waypoint(policy, &waypoint, &mesh))
+            Ok(attaches_to_waypoint(&**policy, &waypoint, &mesh))
         }
     }
 }

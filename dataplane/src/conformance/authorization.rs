@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use l7::authz::{PolicySet, Verdict};
+use l7::authz::{DENIED_BODY, DENIED_STATUS, PolicySet, Verdict};
 use l7::ir::{ConnectionAttributes, RequestHead};
+use l7::jwt::Rejection;
 use l7::path::Normalization;
 use model::Identity;
 use serde_json::Value;
@@ -13,6 +14,7 @@ use xds::kube::MeshSettings;
 use super::Outcome;
 use super::objects;
 use super::request::{Headers, Sent};
+use super::tokens::{self, Jwt};
 
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct RequestFile {
@@ -63,7 +65,7 @@ struct Request {
     destination_port: u16,
     headers: Option<Headers>,
     sni: Option<String>,
-    jwt: Option<Value>,
+    jwt: Option<Jwt>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -71,6 +73,8 @@ struct Expected {
     result: String,
     status: Option<u16>,
     grpc_status: Option<u32>,
+    body: Option<String>,
+    www_authenticate: Option<String>,
     shadow: Option<String>,
     upstream_path: Option<String>,
     also_ok_path: Option<String>,
@@ -112,9 +116,12 @@ struct CustomCase {
     id: String,
 }
 
-const NO_JWT: &str = "RequestAuthentication: tokens are not validated";
 const NO_GRPC: &str = "gRPC: a denial is answered in HTTP form";
 const NO_CUSTOM: &str = "action CUSTOM: there is no external authorizer";
+
+/// When the cases take place, in seconds since the epoch: tokens without times are valid then, those of the year 2100 are
+/// not yet.
+const NOW: u64 = 1_800_000_000;
 
 // === Requests ===
 
@@ -123,9 +130,6 @@ pub(super) fn run_requests(file: &RequestFile, sink: &mut dyn FnMut(&str, Outcom
         let set = compile(group);
         for case in &group.cases {
             let outcome = match &set {
-                _ if !group.request_authentication.is_empty() || case.request.jwt.is_some() => {
-                    Outcome::Skipped(NO_JWT.to_owned())
-                }
                 _ if case.expect.grpc_status.is_some() => Outcome::Skipped(NO_GRPC.to_owned()),
                 Err(reason) => Outcome::Skipped(format!("a policy is refused: {reason}")),
                 Ok(set) => judge_request(set, &group.environment, case),
@@ -142,7 +146,8 @@ fn compile(group: &RequestGroup) -> Result<PolicySet, String> {
         mesh.trust_domain_aliases = aliases.to_vec();
     }
     let policies: Vec<Value> = group.policies.iter().map(objects::policy).collect();
-    objects::compile(&objects::read_in_force(&policies)?, &mesh)
+    let policies = objects::compile(&objects::read_in_force(&policies)?, &mesh)?;
+    Ok(policies.with_tokens(tokens::compile(&group.request_authentication)?))
 }
 
 fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase) -> Outcome {
@@ -158,22 +163,29 @@ fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase)
         destination_port: request.destination_port,
         sni: request.sni.as_deref(),
     };
-    let sent = Sent {
-        method: &request.method,
-        target: &request.path,
-        authority: &request.authority,
-        headers: request.headers.as_ref(),
+    let received = match receive(request, environment, |head| Judged::of(set, &connection, head)) {
+        Ok(received) => received,
+        Err(reason) => return Outcome::Skipped(reason),
     };
-    let received =
-        sent.receive(environment.path_normalization.into(), |_, head| Judged::of(set, &connection, head));
     let expect = &case.expect;
     let status = expect.status.map(|status| status.to_string());
     let mut got = vec![match &received {
-        Ok(judged) if judged.allowed => String::from("allow 200"),
-        Ok(_) => format!("deny {}", l7::authz::DENIED_STATUS),
+        Ok(Judged { denied: None, .. }) => String::from("allow 200"),
+        Ok(Judged { denied: Some(denied), .. }) => format!("deny {}", denied.status),
         Err(status) => format!("deny {status}"),
     }];
     let mut want = vec![format!("{} {}", expect.result, status.unwrap_or_default())];
+    let denied = received.as_ref().ok().and_then(|judged| judged.denied.as_ref());
+    if let Some(body) = &expect.body {
+        // An answer to HEAD has none (RFC 9110 section 9.3.2).
+        let found = denied.filter(|_| request.method != "HEAD").map_or("", |denied| denied.body);
+        got.push(format!("body {found}"));
+        want.push(format!("body {body}"));
+    }
+    if let Some(challenge) = &expect.www_authenticate {
+        got.push(denied.and_then(|denied| denied.challenge.clone()).unwrap_or_default());
+        want.push(challenge.clone());
+    }
     if let Some(shadow) = &expect.shadow {
         let found = received.as_ref().ok().and_then(|judged| judged.shadow);
         got.push(format!("shadow {}", found.unwrap_or("none")));
@@ -189,12 +201,53 @@ fn judge_request(set: &PolicySet, environment: &Environment, case: &RequestCase)
     Outcome::Compared { got, want }
 }
 
+/// Sends the request of a case, with its token.
+fn receive<T>(
+    request: &Request,
+    environment: &Environment,
+    judge: impl FnOnce(&RequestHead<'_>) -> T,
+) -> Result<Result<T, u16>, String> {
+    let (target, token) = match &request.jwt {
+        Some(jwt) => (jwt.target(&request.path)?, jwt.header()?),
+        None => (request.path.clone(), None),
+    };
+    let sent = Sent {
+        method: &request.method,
+        target: &target,
+        authority: &request.authority,
+        headers: request.headers.as_ref(),
+        token,
+    };
+    Ok(sent.receive(environment.path_normalization.into(), |_, head| judge(head)))
+}
+
 /// What the engine says of a request.
 struct Judged {
-    allowed: bool,
+    denied: Option<Denied>,
     shadow: Option<&'static str>,
     /// Path and query that the backend gets.
     path: String,
+}
+
+struct Denied {
+    status: u16,
+    body: &'static str,
+    challenge: Option<String>,
+}
+
+impl Denied {
+    fn of(set: &PolicySet, connection: &ConnectionAttributes<'_>, head: &RequestHead<'_>) -> Option<Self> {
+        let authenticated = match set.tokens().authenticate(head, NOW) {
+            Ok(authenticated) => authenticated,
+            Err(rejection) => {
+                let challenge = Some(Rejection::challenge(head));
+                return Some(Self { status: rejection.status(), body: rejection.body(), challenge });
+            }
+        };
+        let head = RequestHead { token: authenticated.token.as_ref(), ..*head };
+        let is_allowed = set.evaluate(connection, Some(&head)).is_allowed();
+        (!is_allowed).then_some(Self { status: DENIED_STATUS, body: DENIED_BODY, challenge: None })
+    }
 }
 
 impl Judged {
@@ -202,7 +255,7 @@ impl Judged {
         let shadow = |verdict: Verdict<'_>| if verdict.is_allowed() { "allowed" } else { "denied" };
         let query = head.query.map(|query| format!("?{query}")).unwrap_or_default();
         Self {
-            allowed: set.evaluate(connection, Some(head)).is_allowed(),
+            denied: Denied::of(set, connection, head),
             shadow: set.shadow(connection, Some(head)).map(shadow),
             path: format!("{}{query}", head.path),
         }

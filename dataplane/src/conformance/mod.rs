@@ -13,6 +13,7 @@ mod report;
 mod request;
 mod routing;
 mod stand_in;
+mod tokens;
 mod validation;
 
 use std::fs;

@@ -29,6 +29,8 @@ pub(super) struct Sent<'a> {
     pub(super) target: &'a str,
     pub(super) authority: &'a str,
     pub(super) headers: Option<&'a Headers>,
+    /// One more line.
+    pub(super) token: Option<(String, String)>,
 }
 
 impl std::fmt::Display for Text {
@@ -63,6 +65,7 @@ impl Sent<'_> {
             vec![format!("{} {} HTTP/1.1", self.method, self.target), format!("Host: {}", self.authority)];
         let headers = self.headers.map(Headers::lines).unwrap_or_default();
         wire.extend(headers.iter().map(|(name, value)| format!("{name}: {value}")));
+        wire.extend(self.token.iter().map(|(name, value)| format!("{name}: {value}")));
         let wire = wire.join("\r\n") + "\r\n\r\n";
         let mut storage = empty_headers();
         let request = parse_request(wire.as_bytes(), &mut storage).map_err(Http1Error::status)?;
@@ -73,6 +76,7 @@ impl Sent<'_> {
             path: &target.path,
             query: target.query,
             headers: request.headers,
+            token: None,
         };
         Ok(judge(&request, &head))
     }

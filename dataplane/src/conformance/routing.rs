@@ -400,6 +400,7 @@ fn send(request: &Request, way: &Way, random: u64) -> Result<Went, String> {
         target: &target,
         authority: &authority,
         headers: request.headers.as_ref(),
+        token: None,
     };
     let answer = request.backend_sets_response_headers.as_ref();
     sent.receive(Normalization::Base, |received, head| route(received, head, way, random, answer))

@@ -16,7 +16,9 @@ use tokio::task::JoinHandle;
 use tunnel::tls::{CryptoPolicy, RevocationLists};
 use xds::ca::{self, CaConfig};
 use xds::delta::{End, Subscription};
-use xds::proto::{ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE};
+use xds::proto::{
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, REQUEST_AUTHENTICATION_TYPE,
+};
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
 use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentity, StateSources};
@@ -271,7 +273,8 @@ impl Pods for NodeProxy {
 
 fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
     let Upstream { server, credentials, .. } = config.discovery.clone()?;
-    let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE].into_iter().filter(|_| config.layer_7);
+    let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE, REQUEST_AUTHENTICATION_TYPE];
+    let own = own.into_iter().filter(|_| config.layer_7);
     let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own);
     let subscription = |type_url| match type_url {
         ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),

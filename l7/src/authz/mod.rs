@@ -21,6 +21,7 @@ mod tests;
 use std::sync::Arc;
 
 use crate::ir;
+use crate::jwt::Authenticator;
 use index::RuleTable;
 use rule::Truth;
 use subject::{Request, Subject};
@@ -41,6 +42,7 @@ pub struct PolicySet {
     /// Set when the set must deny whatever its policies say.
     closed: Option<Arc<str>>,
     needs_request: bool,
+    tokens: Authenticator,
 }
 
 /// What is decided, and by which rule.
@@ -120,7 +122,8 @@ impl PolicySet {
         let (enforced, dry_run) = (layer(false)?, layer(true)?);
         let audit = with(&|policy| policy.action == ir::Action::Audit)?;
         let needs_request = policies.iter().any(|policy| has_l7_condition(policy));
-        Ok(Self { enforced, dry_run, audit, closed: None, needs_request, policies })
+        let tokens = Authenticator::default();
+        Ok(Self { enforced, dry_run, audit, closed: None, needs_request, policies, tokens })
     }
 
     /// A set without policies: everything is allowed.
@@ -132,7 +135,19 @@ impl PolicySet {
             audit: RuleTable::default(),
             closed: None,
             needs_request: false,
+            tokens: Authenticator::default(),
         }
+    }
+
+    /// The same set for a workload whose requests' tokens are verified first.
+    #[must_use]
+    pub fn with_tokens(self, tokens: Authenticator) -> Self {
+        Self { needs_request: self.needs_request || !tokens.is_empty(), tokens, ..self }
+    }
+
+    /// What is done with the tokens of requests, before anything is evaluated.
+    pub fn tokens(&self) -> &Authenticator {
+        &self.tokens
     }
 
     /// A set that denies everything: for a workload that names a policy which is not held, or whose policies do
@@ -141,7 +156,8 @@ impl PolicySet {
         Self { closed: Some(reason.into()), ..Self::allow_all() }
     }
 
-    /// True if any policy, enforced or not, looks at requests: HTTP must then be parsed.
+    /// True if any policy, enforced or not, looks at requests, or if their tokens are verified: HTTP must then be
+    /// parsed.
     pub fn needs_request(&self) -> bool {
         self.needs_request
     }
@@ -166,6 +182,14 @@ impl PolicySet {
     /// Decides as far as the connection alone allows, for when HTTP requests are expected on it. Only what is
     /// enforced is looked at: dry-run and AUDIT policies may want the request even where this gives a verdict.
     pub fn evaluate_connection(&self, connection: &ir::ConnectionAttributes<'_>) -> ConnectionVerdict<'_> {
+        match self.decide_connection(connection) {
+            // A token that is not valid is refused, whoever may connect.
+            ConnectionVerdict::Allow(_) if !self.tokens.is_empty() => ConnectionVerdict::NeedsRequest,
+            verdict => verdict,
+        }
+    }
+
+    fn decide_connection(&self, connection: &ir::ConnectionAttributes<'_>) -> ConnectionVerdict<'_> {
         if let Some(reason) = &self.closed {
             return ConnectionVerdict::Deny(Denial::Closed(reason));
         }

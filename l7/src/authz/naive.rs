@@ -232,6 +232,7 @@ fn fuzz_engine_agrees_with_the_naive_twin() {
                 path: dice.pick(PATHS),
                 query: None,
                 headers: &headers,
+                token: None,
             };
             check(&set, &policies, &connection, Some(&head));
             let after = set.evaluate(&connection, Some(&head)).is_allowed();

@@ -163,11 +163,14 @@ impl Condition {
             return Truth::Unknown;
         }
         let letters = Letters::of(&self.attribute);
+        let text = |value: &str| tests.holds_for_text(value.as_bytes(), letters);
         let holds = match &self.attribute {
             Attribute::DestinationPort => tests.holds_for_port(subject.connection.destination_port),
             Attribute::RequestHeader(name) => {
                 subject.header_values(name).any(|value| tests.holds_for_text(value, letters))
             }
+            Attribute::RequestAudiences => subject.token().is_some_and(|token| token.audiences().any(&text)),
+            Attribute::RequestClaim(path) => subject.token().is_some_and(|token| token.claim(path).any(text)),
             attribute if is_address(attribute) => {
                 subject.address(attribute).is_some_and(|address| tests.holds_for_address(address))
             }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use smallvec::SmallVec;
 
 use crate::ir::{Attribute, ConnectionAttributes, RequestHead};
+use crate::jwt::Token;
 
 /// A connection with what is known of the request on it.
 #[derive(Debug, Clone, Copy)]
@@ -45,8 +46,13 @@ impl<'a> Subject<'a> {
         matches!(self.request, Request::Pending) && attribute.is_l7()
     }
 
+    pub(super) fn token(&self) -> Option<&'a Token> {
+        self.head()?.token
+    }
+
     /// The value of an attribute that has at most one textual value; headers are read by [`Self::header_values`], the
-    /// service account, which no text holds as it is compared, by [`Self::account`].
+    /// lists of a token by [`Self::token`], the service account, which no text holds as it is compared, by
+    /// [`Self::account`].
     pub(super) fn text(&self, attribute: &Attribute) -> Option<&'a [u8]> {
         let source = self.connection.source;
         let head = self.head();
@@ -59,14 +65,12 @@ impl<'a> Subject<'a> {
             Attribute::RequestHost => head.map(|head| head.authority),
             Attribute::RequestMethod => head.map(|head| head.method),
             Attribute::RequestPath => head.map(|head| head.path),
-            // No token is validated on this path, so there is no token: a front end that accepts
-            // RequestAuthentication has to supply one.
-            Attribute::RequestPrincipal
+            Attribute::RequestPrincipal => self.token().and_then(Token::principal),
+            Attribute::RequestPresenter => self.token().and_then(Token::presenter),
+            Attribute::FilterMetadata(_)
             | Attribute::RequestAudiences
-            | Attribute::RequestPresenter
             | Attribute::RequestClaim(_)
-            | Attribute::FilterMetadata(_) => None,
-            Attribute::RequestHeader(_)
+            | Attribute::RequestHeader(_)
             | Attribute::SourceIp
             | Attribute::RemoteIp
             | Attribute::DestinationIp

@@ -37,7 +37,7 @@ fn connection(source: Option<&model::Identity>) -> ConnectionAttributes<'_> {
 }
 
 fn head<'a>(path: &'a str, headers: &'a [Header<'a>]) -> RequestHead<'a> {
-    RequestHead { method: "GET", authority: "h", path, query: None, headers }
+    RequestHead { method: "GET", authority: "h", path, query: None, headers, token: None }
 }
 
 #[test]
@@ -122,4 +122,19 @@ fn the_first_of_many_rules_is_reported() {
     let Verdict::Deny(Denial::Matched(found)) = verdict else { panic!("{verdict:?}") };
     assert_eq!(&*found.policy.name, "p77");
     assert!(set.evaluate(&connection(None), Some(&head("/p500", &[]))).is_allowed());
+}
+
+#[test]
+fn tokens_make_every_request_be_read_before_a_connection_is_allowed() {
+    let rules = ir::RequestAuthentication {
+        namespace: "app".into(),
+        name: "ra".into(),
+        rules: vec![ir::TokenRule::default()],
+        source: None,
+    };
+    let set = PolicySet::allow_all().with_tokens(Authenticator::compile([&rules]));
+    assert!(set.needs_request());
+    let connection = connection(None);
+    assert_eq!(set.evaluate_connection(&connection), ConnectionVerdict::NeedsRequest);
+    assert!(set.evaluate(&connection, None).is_allowed());
 }

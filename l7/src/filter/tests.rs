@@ -76,6 +76,7 @@ fn forwarded(rule: HttpRule, received: &str) -> String {
         path,
         query,
         headers: request.headers,
+        token: None,
     };
     let RouteMatch::Matched(found) = router.route(&head) else { panic!("no match for {path}") };
     let Taken::Forwarded { filters, .. } = found.take(0) else { panic!("not forwarded") };
@@ -169,6 +170,7 @@ fn rules_and_backends_redirect() {
             path: "/old/x",
             query: Some("q"),
             headers: &[],
+            token: None,
         };
         let RouteMatch::Matched(found) = router.route(&head) else { panic!() };
         let Taken::Redirected(chain) = found.take(0) else { panic!() };
@@ -184,7 +186,8 @@ fn an_invalid_backend_fails_before_its_redirect() {
     let mut own = backend(Some(on_url(UrlAction::Redirect(redirect(None)))));
     own.target = BackendTarget::Invalid("gone".into());
     let router = router(rule(root(), None, vec![own])).unwrap();
-    let head = RequestHead { method: "GET", authority: "a", path: "/", query: None, headers: &[] };
+    let head =
+        RequestHead { method: "GET", authority: "a", path: "/", query: None, headers: &[], token: None };
     let RouteMatch::Matched(found) = router.route(&head) else { panic!() };
     assert_eq!(found.take(0), Taken::Failed(Some(&"gone".into())));
 }

@@ -112,7 +112,22 @@ fn write_response_end(out: &mut Vec<u8>, response: &Response<'_, '_>, version: V
 
 /// Appends a whole response of the proxy's own with a text body.
 pub fn local_reply(out: &mut Vec<u8>, status: u16, body: &str, keep_alive: bool, is_head: bool) {
+    local_reply_with(out, status, &[], body, keep_alive, is_head);
+}
+
+/// As [`local_reply`], with fields beside those of the body.
+pub fn local_reply_with(
+    out: &mut Vec<u8>,
+    status: u16,
+    fields: &[Header<'_>],
+    body: &str,
+    keep_alive: bool,
+    is_head: bool,
+) {
     write_status_line(out, status, reason(status));
+    for field in fields {
+        write_field(out, field);
+    }
     put(out, &["content-length: ", &body.len().to_string(), "\r\n"]);
     put(out, &["content-type: text/plain\r\n"]);
     put(out, &[if keep_alive { "\r\n" } else { "connection: close\r\n\r\n" }]);

@@ -20,7 +20,7 @@ pub use body::{Body, BodyFraming, Piece};
 pub(crate) use chunked::is_token;
 pub use error::Http1Error;
 pub use forward::{
-    Rewritten, end_to_end, local_reply, redirect_reply, write_request, write_response,
+    Rewritten, end_to_end, local_reply, local_reply_with, redirect_reply, write_request, write_response,
     write_rewritten_request, write_rewritten_response,
 };
 pub use head::{

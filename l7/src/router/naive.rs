@@ -204,6 +204,7 @@ fn fuzz_router_agrees_with_the_naive_twin() {
                 path: dice.pick(PATHS),
                 query: [None, Some("x=a"), Some("x"), Some("y=b&x=a&x=b")][dice.roll(4)],
                 headers: &headers,
+                token: None,
             };
             let found = match router.route(&head) {
                 RouteMatch::Matched(found) => {
@@ -246,7 +247,8 @@ fn ten_thousand_routes_find_their_own() {
         })
     });
     let router = Router::compile(routes).unwrap();
-    let head = |path| RequestHead { method: "GET", authority: "s", path, query: None, headers: &[] };
+    let head =
+        |path| RequestHead { method: "GET", authority: "s", path, query: None, headers: &[], token: None };
     let RouteMatch::Matched(found) = router.route(&head("/service-7777/v1/users/1")) else { panic!() };
     assert_eq!(&*found.route.name, "r7777");
     assert_eq!(router.route(&head("/service-7777/v10")), RouteMatch::NotFound);

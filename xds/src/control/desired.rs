@@ -14,7 +14,8 @@ use prost_types::Any;
 use sha2::{Digest, Sha256};
 
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, l7, security, workload,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, l7, security, workload,
 };
 
 /// Bytes of the digest that make a version.
@@ -30,11 +31,18 @@ pub enum ResourceKind {
     HttpRoute,
     /// Policies that know requests.
     AuthorizationPolicy,
+    /// Rules for the tokens of requests.
+    RequestAuthentication,
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 4] =
-        [Self::Address, Self::Authorization, Self::HttpRoute, Self::AuthorizationPolicy];
+    pub const ALL: [Self; 5] = [
+        Self::Address,
+        Self::Authorization,
+        Self::HttpRoute,
+        Self::AuthorizationPolicy,
+        Self::RequestAuthentication,
+    ];
 
     pub fn type_url(self) -> &'static str {
         match self {
@@ -42,6 +50,7 @@ impl ResourceKind {
             Self::Authorization => AUTHORIZATION_TYPE,
             Self::HttpRoute => HTTP_ROUTE_TYPE,
             Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
+            Self::RequestAuthentication => REQUEST_AUTHENTICATION_TYPE,
         }
     }
 
@@ -94,6 +103,7 @@ pub struct DesiredState {
     authorizations: BTreeMap<Arc<str>, Arc<DesiredResource>>,
     http_routes: BTreeMap<Arc<str>, Arc<DesiredResource>>,
     authorization_policies: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    request_authentications: BTreeMap<Arc<str>, Arc<DesiredResource>>,
     /// `NETWORK/IP` to the names of its workloads and services.
     by_ip: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Service name to its workloads.
@@ -109,6 +119,7 @@ impl DesiredState {
             ResourceKind::Authorization => &self.authorizations,
             ResourceKind::HttpRoute => &self.http_routes,
             ResourceKind::AuthorizationPolicy => &self.authorization_policies,
+            ResourceKind::RequestAuthentication => &self.request_authentications,
         }
     }
 
@@ -186,6 +197,11 @@ impl DesiredState {
     pub fn insert_authorization_policy(&mut self, name: &str, policy: &l7::AuthorizationPolicy) {
         let resource = DesiredResource::new(name, policy, Vec::new()).with_scope(policy.scope());
         self.authorization_policies.insert(name.into(), Arc::new(resource));
+    }
+
+    pub fn insert_request_authentication(&mut self, name: &str, tokens: &l7::RequestAuthentication) {
+        let resource = DesiredResource::new(name, tokens, Vec::new()).with_scope(tokens.scope());
+        self.request_authentications.insert(name.into(), Arc::new(resource));
     }
 }
 

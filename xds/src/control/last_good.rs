@@ -87,6 +87,7 @@ impl Losses<'_> {
             reference_grants: ReferenceGrant,
             authorization_policies: AuthorizationPolicy,
             peer_authentications: PeerAuthentication,
+            request_authentications: RequestAuthentication,
         }
     }
 

@@ -29,15 +29,17 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Subscribes to everything of a type.
 const WILDCARD: &str = "*";
 
-const UPSERT_ORDER: [ResourceKind; 4] = [
+const UPSERT_ORDER: [ResourceKind; 5] = [
     ResourceKind::Authorization,
     ResourceKind::AuthorizationPolicy,
+    ResourceKind::RequestAuthentication,
     ResourceKind::Address,
     ResourceKind::HttpRoute,
 ];
-const REMOVAL_ORDER: [ResourceKind; 4] = [
+const REMOVAL_ORDER: [ResourceKind; 5] = [
     ResourceKind::HttpRoute,
     ResourceKind::Address,
+    ResourceKind::RequestAuthentication,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::Authorization,
 ];

@@ -22,7 +22,7 @@ use model::{GatewayAddress, GatewayDestination, NamespacedHostname, NetworkAddre
 use prost::Message;
 
 pub use intern::Interner;
-pub use policy::{authorization, authorization_policy};
+pub use policy::{authorization, authorization_policy, request_authentication};
 pub use route::{http_route, route_name};
 
 use crate::proto::workload as wire;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use l7::authz::PolicySet;
-use l7::ir::{Action, Attribute, AuthorizationPolicy, Clause, Condition, Match, Rule, Test};
+use l7::ir::{
+    Action, Attribute, AuthorizationPolicy, Clause, Condition, Match, RequestAuthentication, Rule, Test,
+};
 
 use super::{DecodeError, ip, known, message, port, same_name, text};
 use crate::proto::{l7 as l7_wire, security as wire};
-use crate::snapshot::{Policy, PolicyScope};
+use crate::snapshot::{Policy, PolicyScope, TokenRules};
 
 /// Reads an `istio.security.Authorization`.
 pub fn authorization(name: &str, bytes: &[u8]) -> Result<Policy, DecodeError> {
@@ -39,6 +41,16 @@ pub fn authorization_policy(name: &str, bytes: &[u8]) -> Result<Policy, DecodeEr
     let policy: AuthorizationPolicy = serde_json::from_slice(&message.ir)
         .map_err(|error| DecodeError::new("ir", error.to_string(), super::route::SAME_VERSION))?;
     checked(name, scope(message.scope)?, policy)
+}
+
+/// Reads a `corelane.l7.v1.RequestAuthentication`.
+pub fn request_authentication(name: &str, bytes: &[u8]) -> Result<TokenRules, DecodeError> {
+    let message: l7_wire::RequestAuthentication = message(bytes)?;
+    let rules: RequestAuthentication = serde_json::from_slice(&message.ir)
+        .map_err(|error| DecodeError::new("ir", error.to_string(), super::route::SAME_VERSION))?;
+    let expected = format!("{}/request_authentication/{}", rules.namespace, rules.name);
+    same_name(name, "namespace and name", &expected)?;
+    Ok(TokenRules { scope: scope(message.scope)?, rules: Arc::new(rules) })
 }
 
 fn scope(value: i32) -> Result<PolicyScope, DecodeError> {

@@ -11,7 +11,9 @@ use model::SourceRef;
 
 use super::cluster::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
-use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
+use super::istio::{
+    AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
+};
 
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -93,10 +95,11 @@ pub enum Kind {
     ReferenceGrant,
     AuthorizationPolicy,
     PeerAuthentication,
+    RequestAuthentication,
 }
 
 impl Kind {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -111,6 +114,7 @@ impl Kind {
         Self::ReferenceGrant,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
+        Self::RequestAuthentication,
     ];
 
     /// The name as it is written under `kind`.
@@ -130,6 +134,7 @@ impl Kind {
             Self::ReferenceGrant => "ReferenceGrant",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
+            Self::RequestAuthentication => "RequestAuthentication",
         }
     }
 
@@ -144,7 +149,9 @@ impl Kind {
             Self::Gateway | Self::GatewayClass | Self::HttpRoute | Self::ReferenceGrant => {
                 ("gateway.networking.k8s.io", &["v1", "v1beta1"])
             }
-            Self::AuthorizationPolicy | Self::PeerAuthentication => ("security.istio.io", &["v1", "v1beta1"]),
+            Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
+                ("security.istio.io", &["v1", "v1beta1"])
+            }
         }
     }
 
@@ -184,6 +191,7 @@ pub struct Catalog {
     pub reference_grants: Objects<ReferenceGrant>,
     pub authorization_policies: Objects<AuthorizationPolicy>,
     pub peer_authentications: Objects<PeerAuthentication>,
+    pub request_authentications: Objects<RequestAuthentication>,
 }
 
 /// What stays the same for every conversion: names that an installation chooses once.

@@ -1,4 +1,4 @@
-//! Istio objects: ServiceEntry, WorkloadEntry, AuthorizationPolicy, PeerAuthentication.
+//! Istio objects: ServiceEntry, WorkloadEntry, AuthorizationPolicy, PeerAuthentication, RequestAuthentication.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -164,6 +164,39 @@ pub struct Operation {
 pub struct When {
     pub key: Arc<str>,
     pub values: Values,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestAuthentication {
+    pub meta: Meta,
+    pub target: PolicyTarget,
+    pub rules: Vec<l7::ir::TokenRule>,
+}
+
+/// What is attached to workloads by namespace, selector or reference.
+pub trait Attached {
+    fn meta(&self) -> &Meta;
+    fn target(&self) -> &PolicyTarget;
+}
+
+impl Attached for AuthorizationPolicy {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn target(&self) -> &PolicyTarget {
+        &self.target
+    }
+}
+
+impl Attached for RequestAuthentication {
+    fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    fn target(&self) -> &PolicyTarget {
+        &self.target
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

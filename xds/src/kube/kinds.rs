@@ -9,7 +9,7 @@ use super::yaml::{Node, shortened};
 const MESH_GROUPS: [&str; 3] = ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io"];
 
 /// Kinds of those groups that exist but are not read, so that they are not taken for misspelled ones.
-const UNSUPPORTED_KINDS: [&str; 24] = [
+const UNSUPPORTED_KINDS: [&str; 23] = [
     "BackendTLSPolicy",
     "BackendTrafficPolicy",
     "DestinationRule",
@@ -18,7 +18,6 @@ const UNSUPPORTED_KINDS: [&str; 24] = [
     "HTTPFilter",
     "ListenerSet",
     "ProxyConfig",
-    "RequestAuthentication",
     "Sidecar",
     "TCPRoute",
     "TLSRoute",
@@ -160,9 +159,7 @@ mod tests {
             object("security.istio.io/v1", "AuthorisationPolicy")
                 .contains("did you mean AuthorizationPolicy?")
         );
-        assert!(
-            object("security.istio.io/v1", "RequestAuthentication").contains("error: RequestAuthentication")
-        );
+        assert!(object("networking.istio.io/v1", "DestinationRule").contains("error: DestinationRule"));
         assert!(object("networking.istio.io/v1", "Gateway").contains("error: Gateway (networking.istio.io)"));
         assert!(
             object("securty.istio.io/v1", "AuthorizationPolicy").contains("did you mean security.istio.io?")

@@ -275,6 +275,7 @@ impl Catalog {
             Object::ReferenceGrant(object) => put(&mut self.reference_grants, name, object),
             Object::AuthorizationPolicy(object) => put(&mut self.authorization_policies, name, object),
             Object::PeerAuthentication(object) => put(&mut self.peer_authentications, name, object),
+            Object::RequestAuthentication(object) => put(&mut self.request_authentications, name, object),
         }
     }
 }

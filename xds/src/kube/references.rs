@@ -11,7 +11,7 @@ use super::catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Obje
 use super::convert::attachment::{in_namespace, matches_labels};
 use super::convert::route::{ParentError, parent_error, resolve_backend};
 use super::gateway::HttpRoute;
-use super::istio::{AuthorizationPolicy, PeerAuthentication, PolicyTarget, TargetRef};
+use super::istio::{Attached, PeerAuthentication, PolicyTarget, TargetRef};
 use super::problem::{Problem, Severity};
 use super::reader::closest;
 
@@ -23,7 +23,10 @@ pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> 
         checker.route(route);
     }
     for policy in catalog.authorization_policies.values() {
-        checker.authorization_policy(policy);
+        checker.attached(Kind::AuthorizationPolicy, &**policy);
+    }
+    for tokens in catalog.request_authentications.values() {
+        checker.attached(Kind::RequestAuthentication, &**tokens);
     }
     for policy in catalog.peer_authentications.values() {
         checker.peer_authentication(policy);
@@ -120,23 +123,23 @@ impl Checker<'_> {
         near.map_or_else(|| format!("add Service {name}"), |near| format!("did you mean {near}?"))
     }
 
-    fn authorization_policy(&mut self, policy: &AuthorizationPolicy) {
-        match &policy.target {
+    fn attached(&mut self, kind: Kind, policy: &impl Attached) {
+        match policy.target() {
             PolicyTarget::Namespace => {}
             PolicyTarget::Selector(selector) => {
-                let is_global = policy.meta.namespace == self.mesh.root_namespace;
-                self.selector(Kind::AuthorizationPolicy, &policy.meta, selector, is_global);
+                let is_global = policy.meta().namespace == self.mesh.root_namespace;
+                self.selector(kind, policy.meta(), selector, is_global);
             }
             PolicyTarget::References(targets) => {
                 for (index, target) in targets.iter().enumerate() {
-                    self.target(policy, target, &format!("spec.targetRefs[{index}]"));
+                    self.target(kind, policy, target, &format!("spec.targetRefs[{index}]"));
                 }
             }
         }
     }
 
-    fn target(&mut self, policy: &AuthorizationPolicy, target: &TargetRef, field: &str) {
-        let name = ObjectName { namespace: policy.meta.namespace.clone(), name: target.name.clone() };
+    fn target(&mut self, kind: Kind, policy: &impl Attached, target: &TargetRef, field: &str) {
+        let name = ObjectName { namespace: policy.meta().namespace.clone(), name: target.name.clone() };
         let class = ObjectName::new("", target.name.clone());
         let is_there = match target.kind.as_ref() {
             "Service" => self.catalog.services.contains_key(&name),
@@ -145,7 +148,7 @@ impl Checker<'_> {
             _ => self.catalog.gateway_classes.contains_key(&class),
         };
         let (message, fix) = if target.kind.as_ref() == "GatewayClass"
-            && policy.meta.namespace != self.mesh.root_namespace
+            && policy.meta().namespace != self.mesh.root_namespace
         {
             let message = String::from("a policy for a GatewayClass counts only in the root namespace");
             (message, format!("move the policy into {}", self.mesh.root_namespace))
@@ -158,7 +161,7 @@ impl Checker<'_> {
             };
             (format!("there is no {} {}, so the policy reaches nobody there", target.kind, target.name), fix)
         };
-        self.warn(Kind::AuthorizationPolicy, &policy.meta, target.at, field, message, fix);
+        self.warn(kind, policy.meta(), target.at, field, message, fix);
     }
 
     fn peer_authentication(&mut self, policy: &PeerAuthentication) {

@@ -20,14 +20,21 @@ use serde_json::{Value, json};
 use crate::delta::{Client, Demand, End, Mode, Outcome, Subscription};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::{Snapshot, dump};
 use crate::store::Store;
 
 /// Types that the store takes; a stream may carry others, which the client acknowledges and ignores.
-const KNOWN_TYPES: [&str; 5] =
-    [ADDRESS_TYPE, WORKLOAD_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE];
+const KNOWN_TYPES: [&str; 6] = [
+    ADDRESS_TYPE,
+    WORKLOAD_TYPE,
+    AUTHORIZATION_TYPE,
+    HTTP_ROUTE_TYPE,
+    AUTHORIZATION_POLICY_TYPE,
+    REQUEST_AUTHENTICATION_TYPE,
+];
 
 /// What came of a capture.
 #[derive(Debug)]

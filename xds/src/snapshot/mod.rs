@@ -67,6 +67,8 @@ pub struct Snapshot {
     pub(crate) vip_blocks: VipBlocks,
     /// By `namespace/name`.
     pub(crate) policies: Map<Arc<str>, PolicyEntry>,
+    /// By `namespace/request_authentication/name`.
+    pub(crate) token_rules: Map<Arc<str>, Arc<TokenRules>>,
     /// One compiled set for all workloads that the same policies govern.
     pub(crate) policy_sets: Map<PolicySetKey, PolicySetEntry>,
     /// By the service whose traffic they govern.
@@ -91,6 +93,13 @@ pub struct ServiceEntry {
 pub struct Policy {
     pub scope: PolicyScope,
     pub policy: Arc<l7::ir::AuthorizationPolicy>,
+}
+
+/// Rules for the tokens of requests as they arrived, with whom they concern.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenRules {
+    pub scope: PolicyScope,
+    pub rules: Arc<l7::ir::RequestAuthentication>,
 }
 
 /// The policies of one name: at most one of each of the two types in which policies travel.

@@ -29,7 +29,8 @@ use prost_types::Any;
 use crate::decode::{self, Address, Interner};
 use crate::delta::Sink;
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::Snapshot;
 
@@ -132,6 +133,7 @@ impl Sink for Store {
             ADDRESS_TYPE | WORKLOAD_TYPE => self.remove_address(name),
             AUTHORIZATION_TYPE => self.remove_policy(PolicyKind::Connection, name),
             AUTHORIZATION_POLICY_TYPE => self.remove_policy(PolicyKind::Request, name),
+            REQUEST_AUTHENTICATION_TYPE => self.remove_token_rules(name),
             HTTP_ROUTE_TYPE => self.remove_route(name),
             _ => {}
         }
@@ -171,6 +173,9 @@ impl Store {
             }
             AUTHORIZATION_POLICY_TYPE => {
                 self.upsert_policy(PolicyKind::Request, name, decode::authorization_policy(name, bytes)?);
+            }
+            REQUEST_AUTHENTICATION_TYPE => {
+                self.upsert_token_rules(name, decode::request_authentication(name, bytes)?);
             }
             HTTP_ROUTE_TYPE => self.upsert_route(name, decode::http_route(name, bytes)?),
             // The client hands over only what it subscribed to.

@@ -1,13 +1,14 @@
-//! Policies in the store, and the compiled sets that govern the workloads.
+//! Policies and token rules in the store, and the compiled sets that govern the workloads.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
 use l7::authz::PolicySet;
 use l7::ir::AuthorizationPolicy;
+use l7::jwt::Authenticator;
 
 use super::Store;
-use crate::snapshot::{Policy, PolicyEntry, PolicyScope, PolicySetEntry, PolicySetKey};
+use crate::snapshot::{Policy, PolicyEntry, PolicyScope, PolicySetEntry, PolicySetKey, TokenRules};
 
 /// The two ways in which a policy travels. One that gains or loses its last L7 condition changes the way, and for a
 /// moment both may be held: then both are in force.
@@ -37,9 +38,9 @@ impl Store {
         self.changed = true;
         // The old scope may have reached others than the new one does.
         if let Some(old) = &old {
-            self.soil(name, old);
+            self.soil(name, old.scope, &old.policy.namespace);
         }
-        self.soil(name, &policy);
+        self.soil(name, policy.scope, &policy.policy.namespace);
         self.state.policies.insert(self.interner.text(name), entry.with(kind, Some(Arc::new(policy))));
     }
 
@@ -47,7 +48,7 @@ impl Store {
         let Some(entry) = self.state.policies.get(name).cloned() else { return };
         let Some(old) = entry.of(kind).cloned() else { return };
         self.changed = true;
-        self.soil(name, &old);
+        self.soil(name, old.scope, &old.policy.namespace);
         let entry = entry.with(kind, None);
         if entry.connection.is_none() && entry.request.is_none() {
             self.state.policies.remove(name);
@@ -56,14 +57,32 @@ impl Store {
         }
     }
 
-    /// Marks the sets that a policy reaches. A set that names it is reached whatever its scope: the policy being
+    pub(super) fn upsert_token_rules(&mut self, name: &str, rules: TokenRules) {
+        let old = self.state.token_rules.get(name).cloned();
+        if old.as_deref() == Some(&rules) {
+            return;
+        }
+        self.changed = true;
+        if let Some(old) = &old {
+            self.soil(name, old.scope, &old.rules.namespace);
+        }
+        self.soil(name, rules.scope, &rules.rules.namespace);
+        self.state.token_rules.insert(self.interner.text(name), Arc::new(rules));
+    }
+
+    pub(super) fn remove_token_rules(&mut self, name: &str) {
+        let Some(old) = self.state.token_rules.remove(name) else { return };
+        self.changed = true;
+        self.soil(name, old.scope, &old.rules.namespace);
+    }
+
+    /// Marks the sets that a policy or token rule reaches. A set that names it is reached whatever its scope: the policy being
     /// there or not decides whether the set fails closed.
-    fn soil(&mut self, name: &str, policy: &Policy) {
-        let namespace = &policy.policy.namespace;
+    fn soil(&mut self, name: &str, scope: PolicyScope, namespace: &str) {
         for key in self.state.policy_sets.keys() {
-            let in_scope = match policy.scope {
+            let in_scope = match scope {
                 PolicyScope::Global => true,
-                PolicyScope::Namespace => key.namespace == *namespace,
+                PolicyScope::Namespace => *key.namespace == *namespace,
                 PolicyScope::Workload => false,
             };
             if in_scope || key.names.iter().any(|it| &**it == name) {
@@ -102,13 +121,15 @@ impl Store {
     }
 
     fn compile_set(&mut self, key: &PolicySetKey) -> Arc<PolicySet> {
-        if let Some(missing) = key.names.iter().find(|name| !self.state.policies.contains_key(*name)) {
+        let is_held =
+            |name: &str| self.state.policies.contains_key(name) || self.state.token_rules.contains_key(name);
+        if let Some(missing) = key.names.iter().find(|name| !is_held(name)) {
             let reason = format!("policy {missing} selects the workload and has not arrived");
             return Arc::new(PolicySet::deny_all(reason));
         }
-        let governs = |name: &Arc<str>, policy: &Policy| match policy.scope {
+        let governs = |name: &Arc<str>, scope: PolicyScope, namespace: &Arc<str>| match scope {
             PolicyScope::Global => true,
-            PolicyScope::Namespace => policy.policy.namespace == key.namespace || key.names.contains(name),
+            PolicyScope::Namespace => *namespace == key.namespace || key.names.contains(name),
             PolicyScope::Workload => key.names.contains(name),
         };
         let mut governing: Vec<Arc<AuthorizationPolicy>> = self
@@ -116,17 +137,23 @@ impl Store {
             .policies
             .iter()
             .flat_map(|(name, entry)| entry.iter().map(move |policy| (name, policy)))
-            .filter(|(name, policy)| governs(name, policy))
+            .filter(|(name, it)| governs(name, it.scope, &it.policy.namespace))
             .map(|(_, policy)| Arc::clone(&policy.policy))
             .collect();
-        if governing.is_empty() {
+        let rules = self.state.token_rules.iter();
+        let mut rules: Vec<_> =
+            rules.filter(|(name, it)| governs(name, it.scope, &it.rules.namespace)).collect();
+        if governing.is_empty() && rules.is_empty() {
             return Arc::clone(self.policies.empty.get_or_insert_with(|| Arc::new(PolicySet::allow_all())));
         }
         // So that every proxy names the same rule for the same decision.
         governing.sort_by(|one, other| (&one.namespace, &one.name).cmp(&(&other.namespace, &other.name)));
-        let set = PolicySet::compile(governing)
-            .unwrap_or_else(|error| PolicySet::deny_all(format!("the policies do not compile: {error}")));
-        Arc::new(set)
+        rules.sort_by_key(|(name, _)| *name);
+        let tokens = Authenticator::compile(rules.into_iter().map(|(_, it)| &*it.rules));
+        Arc::new(match PolicySet::compile(governing) {
+            Ok(set) => set.with_tokens(tokens),
+            Err(error) => PolicySet::deny_all(format!("the policies do not compile: {error}")),
+        })
     }
 }
 

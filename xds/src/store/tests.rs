@@ -6,7 +6,7 @@ use model::{NetworkMode, TunnelProtocol, Visibility, Workload};
 use super::fixtures::*;
 use super::policies::PolicyKind;
 use super::*;
-use crate::snapshot::PolicyScope;
+use crate::snapshot::{PolicyScope, TokenRules};
 
 fn endpoints(snapshot: &Snapshot, namespace: &str, host: &str) -> Vec<String> {
     let entry = snapshot.service(namespace, host).unwrap();
@@ -437,4 +437,31 @@ fn the_workloads_of_the_own_node_are_told_apart() {
     let mut nobodys = Store::new();
     nobodys.upsert_address(on("app/c", ""));
     assert_eq!(local(&mut nobodys), [""; 0]);
+}
+
+#[test]
+fn token_rules_that_are_named_and_not_held_deny_and_those_that_are_held_are_in_the_set() {
+    let mut named = workload("app/a", "10.0.0.1");
+    named.authorization_policies = vec!["app/request_authentication/ra".into()];
+    let mut store = store(vec![named], vec![]);
+    let of = |snapshot: &Snapshot| {
+        let workload = snapshot.workload_by_address("", ip("10.0.0.1")).unwrap();
+        (allowed(snapshot, workload), snapshot.policies_for(workload))
+    };
+    let (is_allowed, set) = of(&store.snapshot().unwrap());
+    assert!(!is_allowed && set.tokens().is_empty());
+    let rules = l7::ir::RequestAuthentication {
+        namespace: "app".into(),
+        name: "ra".into(),
+        rules: vec![l7::ir::TokenRule { issuer: "i".into(), ..Default::default() }],
+        source: None,
+    };
+    let rules = TokenRules { scope: PolicyScope::Workload, rules: rules.into() };
+    store.upsert_token_rules("app/request_authentication/ra", rules.clone());
+    let (is_allowed, set) = of(&store.snapshot().unwrap());
+    assert!(is_allowed && !set.tokens().is_empty() && set.needs_request());
+    store.upsert_token_rules("app/request_authentication/ra", rules);
+    assert!(store.snapshot().is_none(), "the same again is no change");
+    store.remove(REQUEST_AUTHENTICATION_TYPE, "app/request_authentication/ra");
+    assert!(!of(&store.snapshot().unwrap()).0);
 }

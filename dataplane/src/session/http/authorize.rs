@@ -3,15 +3,18 @@
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, PolicySet, Verdict};
+use l7::filter::Chain;
 use l7::http1::{empty_headers, parse_request};
 use l7::ir::{ConnectionAttributes, RequestHead};
+use l7::jwt::{Authenticated, Rejection};
 use l7::path::normalize;
 
 use super::conversation::converse;
-use super::{Director, NORMALIZATION, Reply, Upstream, Wire};
+use super::{Director, Filtered, NORMALIZATION, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::HttpFacts;
 use crate::net::Socket;
@@ -43,7 +46,8 @@ pub(in crate::session) async fn serve(
 ) {
     let Application { node, pod, target, socket } = application;
     let idle = Some(Upstream::new(Wire::Socket(socket), None));
-    let mut gate = Gate { connection: &connection, node, pod, arrival, target, idle };
+    let mut gate =
+        Gate { connection: &connection, node, pod, arrival, target, idle, filtered: Filtered::default() };
     let cause = converse(&connection, &downstream, &mut gate).await;
     drop(gate);
     connection.end_silently(cause);
@@ -56,6 +60,8 @@ struct Gate<'a> {
     arrival: Arrival,
     target: SocketAddr,
     idle: Option<Upstream>,
+    /// Of the request that was just decided.
+    filtered: Filtered,
 }
 
 impl Director for Gate<'_> {
@@ -68,7 +74,15 @@ impl Director for Gate<'_> {
         };
         let policies = state.snapshot.policies_for(&workload);
         let attributes = self.arrival.attributes();
-        match policies.evaluate(&attributes, Some(request)) {
+        let Authenticated { token, edits } =
+            policies.tokens().authenticate(request, now()).map_err(|rejection| {
+                self.filtered.challenge = Some(Rejection::challenge(request));
+                let (status, body) = (rejection.status(), rejection.body());
+                Reply { status, body, cause: CloseCause::TokenRefused }
+            })?;
+        self.filtered.chain = Chain::of_rule(edits.as_ref(), None);
+        let request = RequestHead { token: token.as_ref(), ..*request };
+        match policies.evaluate(&attributes, Some(&request)) {
             Verdict::Allow(rule) => {
                 facts.policy = rule.map(|rule| policy_name(&rule.policy.namespace, &rule.policy.name));
                 if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
@@ -84,6 +98,10 @@ impl Director for Gate<'_> {
                 Err(DENIED)
             }
         }
+    }
+
+    fn filtered(&mut self) -> Filtered {
+        std::mem::take(&mut self.filtered)
     }
 
     async fn upstream(&mut self, (): ()) -> Result<Upstream, Reply> {
@@ -114,14 +132,22 @@ pub(in crate::session) fn is_still_allowed(
     let mut storage = empty_headers();
     let Ok(request) = parse_request(head, &mut storage) else { return false };
     let Ok(target) = normalize(request.target, NORMALIZATION) else { return false };
-    let view = RequestHead {
+    let mut view = RequestHead {
         method: request.method,
         authority: request.authority,
         path: &target.path,
         query: target.query,
         headers: request.headers,
+        token: None,
     };
+    let Ok(authenticated) = policies.tokens().authenticate(&view, now()) else { return false };
+    view.token = authenticated.token.as_ref();
     policies.evaluate(connection, Some(&view)).is_allowed()
+}
+
+/// Seconds since the epoch, for the times in tokens. A clock before it makes every token one of the future.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn policy_name(namespace: &str, name: &str) -> Arc<str> {

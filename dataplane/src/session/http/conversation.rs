@@ -10,8 +10,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use l7::filter::Chain;
 use l7::http1::{
-    BodyFraming, Http1Error, Request, Rewritten, Version, empty_headers, local_reply, parse_request,
-    redirect_reply, write_request, write_rewritten_request,
+    BodyFraming, Http1Error, Request, Rewritten, Version, empty_headers, local_reply, local_reply_with,
+    parse_request, redirect_reply, write_request, write_rewritten_request,
 };
 use l7::ir::{Header, RequestHead};
 use l7::path::{Target, normalize};
@@ -216,6 +216,7 @@ fn look<D: Director>(
         path: &target.path,
         query: target.query,
         headers: request.headers,
+        token: None,
     };
     let decision = director.decide(&view, head, facts);
     let filtered = director.filtered();
@@ -270,13 +271,15 @@ async fn answer(connection: &Connection, downstream: &Wire, plan: &Plan, reply: 
     // An unread body would be taken for the next request.
     let lives = plan.keep_alive && plan.body == BodyFraming::None && !plan.upgrades && !draining;
     let mut out = Vec::new();
-    match &plan.filtered.location {
-        Some(location) => {
-            let location = [Header { name: "location", value: location.as_bytes() }];
-            let fields = plan.filtered.chain.response_fields(&location);
-            redirect_reply(&mut out, reply.status, fields.iter(), lives);
-        }
-        None => local_reply(&mut out, reply.status, reply.body, lives, plan.is_head_method),
+    if let Some(location) = &plan.filtered.location {
+        let location = [Header { name: "location", value: location.as_bytes() }];
+        let fields = plan.filtered.chain.response_fields(&location);
+        redirect_reply(&mut out, reply.status, fields.iter(), lives);
+    } else {
+        let challenge = plan.filtered.challenge.as_ref();
+        let challenge = challenge.map(|it| Header { name: "www-authenticate", value: it.as_bytes() });
+        let (fields, is_head) = (challenge.as_slice(), plan.is_head_method);
+        local_reply_with(&mut out, reply.status, fields, reply.body, lives, is_head);
     }
     let written = downstream.write_all(&out).await;
     let counters = &connection.shared.counters;

@@ -44,6 +44,8 @@ struct Filtered {
     chain: Chain,
     /// Of the redirect that answers the request.
     location: Option<String>,
+    /// `www-authenticate` of the answer to a request whose token is refused.
+    challenge: Option<String>,
     /// From the request's head to the end of the response.
     limit: Option<Duration>,
 }

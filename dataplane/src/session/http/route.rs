@@ -211,7 +211,8 @@ fn redirected(chain: Chain, port: u16, request: &RequestHead<'_>) -> (Filtered, 
     let status = redirect.map_or(500, |redirect| redirect.status);
     let location = redirect
         .map(|redirect| chain.location(redirect, dialled, request.authority, request.path, request.query));
-    (Filtered { chain, location, limit: None }, Reply { status, body: "", cause: CloseCause::Finished })
+    let filtered = Filtered { chain, location, ..Filtered::default() };
+    (filtered, Reply { status, body: "", cause: CloseCause::Finished })
 }
 
 fn refused(refusal: &Refusal) -> Reply {

@@ -118,6 +118,7 @@ impl Indexer {
         entries::publish(&context, &mut desired);
         slices::publish(&context, &mut desired);
         context.policies.publish(&mut desired, &mut problems);
+        policies::publish_tokens(&context, &mut desired, &mut problems);
         policies::publish_routes(&context, &mut desired, &mut problems);
         view.nodes = nodes(&context, &view);
         Indexed { desired, view, problems }

@@ -1,4 +1,4 @@
-//! Policies and routes as resources, and which policies a workload names.
+//! Policies, token rules and routes as resources, and which policies a workload names.
 //!
 //! A policy that can be said in `istio.security.Authorization` travels there and only there; any other travels whole
 //! in a type of our own. A service behind a waypoint that has an address is the waypoint's to govern: neither its
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::authorization::{authorization, wire_scope};
 use super::{Context, IndexSettings};
 use crate::control::desired::DesiredState;
+use crate::kube::convert::request_authentication::MeshTokens;
 use crate::kube::convert::{self, Carrier, MeshPolicy, ServiceRef, Subject};
 use crate::kube::{Catalog, Labels, Problem, Severity};
 use crate::proto::l7;
@@ -61,6 +62,20 @@ impl<'a> Policies<'a> {
                 // Workloads name it all the same, and a name without its policy denies.
                 Err(error) => problems.push(problem(Severity::Error, format!("policy {key}: {error}"))),
             }
+        }
+    }
+}
+
+/// Adds the rules for tokens.
+pub(super) fn publish_tokens(context: &Context<'_>, desired: &mut DesiredState, problems: &mut Vec<Problem>) {
+    for MeshTokens { key, scope, tokens } in
+        convert::request_authentications(context.catalog, &context.settings.mesh)
+    {
+        let scope = wire_scope(scope).into();
+        match serde_json::to_vec(&tokens) {
+            Ok(ir) => desired
+                .insert_request_authentication(&key, &l7::RequestAuthentication { scope, ir: ir.into() }),
+            Err(error) => problems.push(problem(Severity::Error, format!("tokens of {key}: {error}"))),
         }
     }
 }

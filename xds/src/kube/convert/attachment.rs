@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::super::catalog::{Catalog, Labels, MeshSettings, ObjectName, Objects};
 use super::super::cluster::{Pod, Service};
-use super::super::istio::{AuthorizationPolicy, PolicyTarget, ServiceEntry, TargetRef, WorkloadEntry};
-use super::peer_authentication;
+use super::super::istio::{Attached, PolicyTarget, ServiceEntry, TargetRef, WorkloadEntry};
+use super::{peer_authentication, request_authentication};
 
 /// Reach of a policy, as `istio.security.Scope` has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,23 +44,25 @@ pub struct Waypoint<'a> {
     pub destination: &'a ServiceRef,
 }
 
-pub fn scope(policy: &AuthorizationPolicy, mesh: &MeshSettings) -> Scope {
-    match policy.target {
-        PolicyTarget::Namespace if policy.meta.namespace == mesh.root_namespace => Scope::Global,
+pub fn scope(policy: &impl Attached, mesh: &MeshSettings) -> Scope {
+    match policy.target() {
+        PolicyTarget::Namespace if policy.meta().namespace == mesh.root_namespace => Scope::Global,
         PolicyTarget::Namespace => Scope::Namespace,
         PolicyTarget::Selector(_) | PolicyTarget::References(_) => Scope::WorkloadSelector,
     }
 }
 
-/// Keys of all policies that a workload names: those that select it and that of its PeerAuthentication. Sorted.
+/// Keys of all that a workload names: the policies and token rules that select it, and what its PeerAuthentication
+/// amounts to. Sorted.
 pub fn workload_policies(catalog: &Catalog, mesh: &MeshSettings, subject: Subject<'_>) -> Vec<Arc<str>> {
     let mut keys: Vec<Arc<str>> = catalog
         .authorization_policies
         .values()
         .filter(|policy| !matches!(policy.target, PolicyTarget::Namespace))
-        .filter(|policy| attaches_to_workload(policy, subject, catalog, mesh))
+        .filter(|policy| attaches_to_workload(&***policy, subject, catalog, mesh))
         .map(|policy| Arc::from(policy.meta.object_name().to_string()))
         .collect();
+    keys.extend(request_authentication::selecting(catalog, mesh, subject));
     keys.extend(peer_authentication::policy_key(catalog, mesh, subject.namespace, subject.labels));
     keys.sort();
     keys
@@ -68,14 +70,14 @@ pub fn workload_policies(catalog: &Catalog, mesh: &MeshSettings, subject: Subjec
 
 /// Whether a policy is enforced at a workload's own proxy.
 pub fn attaches_to_workload(
-    policy: &AuthorizationPolicy,
+    policy: &impl Attached,
     subject: Subject<'_>,
     catalog: &Catalog,
     mesh: &MeshSettings,
 ) -> bool {
-    let is_global = policy.meta.namespace == mesh.root_namespace;
-    let is_near = is_global || *policy.meta.namespace == *subject.namespace;
-    match &policy.target {
+    let is_global = policy.meta().namespace == mesh.root_namespace;
+    let is_near = is_global || *policy.meta().namespace == *subject.namespace;
+    match policy.target() {
         PolicyTarget::Namespace => is_near,
         PolicyTarget::Selector(selector) => is_near && matches_labels(selector, subject.labels),
         PolicyTarget::References(targets) => targets.iter().any(|target| {
@@ -86,13 +88,13 @@ pub fn attaches_to_workload(
 
 /// Whether a policy is enforced at a proxy that knows no targetRefs, as a connection-level proxy of Istio does not.
 pub fn attaches_by_selector(
-    policy: &AuthorizationPolicy,
+    policy: &impl Attached,
     namespace: &str,
     labels: &Labels,
     mesh: &MeshSettings,
 ) -> bool {
-    let is_near = policy.meta.namespace == mesh.root_namespace || *policy.meta.namespace == *namespace;
-    match &policy.target {
+    let is_near = policy.meta().namespace == mesh.root_namespace || *policy.meta().namespace == *namespace;
+    match policy.target() {
         PolicyTarget::Namespace => is_near,
         PolicyTarget::Selector(selector) => is_near && matches_labels(selector, labels),
         PolicyTarget::References(_) => false,
@@ -100,15 +102,11 @@ pub fn attaches_by_selector(
 }
 
 /// Whether a policy is enforced at a waypoint, which knows nothing but targetRefs.
-pub fn attaches_to_waypoint(
-    policy: &AuthorizationPolicy,
-    waypoint: &Waypoint<'_>,
-    mesh: &MeshSettings,
-) -> bool {
-    let PolicyTarget::References(targets) = &policy.target else {
+pub fn attaches_to_waypoint(policy: &impl Attached, waypoint: &Waypoint<'_>, mesh: &MeshSettings) -> bool {
+    let PolicyTarget::References(targets) = policy.target() else {
         return false;
     };
-    let namespace = &policy.meta.namespace;
+    let namespace = &policy.meta().namespace;
     targets.iter().filter(|target| is_of_own_namespace(policy, target)).any(|target| {
         match target.kind.as_ref() {
             "Gateway" => *namespace == waypoint.gateway.namespace && target.name == waypoint.gateway.name,
@@ -118,21 +116,21 @@ pub fn attaches_to_waypoint(
     })
 }
 
-fn is_of_own_namespace(policy: &AuthorizationPolicy, target: &TargetRef) -> bool {
-    target.namespace.as_ref().is_none_or(|namespace| *namespace == policy.meta.namespace)
+fn is_of_own_namespace(policy: &impl Attached, target: &TargetRef) -> bool {
+    target.namespace.as_ref().is_none_or(|namespace| *namespace == policy.meta().namespace)
 }
 
-fn names_service(policy: &AuthorizationPolicy, target: &TargetRef, service: &ServiceRef) -> bool {
+fn names_service(policy: &impl Attached, target: &TargetRef, service: &ServiceRef) -> bool {
     let (kind, name) = match service {
         ServiceRef::Service(name) => ("Service", name),
         ServiceRef::ServiceEntry(name) => ("ServiceEntry", name),
     };
-    *target.kind == *kind && policy.meta.namespace == name.namespace && target.name == name.name
+    *target.kind == *kind && policy.meta().namespace == name.namespace && target.name == name.name
 }
 
 /// A target on the way to a service: the service itself, or the waypoint in front of it.
 fn reaches_service(
-    policy: &AuthorizationPolicy,
+    policy: &impl Attached,
     target: &TargetRef,
     service: &ServiceRef,
     catalog: &Catalog,
@@ -148,9 +146,9 @@ fn reaches_service(
         return false;
     };
     match target.kind.as_ref() {
-        "Gateway" => gateway.namespace == policy.meta.namespace && gateway.name == target.name,
+        "Gateway" => gateway.namespace == policy.meta().namespace && gateway.name == target.name,
         "GatewayClass" => {
-            policy.meta.namespace == mesh.root_namespace
+            policy.meta().namespace == mesh.root_namespace
                 && catalog.gateways.get(&gateway).is_some_and(|gateway| gateway.class == target.name)
         }
         _ => false,

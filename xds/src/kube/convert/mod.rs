@@ -7,6 +7,7 @@ pub mod attachment;
 pub(super) mod attribute;
 pub mod authorization;
 pub mod peer_authentication;
+pub mod request_authentication;
 pub mod route;
 pub mod trust_domain;
 
@@ -18,6 +19,7 @@ use super::catalog::{Catalog, MeshSettings};
 
 pub use attachment::{Scope, ServiceRef, Subject, workload_policies};
 pub use authorization::ConvertError;
+pub use request_authentication::request_authentications;
 pub use route::routes;
 
 /// Which resource carries a policy.
@@ -49,7 +51,7 @@ pub fn policies(catalog: &Catalog, mesh: &MeshSettings) -> (Vec<MeshPolicy>, Vec
         match authorization::convert(policy, mesh) {
             Ok(converted) => policies.push(MeshPolicy {
                 key: key(&converted),
-                scope: attachment::scope(policy, mesh),
+                scope: attachment::scope(&**policy, mesh),
                 carrier: authorization::carrier(&converted),
                 policy: converted,
             }),

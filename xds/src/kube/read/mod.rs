@@ -11,6 +11,7 @@ mod peer_authentication;
 mod policy;
 mod policy_values;
 mod registry;
+mod request_authentication;
 mod route;
 mod slice;
 mod timeouts;
@@ -24,7 +25,9 @@ use time::format_description::well_known::Rfc3339;
 use super::catalog::{Kind, Labels, Meta};
 use super::cluster::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
-use super::istio::{AuthorizationPolicy, PeerAuthentication, ServiceEntry, WorkloadEntry};
+use super::istio::{
+    AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
+};
 use super::problem::Severity;
 use super::reader::{Fields, Findings, Item};
 use super::yaml::shortened;
@@ -46,6 +49,7 @@ pub(super) enum Object {
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
+    RequestAuthentication(RequestAuthentication),
 }
 
 /// Reads `metadata`; `None` where the object has no usable name. Begins the object in `findings`.
@@ -141,6 +145,10 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
         }
         Kind::PeerAuthentication => peer_authentication::peer_authentication(&mut fields, meta, findings)
             .map(Object::PeerAuthentication),
+        Kind::RequestAuthentication => {
+            request_authentication::request_authentication(&mut fields, meta, findings)
+                .map(Object::RequestAuthentication)
+        }
     };
     fields.ignore(&["spec", "status"]);
     fields.finish(findings);

@@ -79,7 +79,7 @@ fn is_true(text: &str) -> bool {
 
 // === Target ===
 
-fn target(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<PolicyTarget> {
+pub(super) fn target(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<PolicyTarget> {
     let selector = fields.optional("selector");
     let single = fields.optional("targetRef");
     let several = fields.optional("targetRefs");

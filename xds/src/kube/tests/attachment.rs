@@ -44,12 +44,12 @@ fn every_attachment_case_holds() {
                 let gateway = ObjectName::new(text("namespace"), text("gateway"));
                 let waypoint =
                     Waypoint { gateway: &gateway, class: text("gateway_class"), destination: &destination };
-                attaches_to_waypoint(policy, &waypoint, &mesh)
+                attaches_to_waypoint(&**policy, &waypoint, &mesh)
             }
             Some(policy) => {
                 let workload = &proxy["workload"];
                 attaches_by_selector(
-                    policy,
+                    &**policy,
                     workload["namespace"].as_str().unwrap(),
                     &labels(&workload["labels"]),
                     &mesh,

@@ -81,8 +81,9 @@ fn unsupported_mesh_kinds_are_named_and_the_rest_is_kept() {
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, ["DestinationRule", "GRPCRoute", "RequestAuthentication", "VirtualService"]);
+    assert_eq!(kinds, ["DestinationRule", "GRPCRoute", "VirtualService"]);
     assert_eq!(loaded.catalog.authorization_policies.len(), 2);
+    assert_eq!(loaded.catalog.request_authentications.len(), 2);
     assert_eq!(loaded.catalog.gateways.len(), 2);
     let ignored = loaded.problems.iter().filter(|problem| !problem.is_error());
     assert!(

@@ -6,6 +6,7 @@ mod corpus;
 mod filters;
 mod fuzz;
 mod golden;
+mod request_authentication;
 mod routes;
 
 use super::{Loaded, Problem, load_documents};
