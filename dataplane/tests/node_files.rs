@@ -106,6 +106,9 @@ fn a_mesh_that_is_written_by_hand_needs_no_control_plane() {
         assert_eq!(tap.count(PLAINTEXT), 0);
         assert_eq!(bed.control.streams_opened(), 0);
         assert_eq!(bed.nodes["a"].config_dump()["workloads"].as_array().unwrap().len(), 3);
+        let written = bed.nodes["a"].config_dump()["staticConfig"].clone();
+        let count = |kind: &str| written[kind].as_array().unwrap().len();
+        assert_eq!((count("workloads"), count("services"), count("policies")), (3, 1, 1));
         // A slip is named, and nothing runs with half of what was meant.
         bed.at("a").kill();
         bed.at("a").write("mesh.yaml", MESH.replace("action: Deny", "action: Denie"));

@@ -93,8 +93,8 @@ impl Inspect for NodeInspect {
             fields.insert("version".to_owned(), version());
             fields.insert("config".to_owned(), self.shared.shown.clone());
             fields.insert("stagedServices".to_owned(), dump::staged_services(&snapshot));
-            let nothing = json!({ "workloads": [], "policies": [], "services": [] });
-            fields.insert("staticConfig".to_owned(), nothing);
+            let written = dump::static_config(&self.shared.written);
+            fields.insert("staticConfig".to_owned(), written);
         }
         dump
     }

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use tunnel::tls::{CryptoPolicy, RevocationLists};
 use xds::ca::{self, CaConfig};
 use xds::delta::{End, Subscription};
+use xds::local::LocalState;
 use xds::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, REQUEST_AUTHENTICATION_TYPE,
 };
@@ -114,6 +115,8 @@ pub(super) struct Shared {
     is_synced: Cell<bool>,
     /// What the admin page shows as `config`.
     pub(super) shown: Value,
+    /// The mesh as local state alone describes it.
+    pub(super) written: Arc<Snapshot>,
     pub(super) quit: watch::Sender<bool>,
 }
 
@@ -163,6 +166,7 @@ impl NodeProxy {
             // What nobody will describe need not be waited for.
             is_synced: Cell::new(false),
             shown: config.shown.clone(),
+            written: config.sources.local.as_deref().map(LocalState::snapshot).unwrap_or_default(),
             quit: watch::Sender::new(false),
             readiness: readiness.clone(),
         });

@@ -16,6 +16,7 @@ use serde_saphyr::{DuplicateKeyPolicy, Options, Spanned};
 
 use crate::delta::Sink;
 use crate::proto::{ADDRESS_TYPE, AUTHORIZATION_TYPE};
+use crate::snapshot::Snapshot;
 use crate::store::Store;
 
 /// Bytes of the YAML at most.
@@ -96,6 +97,13 @@ impl LocalState {
                 tracing::error!(name = &**name, reason, "local state is not in force");
             }
         }
+    }
+
+    /// The mesh as it would be with nothing else in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        let mut store = Store::new();
+        self.apply(&mut store);
+        store.snapshot().unwrap_or_default()
     }
 
     pub fn is_empty(&self) -> bool {

@@ -47,7 +47,7 @@ policies:
         sourceIps: [10.0.0.0/8, 192.0.2.7]
 "#;
 
-fn snapshot(yaml: &str) -> Arc<crate::snapshot::Snapshot> {
+fn snapshot(yaml: &str) -> Arc<Snapshot> {
     let mut store = Store::new();
     LocalState::parse(yaml).unwrap().apply(&mut store);
     store.snapshot().unwrap()

@@ -15,6 +15,15 @@ use serde_json::{Map, Value, json};
 
 use super::{Policy, PolicyScope, ServiceEntry, Snapshot};
 
+/// `staticConfig`: what was written by hand, without the control plane.
+pub fn static_config(snapshot: &Snapshot) -> Value {
+    let mut state = state(snapshot);
+    if let Some(fields) = state.as_object_mut() {
+        fields.remove("routes");
+    }
+    state
+}
+
 /// `workloads`, `services`, `policies` and `routes` of a snapshot.
 pub fn state(snapshot: &Snapshot) -> Value {
     let workloads: BTreeMap<_, _> = snapshot.workloads().map(|it| (&it.uid, workload(it))).collect();

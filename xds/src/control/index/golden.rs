@@ -203,7 +203,7 @@ fn authorizations(indexed: &Indexed) -> BTreeMap<String, security::Authorization
 /// What istiod sends of a policy, made by the same converters from the cut-down form.
 fn reduced(policy: &AuthorizationPolicy) -> Option<security::Authorization> {
     let reduced = convert::authorization::convert_reduced(policy).unwrap();
-    let scope = convert::attachment::scope(&**policy, &MeshSettings::default());
+    let scope = convert::attachment::scope(policy, &MeshSettings::default());
     reduced.map(|reduced| sorted(authorization(&reduced, scope).unwrap()))
 }
 
