@@ -224,7 +224,10 @@ impl Node {
         for pod in self.pods.borrow().values() {
             pod.stop_listening();
         }
-        self.worker.yield_now().await;
+        // Without any time left the worker is about to end: the resets must be on their way before another turn.
+        if !self.is_cutting() {
+            self.worker.yield_now().await;
+        }
         drop(hold);
         loop {
             let Some(deadline) = self.worker.drain_deadline() else { return };
