@@ -23,6 +23,9 @@ const BUSY: usize = 8;
 const WARM_UP: usize = 1;
 /// All of them.
 const ROUNDS: usize = 3;
+/// Descriptors that are no pod's: spare pipes, a connection of the moment to the authority or to the pages. One that a
+/// pod left behind would be hundreds.
+const DESCRIPTOR_SLACK: usize = 8;
 /// Memory that the allocator may keep beyond what it had kept before, as a part of that.
 const MEMORY_SLACK_PERCENT: usize = 15;
 
@@ -158,8 +161,9 @@ fn until_idle(bed: &Bed, before: Option<Use>) -> Use {
         let now = usage(bed);
         let counts = |(usage, series): Use| (usage.descriptors, series);
         let is_still = counts(now) == counts(last);
-        let is_enough =
-            before.is_none_or(|before| now.0.descriptors <= before.0.descriptors && now.1 <= before.1);
+        let is_enough = before.is_none_or(|before| {
+            now.0.descriptors <= before.0.descriptors + DESCRIPTOR_SLACK && now.1 <= before.1
+        });
         if is_still && is_enough {
             return now;
         }
