@@ -11,8 +11,7 @@ use std::sync::Arc;
 use l7::authz::{ConnectionVerdict, Denial, PolicySet, Verdict};
 use l7::ir::{
     Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
-    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, Timeouts, ValueMatch,
-    ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
 };
 use l7::path::{Normalization, normalize};
 use l7::router::{RouteMatch, Router, Taken};
@@ -51,7 +50,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
     let matches = vec![HttpMatch { path, method: None, headers, query: vec![] }];
     let service = model::NamespacedHostname::new("app", "echo.app.svc.cluster.local");
     let target = BackendTarget::Service { service, port: 80 };
-    let backends = vec![Backend { target, weight: 1, filters: None }];
+    let backends = vec![Backend { target, subset: None, weight: 1, filters: None }];
     Arc::new(HttpRoute {
         namespace: "app".into(),
         name: format!("route-{number}").into(),
@@ -60,7 +59,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
         consumer_namespace: None,
         created: 0,
         hostnames: vec!["*.example".into()],
-        rules: vec![HttpRule { name: None, matches, filters: None, backends, timeouts: Timeouts::default() }],
+        rules: vec![HttpRule { matches, backends, ..HttpRule::default() }],
         source: None,
     })
 }

@@ -13,8 +13,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use l7::authz::PolicySet;
 use l7::ir::{
     Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
-    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, Timeouts, ValueMatch,
-    ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
 };
 use l7::router::Router;
 use model::{Identity, NamespacedHostname};
@@ -51,20 +50,19 @@ fn route(index: usize) -> Arc<HttpRoute> {
         created: index as u64,
         hostnames: Vec::new(),
         rules: vec![HttpRule {
-            name: None,
             matches: vec![HttpMatch {
                 path: PathMatch::Prefix(Arc::from(format!("/svc/{index}/api"))),
                 method: None,
                 headers: vec![header],
                 query: Vec::new(),
             }],
-            filters: None,
             backends: vec![Backend {
                 target: BackendTarget::Service { service, port: 80 },
+                subset: None,
                 weight: 1,
                 filters: None,
             }],
-            timeouts: Timeouts::default(),
+            ..HttpRule::default()
         }],
         source: None,
     })

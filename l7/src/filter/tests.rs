@@ -8,7 +8,7 @@ use crate::http1::{
     write_rewritten_request, write_rewritten_response,
 };
 use crate::ir::{
-    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, Scheme, Timeouts,
+    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, Scheme,
 };
 use crate::router::{RouteMatch, Router, Taken};
 
@@ -42,12 +42,12 @@ fn redirect(path: Option<PathRewrite>) -> Redirect {
 
 fn backend(filters: Option<Arc<Filters>>) -> Backend {
     let service = model::NamespacedHostname::new("n", "s");
-    Backend { target: BackendTarget::Service { service, port: 80 }, weight: 1, filters }
+    Backend { target: BackendTarget::Service { service, port: 80 }, subset: None, weight: 1, filters }
 }
 
 fn rule(path: PathMatch, filters: Option<Arc<Filters>>, backends: Vec<Backend>) -> HttpRule {
     let matches = vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }];
-    HttpRule { name: None, matches, filters, backends, timeouts: Timeouts::default() }
+    HttpRule { matches, filters, backends, ..HttpRule::default() }
 }
 
 fn router(rule: HttpRule) -> Result<Router, crate::router::RouteError> {
@@ -254,6 +254,7 @@ fn filters_survive_their_text_and_unknown_ones_do_not() {
         request_headers: edits(&["x"], &[("y", "1")], &[("z", "2")]),
         response_headers: HeaderEdits::default(),
         url: Some(UrlAction::Redirect(redirect(Some(PathRewrite::Prefix("".into()))))),
+        ..Filters::default()
     };
     let own = rule(root(), Some(Arc::new(filters)), vec![]);
     let text = serde_json::to_string(&own).unwrap();
@@ -356,7 +357,7 @@ impl Dice<'_> {
                 status: [301, 302, 303, 307, 308, 200][self.roll(6)],
             })),
         };
-        Arc::new(Filters { request_headers, response_headers, url })
+        Arc::new(Filters { request_headers, response_headers, url, ..Filters::default() })
     }
 }
 

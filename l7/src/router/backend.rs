@@ -69,21 +69,15 @@ pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ir::Timeouts;
 
     fn rule(weights: &[u32]) -> HttpRule {
         let backends = weights.iter().enumerate().map(|(index, weight)| Backend {
             target: BackendTarget::Invalid(index.to_string().into()),
             weight: *weight,
+            subset: None,
             filters: None,
         });
-        HttpRule {
-            name: None,
-            matches: vec![],
-            filters: None,
-            backends: backends.collect(),
-            timeouts: Timeouts::default(),
-        }
+        HttpRule { backends: backends.collect(), ..HttpRule::default() }
     }
 
     fn shares(weights: &[u32]) -> Vec<u32> {

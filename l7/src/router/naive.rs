@@ -4,9 +4,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::*;
-use crate::ir::{
-    Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, Timeouts, ValueMatch, ValueTest,
-};
+use crate::ir::{Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, ValueMatch, ValueTest};
 
 /// Whole-text match of the few expressions that the generator draws.
 fn regex(pattern: &str, text: &str) -> bool {
@@ -175,11 +173,8 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
         created: dice.roll(2) as u64,
         hostnames: dice.list(2, |dice| dice.pick(HOSTS).into()),
         rules: dice.list(3, |dice| HttpRule {
-            name: None,
             matches: dice.list(8, |dice| entry(dice, one_path)),
-            filters: None,
-            backends: vec![],
-            timeouts: Timeouts::default(),
+            ..HttpRule::default()
         }),
         source: None,
     })
@@ -236,13 +231,7 @@ fn ten_thousand_routes_find_their_own() {
             consumer_namespace: None,
             created: 0,
             hostnames: vec![],
-            rules: vec![HttpRule {
-                name: None,
-                matches,
-                filters: None,
-                backends: vec![],
-                timeouts: Timeouts::default(),
-            }],
+            rules: vec![HttpRule { matches, ..HttpRule::default() }],
             source: None,
         })
     });
@@ -273,9 +262,7 @@ fn a_bad_route_is_refused_by_name() {
     let with = |path: PathMatch| HttpRule {
         name: None,
         matches: vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }],
-        filters: None,
-        backends: vec![],
-        timeouts: Timeouts::default(),
+        ..HttpRule::default()
     };
     own.rules = vec![with(PathMatch::Exact("/".into())), with(PathMatch::Regex("(".into()))];
     let error = Router::compile([Arc::new(own.clone())]).unwrap_err().to_string();

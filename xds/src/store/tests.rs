@@ -364,13 +364,7 @@ fn route(name: &str, port: Option<u16>, consumer: Option<&str>) -> Arc<l7::ir::H
         consumer_namespace: consumer.map(Into::into),
         created: 0,
         hostnames: vec![],
-        rules: vec![l7::ir::HttpRule {
-            name: None,
-            matches: vec![everything],
-            filters: None,
-            backends: vec![],
-            timeouts: l7::ir::Timeouts::default(),
-        }],
+        rules: vec![l7::ir::HttpRule { matches: vec![everything], ..Default::default() }],
         source: None,
     })
 }

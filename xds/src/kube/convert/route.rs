@@ -122,6 +122,7 @@ fn resolve_port<'a>(
 fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> HttpRule {
     let backends = rule.backends.iter().map(|backend| ir::Backend {
         target: resolve_backend(backend, route, catalog, mesh),
+        subset: None,
         weight: backend.weight,
         filters: backend.filters.clone(),
     });
@@ -131,6 +132,7 @@ fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh
         filters: rule.filters.clone(),
         backends: backends.collect(),
         timeouts: rule.timeouts,
+        ..HttpRule::default()
     }
 }
 

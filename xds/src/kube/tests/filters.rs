@@ -41,7 +41,8 @@ fn header_edits_stand_on_rules_and_backends() {
     let filters = format!(
         "filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {edits}}}, {{type: ResponseHeaderModifier, responseHeaderModifier: {edits}}}]"
     );
-    let both = Filters { request_headers: expected.clone(), response_headers: expected, url: None };
+    let both =
+        Filters { request_headers: expected.clone(), response_headers: expected, ..Filters::default() };
     let rule = converted(&filters);
     assert_eq!(rule.filters.as_deref(), Some(&both));
     let rule =

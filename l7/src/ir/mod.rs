@@ -1,0 +1,26 @@
+//! The intermediate form of routes and policies: what every front end (YAML, istiod's feeds) compiles to.
+//!
+//! Plain data, no lookups: [`crate::router`] and [`crate::authz`] compile it into tables. A front end that
+//! meets something it cannot express here must refuse the object; it may never leave a condition out.
+
+mod filter;
+mod head;
+mod policy;
+mod resilience;
+mod route;
+mod token;
+
+pub use filter::{
+    Cors, Filters, HeaderEdits, HeaderValue, Mirror, OriginMatch, PathRewrite, Redirect, Scheme, UrlAction,
+    UrlRewrite,
+};
+pub use head::{ConnectionAttributes, Header, RequestHead};
+pub use policy::{Action, Attribute, AuthorizationPolicy, Clause, Condition, Match, Rule, Test};
+pub use resilience::{
+    AbortWith, Fault, FaultAbort, FaultDelay, Fraction, Retry, RetryBudget, RetryOn, SessionCarrier,
+    SessionPersistence,
+};
+pub use route::{
+    Backend, BackendTarget, HttpMatch, HttpRoute, HttpRule, PathMatch, Timeouts, ValueMatch, ValueTest,
+};
+pub use token::{RequestAuthentication, TokenRule};
