@@ -3,6 +3,7 @@
 #![allow(clippy::cast_precision_loss)] // counts become ratios for people to read
 
 mod certificates;
+mod compare;
 mod load;
 mod machine;
 mod peers;
@@ -34,6 +35,8 @@ struct Cli {
 enum Command {
     /// The tunnel alone against tokio + rustls + the h2 crate: requests, new streams, bulk, idle memory.
     Tunnel(tunnel::Args),
+    /// Corelane beside Envoy, HAProxy and nginx on the same work.
+    Compare(compare::Args),
     /// The same echo and relay on monoio, tokio and glommio.
     Runtimes(runtimes::Args),
     /// A large mesh: first snapshot, single deltas, memory a workload, and data traffic meanwhile.
@@ -50,6 +53,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Tunnel(args) => tunnel::run(&args),
+        Command::Compare(args) => compare::run(&args),
         Command::Runtimes(args) => runtimes::run(&args),
         Command::Scale(args) => scale::run(&args),
         Command::Load(args) => load::run(&args),

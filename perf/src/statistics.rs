@@ -1,9 +1,9 @@
 //! Figures of several rounds: minimum, median, maximum.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A figure over the rounds of one run.
-#[derive(Debug, Clone, Copy, Serialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(crate) struct Spread {
     pub(crate) min: f64,
     pub(crate) median: f64,

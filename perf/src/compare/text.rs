@@ -1,0 +1,88 @@
+//! A report as tables on the terminal.
+
+use std::fmt::{self, Write};
+
+use comfy_table::Table;
+
+use super::result::{Kind, Report, Verdict, Winner, Work};
+
+/// Everything that a person looks at after a run.
+pub(super) struct Shown<'a>(pub(super) &'a Report);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        writeln!(f, "{}", report.machine)?;
+        for note in &report.placement.notes {
+            writeln!(f, "{note}")?;
+        }
+        for program in &report.programs {
+            writeln!(f, "{}: {}", program.name, program.version)?;
+        }
+        for work in &report.works {
+            writeln!(f, "\n{}: {}\n{}", work.name, work.description, table_of(report, work))?;
+        }
+        writeln!(f, "\nTargets (median of paired rounds, at most the bar)\n{}", targets(report))?;
+        summary(report, f)
+    }
+}
+
+fn table_of(report: &Report, work: &Work) -> Table {
+    let mut table = Table::new();
+    let mut header = vec!["min/median/max of rounds".to_owned()];
+    header.extend(work.headline.iter().cloned());
+    table.set_header(header);
+    for topology in &report.topologies {
+        let Some(row) = report.row(&topology.name, &work.name) else { continue };
+        let mut cells = vec![topology.name.clone()];
+        cells.extend(work.headline.iter().map(|name| {
+            let spread = row.figures.get(name).and_then(|figure| figure.spread);
+            spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string())
+        }));
+        table.add_row(cells);
+    }
+    table
+}
+
+fn targets(report: &Report) -> Table {
+    let mut table = Table::new();
+    table.set_header(["", "what", "ours", "against", "measured", "bar", ""]);
+    for target in &report.targets {
+        table.add_row([
+            target.id.clone(),
+            target.text.clone(),
+            target.ours.clone(),
+            target.against.clone().unwrap_or_default(),
+            target.value.map_or_else(|| "-".to_owned(), |value| value.to_string()),
+            format!("{} {}", target.bar, target.unit),
+            match target.verdict {
+                Verdict::Reached => "reached",
+                Verdict::Missed => "MISSED",
+                Verdict::NotMeasured => "not measured",
+            }
+            .to_owned(),
+        ]);
+    }
+    table
+}
+
+/// Where a peer wins, what could not be run, what was checked.
+fn summary(report: &Report, out: &mut impl Write) -> fmt::Result {
+    let is_peer = |name: &str| {
+        let found = report.topologies.iter().find(|topology| topology.name == name);
+        found.is_some_and(|topology| matches!(topology.kind, Kind::Peer | Kind::Custom))
+    };
+    let lost = report.ratios.iter().filter(|ratio| ratio.winner == Winner::Peer && is_peer(&ratio.peer));
+    for lost in lost {
+        let (peer, ours, work) = (&lost.peer, &lost.ours, &lost.work);
+        writeln!(out, "{peer} beats {ours} at {work}: {} of ours is {} of its", lost.figure, lost.value)?;
+    }
+    for missing in &report.missing {
+        writeln!(out, "not run: {}: {}", missing.topology, missing.reason)?;
+    }
+    for check in &report.checks {
+        let word = if check.passed { "ok" } else { "FAILED" };
+        writeln!(out, "{word}: {}: {}", check.name, check.text)?;
+    }
+    Ok(())
+}
