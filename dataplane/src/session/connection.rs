@@ -9,16 +9,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use slab::Slab;
 use tunnel::h2::ErrorCode;
 use tunnel::tls::CipherSuite;
 
+use super::http::Received;
 use super::load::LoadGuard;
 use super::node::Node;
 use super::pod::Pod;
 use super::state::LocalPod;
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Authority, Direction, HttpFacts, Party, Record, Stage, TlsFacts};
+use crate::access_log::record::{Authority, Direction, Party, Record, Stage, TlsFacts};
 use crate::link::CloseCause::TlsCertificateRevoked;
 use crate::link::{Flow, StreamEnd, StreamRelayEnd, TunnelStream};
 use crate::metrics::{ConnectionSecurity, Gauge, Labels, Reporter, Subject, TcpSeries};
@@ -58,6 +59,8 @@ pub(super) struct Shared {
     pub(super) series: RefCell<Option<Counted>>,
     /// What policy decided about; only of inbound connections that were authorized.
     pub(super) authorized: RefCell<Option<Authorized>>,
+    /// The requests in flight that policy has let pass.
+    pub(super) running: RefCell<Slab<Received>>,
     cut: Signal,
     cut_cause: Cell<Option<CloseCause>>,
 }
@@ -81,11 +84,27 @@ pub(super) struct Authorized {
     pub(super) destination_port: u16,
     /// HTTP is parsed: each request is decided on its own.
     pub(super) reads_requests: bool,
-    /// Head of the request in flight.
-    pub(super) request: Option<Bytes>,
+}
+
+/// Keeps the head of a request in flight, which is decided again when policies change.
+#[derive(Debug)]
+pub(super) struct Running<'s> {
+    shared: &'s Shared,
+    key: usize,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.shared.running.borrow_mut().try_remove(self.key);
+    }
 }
 
 impl Shared {
+    /// Notes a request that policy has let pass, for as long as it runs.
+    pub(super) fn run(&self, request: Received) -> Running<'_> {
+        Running { shared: self, key: self.running.borrow_mut().insert(request) }
+    }
+
     /// Ends the connection, wherever it waits. The first cause counts; false if it had one already.
     pub(super) fn cut(&self, cause: CloseCause) -> bool {
         let first = self.cut_cause.get().is_none();
@@ -120,21 +139,8 @@ impl Shared {
 impl Connection {
     /// Enters an accepted connection into the books.
     pub(super) fn begin(node: &Rc<Node>, pod: &Pod, direction: Direction, source: Party) -> Self {
-        let record = Rc::new(RefCell::new(Record {
-            stage: Stage::Ended,
-            direction,
-            source,
-            destination: Party::default(),
-            hbone_authority: None,
-            service: None,
-            tls: None,
-            worker: u16::try_from(node.worker.index()).unwrap_or(u16::MAX),
-            bytes_sent: 0,
-            bytes_received: 0,
-            duration: Duration::ZERO,
-            cause: CloseCause::Finished,
-            http: None,
-        }));
+        let worker = u16::try_from(node.worker.index()).unwrap_or(u16::MAX);
+        let record = Rc::new(RefCell::new(Record { source, worker, ..blank(direction) }));
         let shared = Rc::new(Shared {
             pod: pod.local.clone(),
             direction,
@@ -143,6 +149,7 @@ impl Connection {
             wanted: Cell::new(None),
             series: RefCell::default(),
             authorized: RefCell::default(),
+            running: RefCell::default(),
             cut: Signal::default(),
             cut_cause: Cell::new(None),
         });
@@ -176,7 +183,7 @@ impl Connection {
         let mut work = pin!(work);
         poll_fn(|context| {
             if self.shared.cut.poll_wait(context).is_ready() {
-                return Poll::Ready(Err(self.shared.cut_cause.get().unwrap_or(CloseCause::Drained)));
+                return Poll::Ready(Err(self.cut_cause()));
             }
             work.as_mut().poll(context).map(Ok)
         })
@@ -222,18 +229,23 @@ impl Connection {
         self.ended.set(true);
     }
 
-    /// Writes the line of one request of this connection; `began` is when its head was complete.
+    /// Why it was cut, if it was.
+    pub(super) fn cut_cause(&self) -> CloseCause {
+        self.shared.cut_cause.get().unwrap_or(CloseCause::Drained)
+    }
+
+    /// Writes the line of one request of this connection and takes its record; `began` is when its head was complete.
     pub(super) fn log_request(
         &self,
-        facts: Box<HttpFacts>,
+        record: &mut Record,
         cause: CloseCause,
         began: Instant,
         bytes: (u64, u64),
     ) {
         let cause = attributed(cause, self.node.is_cutting());
-        let mut record = self.record.borrow().clone();
-        self.node.metrics.http(&self.labels(&record, cause), facts.status).request(began.elapsed());
-        record.http = Some(facts);
+        let mut record = std::mem::replace(record, blank(self.shared.direction));
+        let status = record.http.as_ref().map_or(0, |facts| facts.status);
+        self.node.metrics.http(&self.labels(&record, cause), status).request(began.elapsed());
         (record.bytes_sent, record.bytes_received) = self.of_the_pod(bytes);
         record.duration = began.elapsed();
         record.cause = cause;
@@ -311,6 +323,25 @@ impl Drop for Connection {
         self.node.registry.remove(&self.shared.pod, self.key);
         self.node.worker.memory().give_back(CONNECTION_BYTES);
         self.node.metrics.lower(Gauge::sockets(reporter(self.shared.direction)));
+    }
+}
+
+/// A record of nothing yet.
+fn blank(direction: Direction) -> Record {
+    Record {
+        stage: Stage::Ended,
+        direction,
+        source: Party::default(),
+        destination: Party::default(),
+        hbone_authority: None,
+        service: None,
+        tls: None,
+        worker: 0,
+        bytes_sent: 0,
+        bytes_received: 0,
+        duration: Duration::ZERO,
+        cause: CloseCause::Finished,
+        http: None,
     }
 }
 

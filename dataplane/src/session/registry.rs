@@ -209,7 +209,8 @@ fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -
         // A connection whose bytes are not read can no longer be judged.
         Some(Admission::ByRequest) if !authorized.reads_requests => false,
         Some(Admission::ByRequest) => {
-            authorized.request.as_ref().is_none_or(|head| is_still_allowed(&policies, &attributes, head))
+            let running = connection.running.borrow();
+            running.iter().all(|(_, request)| is_still_allowed(&policies, &attributes, request))
         }
     }
 }

@@ -5,7 +5,7 @@
 //!   values hold no control characters, and the fields that frame a message or concern one connection are refused.
 //! - Fields that a client names in Connection are left behind before the edits, so no client can strip what a
 //!   filter adds.
-//! - A request without filters costs nothing: a [`Chain`] of none is two empty options.
+//! - A request without filters costs nothing: a [`Chain`] of none is three empty options.
 
 mod check;
 mod fields;
@@ -23,9 +23,11 @@ pub use check::{FilterFault, check, header_name, header_value, replacement};
 pub use fields::Fields;
 pub use redirect::Dialled;
 
-/// What applies to one request: the filters of the rule, then those of the backend.
+/// What applies to one request: what was said about it before it was routed, the filters of the rule, those of the
+/// backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
+    first: Option<Arc<Filters>>,
     rule: Option<Arc<Filters>>,
     backend: Option<Arc<Filters>>,
     /// The prefix that matched; only kept if there are filters.
@@ -50,6 +52,11 @@ impl Chain {
         }
     }
 
+    /// Puts filters before all others.
+    pub fn put_first(&mut self, filters: Arc<Filters>) {
+        self.first = Some(filters);
+    }
+
     fn note_prefix(&mut self, matched: Option<&HttpMatch>) {
         if let Some(HttpMatch { path: PathMatch::Prefix(prefix), .. }) = matched {
             self.prefix = Some(Arc::clone(prefix));
@@ -57,11 +64,11 @@ impl Chain {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.rule.is_none() && self.backend.is_none()
+        self.first.is_none() && self.rule.is_none() && self.backend.is_none()
     }
 
     fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
-        self.rule.iter().chain(&self.backend).map(AsRef::as_ref)
+        self.first.iter().chain(&self.rule).chain(&self.backend).map(AsRef::as_ref)
     }
 
     /// The redirect that answers the request, if one does.

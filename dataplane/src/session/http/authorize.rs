@@ -1,22 +1,19 @@
 //! At the server's proxy: each request is allowed or denied by the workload's policies.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, PolicySet, Verdict};
 use l7::filter::Chain;
-use l7::http1::{empty_headers, parse_request};
 use l7::ir::{ConnectionAttributes, RequestHead};
 use l7::jwt::{Authenticated, Rejection};
-use l7::path::normalize;
 
 use super::conversation::converse;
-use super::{Director, Filtered, NORMALIZATION, Reply, Upstream, Wire};
+use super::{Books, Decision, Director, Filtered, Received, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::HttpFacts;
 use crate::net::Socket;
 use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
@@ -25,8 +22,7 @@ use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 
 /// The answer to a denied request, at whichever end it is denied.
-pub(super) const DENIED: Reply =
-    Reply { status: DENIED_STATUS, body: DENIED_BODY, cause: CloseCause::PolicyDenied };
+pub(super) const DENIED: Reply = Reply::text(DENIED_STATUS, DENIED_BODY, CloseCause::PolicyDenied);
 
 /// The application behind an inbound connection; its first socket is open already.
 #[derive(Debug)]
@@ -45,104 +41,86 @@ pub(in crate::session) async fn serve(
     application: Application,
 ) {
     let Application { node, pod, target, socket } = application;
-    let idle = Some(Upstream::new(Wire::Socket(socket), None));
-    let mut gate =
-        Gate { connection: &connection, node, pod, arrival, target, idle, filtered: Filtered::default() };
-    let cause = converse(&connection, &downstream, &mut gate).await;
+    let idle = RefCell::new(Some(Upstream::new(Wire::Socket(socket), None, None)));
+    let gate = Gate { node, pod, arrival, target, idle };
+    let cause = converse(&connection, &downstream, &gate).await;
     drop(gate);
     connection.end_silently(cause);
 }
 
-struct Gate<'a> {
-    connection: &'a Connection,
+struct Gate {
     node: Rc<Node>,
     pod: Rc<Pod>,
     arrival: Arrival,
     target: SocketAddr,
-    idle: Option<Upstream>,
-    /// Of the request that was just decided.
-    filtered: Filtered,
+    idle: RefCell<Option<Upstream>>,
 }
 
-impl Director for Gate<'_> {
+impl Director for Gate {
     type Choice = ();
 
-    fn decide(&mut self, request: &RequestHead<'_>, raw: &Bytes, facts: &mut HttpFacts) -> Result<(), Reply> {
+    fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<()> {
         let state = self.node.state();
         let Some(workload) = workload_of(&state, &self.pod.local) else {
-            return Err(Reply { cause: CloseCause::UnknownWorkload, ..DENIED });
+            return Decision::answer(Reply { cause: CloseCause::UnknownWorkload, ..DENIED });
         };
         let policies = state.snapshot.policies_for(&workload);
         let attributes = self.arrival.attributes();
-        let Authenticated { token, edits } =
-            policies.tokens().authenticate(request, now()).map_err(|rejection| {
-                self.filtered.challenge = Some(Rejection::challenge(request));
+        let Authenticated { token, edits } = match policies.tokens().authenticate(request, now()) {
+            Ok(authenticated) => authenticated,
+            Err(rejection) => {
                 let (status, body) = (rejection.status(), rejection.body());
-                Reply { status, body, cause: CloseCause::TokenRefused }
-            })?;
-        self.filtered.chain = Chain::of_rule(edits.as_ref(), None);
+                let reply = Reply::text(status, body, CloseCause::TokenRefused);
+                let challenge = Rejection::challenge(request);
+                return Decision::answer(reply.with("www-authenticate", challenge));
+            }
+        };
+        let filtered = Filtered { chain: Chain::of_rule(edits.as_ref(), None), ..Filtered::default() };
         let request = RequestHead { token: token.as_ref(), ..*request };
         match policies.evaluate(&attributes, Some(&request)) {
             Verdict::Allow(rule) => {
-                facts.policy = rule.map(|rule| policy_name(&rule.policy.namespace, &rule.policy.name));
-                if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
-                    authorized.request = Some(raw.clone());
-                }
-                Ok(())
+                let rule = rule.map(|rule| policy_name(&rule.policy.namespace, &rule.policy.name));
+                books.facts.policy = rule;
+                Decision::forward((), filtered)
             }
             Verdict::Deny(denial) => {
-                facts.policy = match denial {
+                books.facts.policy = match denial {
                     Denial::Matched(rule) => Some(policy_name(&rule.policy.namespace, &rule.policy.name)),
                     Denial::NoAllowMatched | Denial::Closed(_) => None,
                 };
-                Err(DENIED)
+                Decision::answer(DENIED)
             }
         }
     }
 
-    fn filtered(&mut self) -> Filtered {
-        std::mem::take(&mut self.filtered)
-    }
-
-    async fn upstream(&mut self, (): ()) -> Result<Upstream, Reply> {
-        if let Some(idle) = self.idle.take().filter(|idle| idle.wire.is_quiet()) {
+    async fn upstream(&self, (): &mut (), _books: &mut Books<'_>) -> Result<Upstream, Reply> {
+        let idle = self.idle.take().filter(Upstream::is_quiet);
+        if let Some(idle) = idle {
             return Ok(idle);
         }
         match dial_application(&self.node, &self.pod, &self.arrival, self.target).await {
-            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket), None)),
-            Err(cause) => Err(Reply { status: 503, body: "upstream connect error", cause }),
+            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket), None, None)),
+            Err(cause) => Err(Reply::text(503, "upstream connect error", cause)),
         }
     }
 
-    fn finished(&mut self, upstream: Option<Upstream>) {
-        // A request that was denied has not touched the upstream of the one before.
-        self.idle = upstream.or_else(|| self.idle.take());
-        if let Some(authorized) = self.connection.shared.authorized.borrow_mut().as_mut() {
-            authorized.request = None;
-        }
+    fn keep(&self, upstream: Upstream) {
+        self.idle.replace(Some(upstream));
     }
 }
 
-/// Whether a request that was allowed once is allowed still. `head` has been parsed before.
+/// Whether a request that was allowed once is allowed still.
 pub(in crate::session) fn is_still_allowed(
     policies: &PolicySet,
     connection: &ConnectionAttributes<'_>,
-    head: &Bytes,
+    request: &Received,
 ) -> bool {
-    let mut storage = empty_headers();
-    let Ok(request) = parse_request(head, &mut storage) else { return false };
-    let Ok(target) = normalize(request.target, NORMALIZATION) else { return false };
-    let mut view = RequestHead {
-        method: request.method,
-        authority: request.authority,
-        path: &target.path,
-        query: target.query,
-        headers: request.headers,
-        token: None,
-    };
-    let Ok(authenticated) = policies.tokens().authenticate(&view, now()) else { return false };
-    view.token = authenticated.token.as_ref();
-    policies.evaluate(connection, Some(&view)).is_allowed()
+    let allowed = request.view(|request| {
+        let Ok(authenticated) = policies.tokens().authenticate(request, now()) else { return false };
+        let request = RequestHead { token: authenticated.token.as_ref(), ..*request };
+        policies.evaluate(connection, Some(&request)).is_allowed()
+    });
+    allowed.unwrap_or(false)
 }
 
 /// Seconds since the epoch, for the times in tokens. A clock before it makes every token one of the future.

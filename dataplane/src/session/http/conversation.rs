@@ -4,23 +4,25 @@
 //! known, or whose body was not read to its end, the connection is closed: what follows could be anything.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use l7::filter::Chain;
 use l7::http1::{
-    BodyFraming, Http1Error, Request, Rewritten, Version, empty_headers, local_reply, local_reply_with,
-    parse_request, redirect_reply, write_request, write_rewritten_request,
+    BodyFraming, Request, Rewritten, Version, local_reply, local_reply_with, redirect_reply, write_request,
+    write_rewritten_request,
 };
-use l7::ir::{Header, RequestHead};
-use l7::path::{Target, normalize};
+use l7::ir::{Filters, RequestHead};
+use l7::path::Target;
 
 use super::exchange::{Exchange, Outcome};
+use super::head::{Received, seen};
 use super::reader::{HeadError, Reader};
-use super::{Director, Filtered, NORMALIZATION, Reply, Wire};
+use super::reply::{TIMED_OUT, invalid};
+use super::{Books, Decision, Director, Filtered, Reply, Wire};
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{HttpFacts, Path, method};
+use crate::access_log::record::{Path, method};
 use crate::session::connection::Connection;
 use crate::worker::Worker;
 
@@ -37,42 +39,25 @@ pub(super) struct Plan {
     pub(super) filtered: Filtered,
 }
 
-/// The answer to a request that took longer than its route allows.
-pub(super) const TIMED_OUT: Reply =
-    Reply { status: 504, body: "upstream request timeout", cause: CloseCause::RequestTimeout };
-
 /// What the first look at a request says.
 struct Seen<C> {
     plan: Plan,
-    decision: Result<C, Reply>,
+    verdict: Result<C, Reply>,
 }
 
 /// Serves requests until the downstream closes, a request asks for it, or the connection is cut.
 pub(super) async fn converse<D: Director>(
     connection: &Connection,
     downstream: &Wire,
-    director: &mut D,
+    director: &D,
 ) -> CloseCause {
-    let current = RefCell::new(None);
-    match connection.until_cut(requests(connection, downstream, director, &current)).await {
+    match connection.until_cut(requests(connection, downstream, director)).await {
         Ok(cause) => cause,
         Err(cause) => {
             downstream.reset();
-            if let Some(InFlight { facts, began, before }) = current.take() {
-                let bytes = since(before, counted(connection));
-                connection.log_request(facts, cause, began, bytes);
-            }
             cause
         }
     }
-}
-
-/// The request that is being served, for the books if it is cut.
-struct InFlight {
-    facts: Box<HttpFacts>,
-    began: Instant,
-    /// The connection's byte counts when it began.
-    before: (u64, u64),
 }
 
 /// Why there is no next request.
@@ -82,12 +67,7 @@ enum NoRequest {
     Refused(Reply),
 }
 
-async fn requests<D: Director>(
-    connection: &Connection,
-    downstream: &Wire,
-    director: &mut D,
-    current: &RefCell<Option<InFlight>>,
-) -> CloseCause {
+async fn requests<D: Director>(connection: &Connection, downstream: &Wire, director: &D) -> CloseCause {
     let worker = &connection.node.worker;
     let mut reader = Reader::default();
     loop {
@@ -95,21 +75,21 @@ async fn requests<D: Director>(
             Ok(head) => head,
             Err(NoRequest::Closed(cause)) => return cause,
             Err(NoRequest::Refused(reply)) => {
-                return refuse(connection, downstream, reply, Box::default()).await;
+                let books = Books::open(connection);
+                return refuse(worker, downstream, &reply, books).await;
             }
         };
-        let began = Instant::now();
-        let mut facts = Box::<HttpFacts>::default();
-        let Seen { plan, decision } = match look(&head, director, &mut facts) {
+        let received = Received::Http1(head);
+        let mut books = Books::open(connection);
+        let asked = director.consult(&received, &mut books).await;
+        let Seen { plan, verdict } = match look(&received, director, asked, &mut books) {
             Ok(seen) => seen,
-            Err(reply) => return refuse(connection, downstream, reply, facts).await,
+            Err(reply) => return refuse(worker, downstream, &reply, books).await,
         };
-        current.replace(Some(InFlight { facts, began, before: counted(connection) }));
-        let outcome = serve(connection, downstream, director, &mut reader, &plan, decision).await;
-        if let Some(InFlight { mut facts, began, before }) = current.take() {
-            facts.status = outcome.status;
-            connection.log_request(facts, outcome.cause, began, since(before, counted(connection)));
-        }
+        // As long as it runs it is decided again whenever policies change.
+        let _running = verdict.is_ok().then(|| connection.shared.run(received));
+        let outcome = serve(&mut books, downstream, director, &mut reader, &plan, verdict).await;
+        books.close(outcome.status, outcome.cause);
         if !outcome.downstream_lives {
             if outcome.downstream_is_whole {
                 downstream.close(worker).await;
@@ -140,42 +120,41 @@ async fn next_head(worker: &Worker, reader: &mut Reader, downstream: &Wire) -> R
         Ok(None) | Err(HeadError::Io | HeadError::Truncated) => {
             Err(NoRequest::Closed(CloseCause::ClientReset))
         }
-        Err(HeadError::Timeout) => Err(NoRequest::Refused(Reply {
-            status: 408,
-            body: "request head timed out",
-            cause: CloseCause::RequestTimeout,
-        })),
+        Err(HeadError::Timeout) => {
+            let reply = Reply::text(408, "request head timed out", CloseCause::RequestTimeout);
+            Err(NoRequest::Refused(reply))
+        }
         Err(HeadError::Http(error)) => Err(NoRequest::Refused(invalid(error))),
     }
 }
 
 /// Forwards a decided request, or answers it.
 async fn serve<D: Director>(
-    connection: &Connection,
+    books: &mut Books<'_>,
     downstream: &Wire,
-    director: &mut D,
+    director: &D,
     reader: &mut Reader,
     plan: &Plan,
-    decision: Result<D::Choice, Reply>,
+    verdict: Result<D::Choice, Reply>,
 ) -> Outcome {
     let deadline = plan.filtered.limit.map(|limit| Instant::now() + limit);
-    let opened = match decision {
-        Ok(choice) => within(deadline, director.upstream(choice)).await.unwrap_or(Err(TIMED_OUT)),
+    let opened = match verdict {
+        Ok(mut choice) => {
+            within(deadline, director.upstream(&mut choice, books)).await.unwrap_or(Err(TIMED_OUT))
+        }
         Err(reply) => Err(reply),
     };
     match opened {
         Ok(mut upstream) => {
             upstream.busy = true;
-            let exchange = Exchange { connection, downstream, plan, deadline };
-            let outcome = exchange.run(reader, &mut upstream).await;
+            let outcome = Exchange { books, downstream, plan, deadline }.run(reader, &mut upstream).await;
             upstream.busy = !outcome.upstream_is_whole;
-            director.finished(outcome.upstream_lives.then_some(upstream));
+            if outcome.upstream_lives {
+                director.keep(upstream);
+            }
             outcome
         }
-        Err(reply) => {
-            director.finished(None);
-            answer(connection, downstream, plan, reply).await
-        }
+        Err(reply) => answer(books, downstream, plan, &reply).await,
     }
 }
 
@@ -187,53 +166,53 @@ pub(super) async fn within<T>(deadline: Option<Instant>, work: impl Future<Outpu
     }
 }
 
-/// Bytes of the connection so far: client to server, server to client.
-fn counted(connection: &Connection) -> (u64, u64) {
-    let counters = &connection.shared.counters;
-    (counters.sent.get(), counters.received.get())
-}
-
-fn since(before: (u64, u64), now: (u64, u64)) -> (u64, u64) {
-    (now.0.saturating_sub(before.0), now.1.saturating_sub(before.1))
-}
-
-/// Parses, normalises and decides. Synchronous, so that the room for header fields lies on the stack only for so long.
+/// Parses, normalises and decides; `asked` is what the director has been told about the request.
 fn look<D: Director>(
-    head: &Bytes,
-    director: &mut D,
-    facts: &mut HttpFacts,
+    received: &Received,
+    director: &D,
+    asked: Result<Option<Arc<Filters>>, Reply>,
+    books: &mut Books<'_>,
 ) -> Result<Seen<D::Choice>, Reply> {
-    let mut storage = empty_headers();
-    let mut request = parse_request(head, &mut storage).map_err(invalid)?;
-    // Without its Upgrade field a request asks for no switch, which a server is free to ignore as well.
-    request.upgrade = request.upgrade.filter(|protocols| !hides_requests(protocols));
-    facts.method = method(request.method);
-    let target = normalize(request.target, NORMALIZATION).map_err(|_| invalid(Http1Error::Target))?;
-    facts.path = Path::new(&target.path);
-    let view = RequestHead {
-        method: request.method,
-        authority: request.authority,
-        path: &target.path,
-        query: target.query,
-        headers: request.headers,
-        token: None,
-    };
-    let decision = director.decide(&view, head, facts);
-    let filtered = director.filtered();
-    let mut forwarded = Vec::with_capacity(head.len() + 64);
-    if decision.is_ok() {
-        write_head(&mut forwarded, &request, &target, &filtered.chain);
-    }
-    let plan = Plan {
-        head: forwarded,
-        is_head_method: request.method == "HEAD",
-        body: request.body,
-        version: request.version,
-        keep_alive: request.keep_alive,
-        upgrades: request.upgrade.is_some(),
-        filtered,
-    };
-    Ok(Seen { plan, decision })
+    let read = received.read(|request, target| {
+        books.facts.method = method(request.method);
+        books.facts.path = Path::new(&target.path);
+        let Decision { verdict, filtered } = match asked {
+            Ok(None) => director.decide(&seen(request, target), books),
+            Ok(Some(edits)) => decide_edited(director, &seen(request, target), edits, books),
+            Err(reply) => Decision::answer(reply),
+        };
+        let mut head = Vec::new();
+        if verdict.is_ok() {
+            head.reserve(received.len() + 64);
+            write_head(&mut head, request, target, &filtered.chain);
+        }
+        let plan = Plan {
+            head,
+            is_head_method: request.method == "HEAD",
+            body: request.body,
+            version: request.version,
+            keep_alive: request.keep_alive,
+            upgrades: request.upgrade.is_some(),
+            filtered,
+        };
+        Seen { plan, verdict }
+    });
+    read.map_err(invalid)
+}
+
+/// Decides about what `edits` make of a request.
+fn decide_edited<D: Director>(
+    director: &D,
+    request: &RequestHead<'_>,
+    edits: Arc<Filters>,
+    books: &mut Books<'_>,
+) -> Decision<D::Choice> {
+    let chain = Chain::of_rule(Some(&edits), None);
+    let fields = chain.request_fields(request.headers);
+    let headers: Vec<_> = fields.iter().collect();
+    let mut decision = director.decide(&RequestHead { headers: &headers, ..*request }, books);
+    decision.filtered.chain.put_first(edits);
+    decision
 }
 
 /// The head for the upstream: the path that was matched, unless filters put another in its place.
@@ -251,39 +230,20 @@ fn write_head(out: &mut Vec<u8>, request: &Request<'_, '_>, target: &Target<'_>,
     write_rewritten_request(out, request, Rewritten { authority, target: &target, fields: fields.iter() });
 }
 
-/// Whether a switch to one of these protocols would carry HTTP requests that nobody here could read, past every route
-/// and policy: HTTP itself in another version, or TLS with anything inside.
-fn hides_requests(protocols: &str) -> bool {
-    protocols.split(',').any(|protocol| {
-        let name = protocol.split('/').next().unwrap_or_default().trim();
-        ["h2c", "http", "tls"].iter().any(|hidden| name.eq_ignore_ascii_case(hidden))
-    })
-}
-
-fn invalid(error: Http1Error) -> Reply {
-    tracing::debug!(%error, label = error.label(), "a request is refused");
-    Reply { status: error.status(), body: "malformed request", cause: CloseCause::InvalidHttp }
-}
-
 /// Answers in the upstream's place.
-async fn answer(connection: &Connection, downstream: &Wire, plan: &Plan, reply: Reply) -> Outcome {
-    let draining = connection.node.worker.drain().is_open();
+async fn answer(books: &Books<'_>, downstream: &Wire, plan: &Plan, reply: &Reply) -> Outcome {
+    let draining = books.connection().node.worker.drain().is_open();
     // An unread body would be taken for the next request.
     let lives = plan.keep_alive && plan.body == BodyFraming::None && !plan.upgrades && !draining;
     let mut out = Vec::new();
-    if let Some(location) = &plan.filtered.location {
-        let location = [Header { name: "location", value: location.as_bytes() }];
-        let fields = plan.filtered.chain.response_fields(&location);
-        redirect_reply(&mut out, reply.status, fields.iter(), lives);
+    let fields = reply.headers();
+    if reply.body.is_empty() {
+        redirect_reply(&mut out, reply.status, fields.into_iter(), lives);
     } else {
-        let challenge = plan.filtered.challenge.as_ref();
-        let challenge = challenge.map(|it| Header { name: "www-authenticate", value: it.as_bytes() });
-        let (fields, is_head) = (challenge.as_slice(), plan.is_head_method);
-        local_reply_with(&mut out, reply.status, fields, reply.body, lives, is_head);
+        local_reply_with(&mut out, reply.status, &fields, &reply.body, lives, plan.is_head_method);
     }
     let written = downstream.write_all(&out).await;
-    let counters = &connection.shared.counters;
-    counters.received.set(counters.received.get() + out.len() as u64);
+    books.count_received(out.len());
     Outcome {
         status: reply.status,
         cause: reply.cause,
@@ -295,21 +255,15 @@ async fn answer(connection: &Connection, downstream: &Wire, plan: &Plan, reply: 
 }
 
 /// Answers a message that is no request, and gives the connection up.
-async fn refuse(
-    connection: &Connection,
-    downstream: &Wire,
-    reply: Reply,
-    mut facts: Box<HttpFacts>,
-) -> CloseCause {
-    let began = Instant::now();
+async fn refuse(worker: &Worker, downstream: &Wire, reply: &Reply, books: Books<'_>) -> CloseCause {
     let mut out = Vec::new();
-    local_reply(&mut out, reply.status, reply.body, false, false);
+    local_reply(&mut out, reply.status, &reply.body, false, false);
     let written = downstream.write_all(&out).await;
-    facts.status = reply.status;
-    connection.log_request(facts, reply.cause, began, (0, out.len() as u64));
+    books.count_received(out.len());
+    books.close(reply.status, reply.cause);
     // The peer may be gone; the line in the log is written either way.
     if written.is_ok() {
-        downstream.close(&connection.node.worker).await;
+        downstream.close(worker).await;
     }
     reply.cause
 }

@@ -17,11 +17,11 @@ use l7::http1::{
     write_rewritten_response,
 };
 
-use super::conversation::{Plan, TIMED_OUT, within};
+use super::conversation::{Plan, within};
 use super::reader::{HeadError, Reader};
-use super::{Reply, Upstream, Wire};
+use super::reply::TIMED_OUT;
+use super::{Books, Reply, Upstream, Wire};
 use crate::access_log::cause::CloseCause;
-use crate::session::connection::Connection;
 use crate::worker::Worker;
 
 /// Interim responses to one request.
@@ -42,8 +42,8 @@ pub(super) struct Outcome {
     pub(super) upstream_is_whole: bool,
 }
 
-pub(super) struct Exchange<'a> {
-    pub(super) connection: &'a Connection,
+pub(super) struct Exchange<'a, 'c> {
+    pub(super) books: &'a Books<'c>,
     pub(super) downstream: &'a Wire,
     pub(super) plan: &'a Plan,
     /// By then the response must be complete, or the connection have switched protocols.
@@ -85,7 +85,11 @@ struct ResponseHead {
     written: Vec<u8>,
 }
 
-impl Exchange<'_> {
+impl Exchange<'_, '_> {
+    fn worker(&self) -> &Worker {
+        &self.books.connection().node.worker
+    }
+
     pub(super) async fn run(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
         let started = Cell::new(false);
         let passed = within(self.deadline, self.pass_both_ways(reader, upstream, &started)).await;
@@ -140,12 +144,11 @@ impl Exchange<'_> {
 
     /// The head and the body of the request.
     async fn send(&self, reader: &mut Reader, upstream: &Wire) -> Result<(), Broken> {
-        let counters = &self.connection.shared.counters;
         upstream.write_all(&self.plan.head).await.map_err(|_| Broken::To)?;
-        counters.sent.set(counters.sent.get() + self.plan.head.len() as u64);
-        let body =
-            Pump { worker: &self.connection.node.worker, from: self.downstream, to: upstream, bare: false };
-        body.run(reader, self.plan.body, &counters.sent, CloseCause::ClientReset).await
+        self.books.count_sent(self.plan.head.len());
+        let body = Pump { worker: self.worker(), from: self.downstream, to: upstream, bare: false };
+        let count = |bytes| self.books.count_sent(bytes);
+        body.run(reader, self.plan.body, &count, CloseCause::ClientReset).await
     }
 
     /// Interim responses, the final head, its body.
@@ -155,8 +158,7 @@ impl Exchange<'_> {
         upstream: &Wire,
         started: &Cell<bool>,
     ) -> Result<Responded, Broken> {
-        let worker = &self.connection.node.worker;
-        let received = &self.connection.shared.counters.received;
+        let worker = self.worker();
         for _ in 0..INTERIM_MAX {
             let raw = match reader.head(worker, upstream).await {
                 Ok(Some(raw)) => raw,
@@ -175,13 +177,14 @@ impl Exchange<'_> {
             started.set(true);
             self.downstream.write_all(&head.written).await.map_err(|_| Broken::To)?;
             started.set(!head.interim);
-            received.set(received.get() + head.written.len() as u64);
+            self.books.count_received(head.written.len());
             if head.interim {
                 continue;
             }
             let bare = head.framing == BodyFraming::Chunked && self.plan.version == Version::Http10;
             let body = Pump { worker, from: upstream, to: self.downstream, bare };
-            body.run(reader, head.framing, received, CloseCause::ServerReset).await?;
+            let count = |bytes| self.books.count_received(bytes);
+            body.run(reader, head.framing, &count, CloseCause::ServerReset).await?;
             let ResponseHead { status, upstream_lives, downstream_lives, .. } = head;
             return Ok(Responded { status, upstream_lives, downstream_lives });
         }
@@ -198,7 +201,7 @@ impl Exchange<'_> {
         let lasts = response.body == BodyFraming::UntilClose;
         let ends = lasts || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
         // Asked now, for a drain may have begun since the request.
-        let draining = self.connection.node.worker.drain().is_open();
+        let draining = self.worker().drain().is_open();
         let downstream_lives = self.plan.keep_alive && !draining && !ends;
         let mut written = Vec::with_capacity(raw.len() + 32);
         let filters = &self.plan.filtered.chain;
@@ -221,14 +224,17 @@ impl Exchange<'_> {
 
     /// Both sides have agreed on another protocol: from here on bytes are only bytes.
     async fn switched(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
-        let worker = &self.connection.node.worker;
-        let counters = &self.connection.shared.counters;
+        let worker = self.worker();
         let Upstream { wire, reader: upstream_reader, .. } = upstream;
         let there = Pump { worker, from: self.downstream, to: wire, bare: false };
         let back = Pump { worker, from: wire, to: self.downstream, bare: false };
         let (there, back) = futures::future::join(
-            there.run_to_end(reader, &counters.sent, CloseCause::ClientReset),
-            back.run_to_end(upstream_reader, &counters.received, CloseCause::ServerReset),
+            there.run_to_end(reader, &|bytes| self.books.count_sent(bytes), CloseCause::ClientReset),
+            back.run_to_end(
+                upstream_reader,
+                &|bytes| self.books.count_received(bytes),
+                CloseCause::ServerReset,
+            ),
         )
         .await;
         let cause = match (there, back) {
@@ -255,12 +261,12 @@ impl Exchange<'_> {
 
     /// The route's limit has passed.
     async fn timed_out(&self, started: bool) -> Outcome {
-        let Reply { status, body, cause } = TIMED_OUT;
+        let Reply { status, body, cause, .. } = TIMED_OUT;
         if started {
             self.downstream.reset();
             return ended(0, cause);
         }
-        self.reply(status, body, cause).await
+        self.reply(status, &body, cause).await
     }
 
     /// The client has broken off while it waited.
@@ -285,8 +291,7 @@ impl Exchange<'_> {
         let mut out = Vec::new();
         local_reply(&mut out, status, body, false, self.plan.is_head_method);
         let written = self.downstream.write_all(&out).await;
-        let received = &self.connection.shared.counters.received;
-        received.set(received.get() + out.len() as u64);
+        self.books.count_received(out.len());
         // The client may be gone; nothing depends on it any more.
         Outcome { downstream_is_whole: written.is_ok(), ..ended(status, cause) }
     }
@@ -323,7 +328,7 @@ impl Pump<'_> {
         &self,
         reader: &mut Reader,
         framing: BodyFraming,
-        count: &Cell<u64>,
+        count: &impl Fn(usize),
         failed: CloseCause,
     ) -> Result<(), Broken> {
         let mut body = Body::new(framing);
@@ -337,7 +342,7 @@ impl Pump<'_> {
     }
 
     /// One run of what has arrived.
-    async fn pass(&self, reader: &mut Reader, body: &mut Body, count: &Cell<u64>) -> Result<(), Broken> {
+    async fn pass(&self, reader: &mut Reader, body: &mut Body, count: &impl Fn(usize)) -> Result<(), Broken> {
         let malformed = |error| Broken::From(CloseCause::InvalidHttp, Some(error));
         let (consumed, skipped) = if self.bare {
             let piece = body.step(reader.bytes()).map_err(malformed)?;
@@ -348,7 +353,7 @@ impl Pump<'_> {
         let run = reader.bytes().get(skipped..consumed).unwrap_or_default();
         if !run.is_empty() {
             self.to.write_all(run).await.map_err(|_| Broken::To)?;
-            count.set(count.get() + run.len() as u64);
+            count(run.len());
         }
         reader.advance(consumed);
         Ok(())
@@ -358,7 +363,7 @@ impl Pump<'_> {
     async fn run_to_end(
         &self,
         reader: &mut Reader,
-        count: &Cell<u64>,
+        count: &impl Fn(usize),
         failed: CloseCause,
     ) -> Result<(), Broken> {
         self.run(reader, BodyFraming::UntilClose, count, failed).await?;

@@ -1,4 +1,4 @@
-//! HTTP/1.1 at the node: requests are read one by one, decided, and forwarded.
+//! HTTP at the node: requests are read one by one, decided, and forwarded.
 //!
 //! - [`route`](mod@route): at the client's proxy, each request goes to the backend that the service's routes choose;
 //! - [`authorize`](mod@authorize): at the server's proxy, each request is allowed or denied by the workload's policies.
@@ -7,22 +7,27 @@
 //! the same code wherever it is decided. The path that was matched is the path that is forwarded.
 
 mod authorize;
+mod books;
 mod conversation;
 mod exchange;
+mod head;
 mod reader;
+mod reply;
 mod route;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use l7::filter::Chain;
-use l7::ir::RequestHead;
+use l7::ir::{Filters, RequestHead};
 
+use super::dial::UpstreamFacts;
 pub(super) use super::dial::Wire;
 use super::load::LoadGuard;
-use crate::access_log::cause::CloseCause;
-use crate::access_log::record::HttpFacts;
 pub(super) use authorize::{Application, is_still_allowed, serve};
+pub(super) use books::Books;
+pub(super) use head::Received;
+pub(super) use reply::Reply;
 pub(super) use route::{Caller, route};
 
 use reader::Reader;
@@ -30,40 +35,59 @@ use reader::Reader;
 /// How paths are normalised before they are matched and forwarded: Istio's default.
 const NORMALIZATION: l7::path::Normalization = l7::path::Normalization::Base;
 
-/// An answer of the proxy's own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Reply {
-    status: u16,
-    body: &'static str,
-    cause: CloseCause,
+/// What is done to a request and to its response.
+#[derive(Debug, Default)]
+pub(super) struct Filtered {
+    pub(super) chain: Chain,
+    /// From the request's head to the end of the response.
+    pub(super) limit: Option<Duration>,
 }
 
-/// What a route makes of a request and of its response.
-#[derive(Debug, Default)]
-struct Filtered {
-    chain: Chain,
-    /// Of the redirect that answers the request.
-    location: Option<String>,
-    /// `www-authenticate` of the answer to a request whose token is refused.
-    challenge: Option<String>,
-    /// From the request's head to the end of the response.
-    limit: Option<Duration>,
+/// What becomes of a request: where it goes, or the answer in the upstream's place.
+#[derive(Debug)]
+pub(super) struct Decision<C> {
+    pub(super) verdict: Result<C, Reply>,
+    pub(super) filtered: Filtered,
+}
+
+impl<C> Decision<C> {
+    /// It goes to `choice`.
+    pub(super) fn forward(choice: C, filtered: Filtered) -> Self {
+        Self { verdict: Ok(choice), filtered }
+    }
+
+    /// It goes nowhere.
+    pub(super) fn answer(reply: Reply) -> Self {
+        Self { verdict: Err(reply), filtered: Filtered::default() }
+    }
 }
 
 /// An upstream that carries one request at a time.
 #[derive(Debug)]
-struct Upstream {
+pub(super) struct Upstream {
     wire: Wire,
     reader: Reader,
     /// A request is on its way. Dropped meanwhile, the upstream must see a reset and not an end.
     busy: bool,
+    /// Whom it reaches, where the director has more than one.
+    facts: Option<Box<UpstreamFacts>>,
     /// Counts at the endpoint where endpoints are chosen by load.
     _load: Option<LoadGuard>,
 }
 
 impl Upstream {
-    fn new(wire: Wire, load: Option<LoadGuard>) -> Self {
-        Self { wire, reader: Reader::default(), busy: false, _load: load }
+    pub(super) fn new(wire: Wire, facts: Option<Box<UpstreamFacts>>, load: Option<LoadGuard>) -> Self {
+        Self { wire, reader: Reader::default(), busy: false, facts, _load: load }
+    }
+
+    /// Whether it may be used again: nothing has arrived, neither bytes nor an end.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.wire.is_quiet()
+    }
+
+    /// Whom it reaches, as it was told to [`Upstream::new`].
+    pub(super) fn facts(&self) -> Option<&UpstreamFacts> {
+        self.facts.as_deref()
     }
 }
 
@@ -75,27 +99,30 @@ impl Drop for Upstream {
     }
 }
 
-/// Decides what becomes of requests.
-trait Director {
-    /// Where a request goes.
+/// Decides what becomes of the requests of one downstream connection, which may run at the same time: what concerns one
+/// of them alone belongs into its decision and its books.
+pub(super) trait Director {
+    /// Where a request goes, and from which state that was chosen.
     type Choice;
 
-    /// Decides about one request, and notes in `facts` why. `raw` is the head as it was received.
-    fn decide(
-        &mut self,
-        request: &RequestHead<'_>,
-        raw: &Bytes,
-        facts: &mut HttpFacts,
-    ) -> Result<Self::Choice, Reply>;
-
-    /// The filters for the request that was just decided.
-    fn filtered(&mut self) -> Filtered {
-        Filtered::default()
+    /// Asks somebody else about a request before it is decided. What comes back is done to the request, and the decision
+    /// is made about the outcome. A head that cannot be read is refused afterwards in any case.
+    async fn consult(
+        &self,
+        request: &Received,
+        books: &mut Books<'_>,
+    ) -> Result<Option<Arc<Filters>>, Reply> {
+        let _ = (request, books);
+        Ok(None)
     }
 
-    /// Opens, or takes from those that are open, the upstream of a choice, and describes it in the books.
-    async fn upstream(&mut self, choice: Self::Choice) -> Result<Upstream, Reply>;
+    /// Decides about one request from the state in force, and notes in the books why.
+    fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Self::Choice>;
 
-    /// The request is over. The upstream comes back if it can carry another.
-    fn finished(&mut self, upstream: Option<Upstream>);
+    /// Opens, or takes from those that are open, an upstream of a choice, and describes it in the books. Called once for
+    /// each try at a request.
+    async fn upstream(&self, choice: &mut Self::Choice, books: &mut Books<'_>) -> Result<Upstream, Reply>;
+
+    /// Takes back an upstream that can carry another request.
+    fn keep(&self, upstream: Upstream);
 }

@@ -1,0 +1,79 @@
+//! The books of one request. Those of requests that run at the same time on one connection are apart.
+
+use std::cell::Cell;
+use std::time::Instant;
+
+use crate::access_log::cause::CloseCause;
+use crate::access_log::record::{HttpFacts, Record};
+use crate::session::connection::Connection;
+
+/// What the log line of one request will say. Closed by [`Books::close`]; dropped before, the request was cut with its
+/// connection, and the line says so.
+#[derive(Debug)]
+pub(in crate::session) struct Books<'c> {
+    connection: &'c Connection,
+    /// A copy of the connection's, to be filled in with what is true of this request alone.
+    pub(in crate::session) record: Box<Record>,
+    pub(in crate::session) facts: Box<HttpFacts>,
+    began: Instant,
+    /// Client to server.
+    sent: Cell<u64>,
+    /// Server to client.
+    received: Cell<u64>,
+    closed: bool,
+}
+
+impl<'c> Books<'c> {
+    /// Opens them: the head of the request is complete.
+    pub(super) fn open(connection: &'c Connection) -> Self {
+        Self {
+            connection,
+            record: Box::new(connection.record.borrow().clone()),
+            facts: Box::default(),
+            began: Instant::now(),
+            sent: Cell::new(0),
+            received: Cell::new(0),
+            closed: false,
+        }
+    }
+
+    pub(in crate::session) fn connection(&self) -> &'c Connection {
+        self.connection
+    }
+
+    /// Counts bytes that went to the upstream.
+    pub(super) fn count_sent(&self, bytes: usize) {
+        count(&self.sent, &self.connection.shared.counters.sent, bytes);
+    }
+
+    /// Counts bytes that went to the downstream.
+    pub(super) fn count_received(&self, bytes: usize) {
+        count(&self.received, &self.connection.shared.counters.received, bytes);
+    }
+
+    /// Writes the line. `status` is what the client was answered, 0 if it was not.
+    pub(super) fn close(mut self, status: u16, cause: CloseCause) {
+        self.facts.status = status;
+        self.write(cause);
+    }
+
+    fn write(&mut self, cause: CloseCause) {
+        self.closed = true;
+        self.record.http = Some(std::mem::take(&mut self.facts));
+        let bytes = (self.sent.get(), self.received.get());
+        self.connection.log_request(&mut self.record, cause, self.began, bytes);
+    }
+}
+
+impl Drop for Books<'_> {
+    fn drop(&mut self) {
+        if !self.closed {
+            self.write(self.connection.cut_cause());
+        }
+    }
+}
+
+fn count(of_request: &Cell<u64>, of_connection: &Cell<u64>, bytes: usize) {
+    of_request.set(of_request.get() + bytes as u64);
+    of_connection.set(of_connection.get() + bytes as u64);
+}
