@@ -50,8 +50,10 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
     let matches = vec![HttpMatch { path, method: None, headers, query: vec![] }];
     let service = model::NamespacedHostname::new("app", "echo.app.svc.cluster.local");
     let target = BackendTarget::Service { service, port: 80 };
-    let backends = vec![Backend { target, subset: None, weight: 1, filters: None }];
+    let backends =
+        vec![Backend { target, subset: None, weight: 1, filters: None, tls: None, retry_budget: None }];
     Arc::new(HttpRoute {
+        kind: l7::ir::RouteKind::Http,
         namespace: "app".into(),
         name: format!("route-{number}").into(),
         parent: model::NamespacedHostname::new("app", "echo.app.svc.cluster.local"),

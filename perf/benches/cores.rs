@@ -42,6 +42,7 @@ fn route(index: usize) -> Arc<HttpRoute> {
         value: ValueTest::Exact(Arc::from(format!("tenant-{index}"))),
     };
     Arc::new(HttpRoute {
+        kind: l7::ir::RouteKind::Http,
         namespace: Arc::from("app"),
         name: Arc::from(format!("route-{index}")),
         parent: service.clone(),
@@ -61,6 +62,8 @@ fn route(index: usize) -> Arc<HttpRoute> {
                 subset: None,
                 weight: 1,
                 filters: None,
+                tls: None,
+                retry_budget: None,
             }],
             ..HttpRule::default()
         }],

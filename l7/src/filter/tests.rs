@@ -42,7 +42,14 @@ fn redirect(path: Option<PathRewrite>) -> Redirect {
 
 fn backend(filters: Option<Arc<Filters>>) -> Backend {
     let service = model::NamespacedHostname::new("n", "s");
-    Backend { target: BackendTarget::Service { service, port: 80 }, subset: None, weight: 1, filters }
+    Backend {
+        target: BackendTarget::Service { service, port: 80 },
+        subset: None,
+        weight: 1,
+        filters,
+        tls: None,
+        retry_budget: None,
+    }
 }
 
 fn rule(path: PathMatch, filters: Option<Arc<Filters>>, backends: Vec<Backend>) -> HttpRule {
@@ -52,6 +59,7 @@ fn rule(path: PathMatch, filters: Option<Arc<Filters>>, backends: Vec<Backend>) 
 
 fn router(rule: HttpRule) -> Result<Router, crate::router::RouteError> {
     Router::compile([Arc::new(HttpRoute {
+        kind: crate::ir::RouteKind::Http,
         namespace: "n".into(),
         name: "r".into(),
         parent: model::NamespacedHostname::new("n", "s"),

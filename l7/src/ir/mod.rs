@@ -3,6 +3,7 @@
 //! Plain data, no lookups: [`crate::router`] and [`crate::authz`] compile it into tables. A front end that
 //! meets something it cannot express here must refuse the object; it may never leave a condition out.
 
+mod backend_tls;
 mod filter;
 mod head;
 mod policy;
@@ -10,6 +11,7 @@ mod resilience;
 mod route;
 mod token;
 
+pub use backend_tls::{BackendTls, CertificateName, Trust};
 pub use filter::{
     Cors, Filters, HeaderEdits, HeaderValue, Mirror, OriginMatch, PathRewrite, Redirect, Scheme, UrlAction,
     UrlRewrite,
@@ -21,6 +23,7 @@ pub use resilience::{
     SessionPersistence,
 };
 pub use route::{
-    Backend, BackendTarget, HttpMatch, HttpRoute, HttpRule, PathMatch, Timeouts, ValueMatch, ValueTest,
+    Backend, BackendTarget, HttpMatch, HttpRoute, HttpRule, PathMatch, RouteKind, Timeouts, ValueMatch,
+    ValueTest,
 };
 pub use token::{RequestAuthentication, TokenRule};

@@ -16,8 +16,6 @@ pub struct Retry {
     pub backoff_ms: Option<NonZeroU32>,
     /// `None`: ten times `backoff_ms`.
     pub backoff_max_ms: Option<NonZeroU32>,
-    /// Bounds the tries of all requests to a backend together.
-    pub budget: Option<RetryBudget>,
 }
 
 /// What calls for another try. Where nothing of a request has reached a backend, it is tried again in any case that is named here.
@@ -45,15 +43,16 @@ pub struct RetryOn {
     pub grpc_codes: Vec<u16>,
 }
 
-/// At most this share of the running requests of a backend may be further tries.
+/// At most this share of the requests to a backend may be further tries (`retryConstraint`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RetryBudget {
     pub percent: u32,
     /// The interval over which requests are counted.
     pub interval_ms: NonZeroU32,
-    /// So many further tries are allowed in an interval even where the share is lower.
+    /// So many further tries are allowed in `min_interval_ms` even where the share is lower.
     pub min_retries: u32,
+    pub min_interval_ms: NonZeroU32,
 }
 
 /// Requests of one session go to one endpoint (`SessionPersistence`).

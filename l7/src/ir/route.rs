@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use model::{NamespacedHostname, SourceRef};
 
-use super::{Fault, Filters, Retry, SessionPersistence};
+use super::{BackendTls, Fault, Filters, Retry, RetryBudget, SessionPersistence};
 
-/// One HTTPRoute, seen from one parent Service (a route with several parents yields several).
+/// One HTTPRoute or GRPCRoute, seen from one parent Service (a route with several parents yields several).
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HttpRoute {
+    #[serde(default, skip_serializing_if = "RouteKind::is_http")]
+    pub kind: RouteKind,
     pub namespace: Arc<str>,
     pub name: Arc<str>,
     /// The Service whose traffic the route governs.
@@ -25,6 +27,22 @@ pub struct HttpRoute {
     pub hostnames: Vec<Arc<str>>,
     pub rules: Vec<HttpRule>,
     pub source: Option<SourceRef>,
+}
+
+/// What a route was written as. Both kinds match requests alike; two routes of different kinds may bear one name.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, serde::Serialize, serde::Deserialize,
+)]
+pub enum RouteKind {
+    #[default]
+    Http,
+    Grpc,
+}
+
+impl RouteKind {
+    pub fn is_http(&self) -> bool {
+        *self == Self::Http
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
@@ -63,11 +81,24 @@ impl Timeouts {
         *self == Self::default()
     }
 
-    /// The limit on a request that is tried once, which is all that is done.
+    /// The limit on a request that is tried once.
     pub fn limit(&self) -> Option<Duration> {
-        let limits = self.request_ms.into_iter().chain(self.backend_request_ms);
-        limits.min().map(|limit| Duration::from_millis(limit.get().into()))
+        self.whole().into_iter().chain(self.per_try()).min()
     }
+
+    /// The limit on a request with all its tries.
+    pub fn whole(&self) -> Option<Duration> {
+        self.request_ms.map(duration)
+    }
+
+    /// The limit on each try.
+    pub fn per_try(&self) -> Option<Duration> {
+        self.backend_request_ms.map(duration)
+    }
+}
+
+fn duration(milliseconds: NonZeroU32) -> Duration {
+    Duration::from_millis(milliseconds.get().into())
 }
 
 /// All conditions must hold.
@@ -86,6 +117,8 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// Anchored at both ends.
     Regex(Arc<str>),
+    /// Two elements, the second of which is this: a gRPC method of whatever service.
+    GrpcMethod(Arc<str>),
 }
 
 /// A condition on a header or a query parameter. Header names are lower case.
@@ -113,6 +146,12 @@ pub struct Backend {
     pub weight: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filters: Option<Arc<Filters>>,
+    /// Connections to it are TLS within whatever the mesh carries them in; `None`: as the client sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Arc<BackendTls>>,
+    /// Bounds the further tries of all requests to the target together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_budget: Option<RetryBudget>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -76,6 +76,8 @@ mod tests {
             weight: *weight,
             subset: None,
             filters: None,
+            tls: None,
+            retry_budget: None,
         });
         HttpRule { backends: backends.collect(), ..HttpRule::default() }
     }

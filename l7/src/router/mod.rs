@@ -1,10 +1,14 @@
 //! The routes of one Service port, compiled: which rule takes a request.
 //!
 //! Rank of a match, over all rules of all routes (Gateway API, HTTPRouteRule): a consumer route before a producer
-//! route; then the more specific hostname; then exact path, regular expression, longest prefix; then a method, more
-//! headers, more query parameters; then the older route, the first by `namespace/name`, the first rule, the first
-//! match. Where the API leaves the rank of regular expressions open, ours stand between exact paths and prefixes,
-//! the longer expression first: below the prefixes a catch-all of `/` would hide every one of them.
+//! route; then a GRPCRoute before an HTTPRoute; then the more specific hostname; then exact path, regular expression,
+//! longest prefix; then a method, more headers, more query parameters; then the older route, the first by
+//! `namespace/name`, the first rule, the first match. Where the API leaves the rank of regular expressions open, ours
+//! stand between exact paths and prefixes, the longer expression first: below the prefixes a catch-all of `/` would
+//! hide every one of them.
+//!
+//! To a GRPCRoute, service and method are an exact path, a service alone is a prefix, and a method alone ranks below
+//! every service (GRPCRouteRule: the service with the most characters, then the method).
 //!
 //! Paths are found by hash, one probe for each path element, and of the matches with the very same path those that
 //! name the right value of a header, so the cost of a request does not grow with the number of routes; only regular
@@ -20,10 +24,12 @@ mod naive;
 mod pattern;
 mod table;
 
+use std::cmp::Reverse;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::filter::{self, FilterFault};
-use crate::ir::{HttpMatch, HttpRoute, HttpRule, RequestHead};
+use crate::ir::{HttpMatch, HttpRoute, HttpRule, RequestHead, RouteKind};
 use hosts::Hosts;
 
 pub use backend::{Picked, Taken, pick_backend};
@@ -38,9 +44,8 @@ pub struct Router {
     /// The rules of all routes side by side, so that finding one touches nothing of its route: with many routes that
     /// is what a lookup costs.
     rules: Box<[HttpRule]>,
-    /// Routes of the client's namespace for a Service of another.
-    consumer: Hosts,
-    producer: Hosts,
+    /// The first that takes a request decides; none is empty.
+    tiers: Box<[Hosts]>,
 }
 
 /// Where a request goes.
@@ -96,6 +101,13 @@ pub enum RouteFault {
     Filter(#[from] FilterFault),
 }
 
+/// Routes of the client's namespace for a Service of another before those of the Service's own; then by kind.
+type Tier = (bool, Reverse<RouteKind>);
+
+fn tier(route: &HttpRoute) -> Tier {
+    (route.consumer_namespace.is_none(), Reverse(route.kind))
+}
+
 /// True if the route has a say in what a client of `client_namespace` sends to `port` of its parent.
 pub fn governs(route: &HttpRoute, port: u16, client_namespace: &str) -> bool {
     route.parent_port.is_none_or(|own| own == port)
@@ -117,9 +129,9 @@ impl Router {
         let name = |route: &Arc<HttpRoute>| format!("{}/{}", route.namespace, route.name);
         routes.sort_by_cached_key(|route| (route.created, name(route)));
         let mut rules: Vec<HttpRule> = Vec::new();
-        let (mut consumer, mut producer) = (Hosts::default(), Hosts::default());
+        let mut tiers: BTreeMap<Tier, Hosts> = BTreeMap::new();
         for (route_index, route) in routes.iter().enumerate() {
-            let tier = if route.consumer_namespace.is_some() { &mut consumer } else { &mut producer };
+            let tier = tiers.entry(tier(route)).or_default();
             for (rule_index, rule) in route.rules.iter().enumerate() {
                 let slot = index(rules.len());
                 rules.push(rule.clone());
@@ -137,10 +149,9 @@ impl Router {
                 }
             }
         }
-        consumer.sort();
-        producer.sort();
+        tiers.values_mut().for_each(Hosts::sort);
         let names = routes.iter().map(|route| name(route).into()).collect();
-        Ok(Self { routes: routes.into(), names, rules: rules.into(), consumer, producer })
+        Ok(Self { routes: routes.into(), names, rules: rules.into(), tiers: tiers.into_values().collect() })
     }
 
     /// True if no route governs the port: requests then go to the Service as if there were no router.
@@ -155,7 +166,7 @@ impl Router {
 
     /// Finds the rule of the highest rank that takes the request.
     pub fn route(&self, head: &RequestHead<'_>) -> RouteMatch<'_> {
-        let found = self.consumer.find(head).or_else(|| self.producer.find(head));
+        let found = self.tiers.iter().find_map(|tier| tier.find(head));
         found.and_then(|id| self.resolve(id)).map_or(RouteMatch::NotFound, RouteMatch::Matched)
     }
 

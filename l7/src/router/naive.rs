@@ -4,7 +4,9 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 
 use super::*;
-use crate::ir::{Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, ValueMatch, ValueTest};
+use crate::ir::{
+    Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, RouteKind, ValueMatch, ValueTest,
+};
 
 /// Whole-text match of the few expressions that the generator draws.
 fn regex(pattern: &str, text: &str) -> bool {
@@ -25,6 +27,9 @@ fn path_holds(path: &PathMatch, sent: &str) -> bool {
             sent == own || sent.starts_with(&format!("{own}/"))
         }
         PathMatch::Regex(own) => regex(own, sent),
+        PathMatch::GrpcMethod(own) => {
+            matches!(sent.split('/').collect::<Vec<_>>()[..], ["", service, method] if !service.is_empty() && *method == **own)
+        }
     }
 }
 
@@ -102,12 +107,16 @@ fn naive(routes: &[Arc<HttpRoute>], head: &RequestHead<'_>) -> Option<(String, u
                 let path = match &entry.path {
                     PathMatch::Exact(_) => (0, Reverse(0)),
                     PathMatch::Regex(own) => (1, Reverse(own.len())),
-                    PathMatch::Prefix(own) => (2, Reverse(own.strip_suffix('/').unwrap_or(own).len())),
+                    PathMatch::Prefix(own) if &**own != "/" => {
+                        (2, Reverse(own.strip_suffix('/').unwrap_or(own).len()))
+                    }
+                    PathMatch::GrpcMethod(_) => (3, Reverse(0)),
+                    PathMatch::Prefix(_) => (4, Reverse(0)),
                 };
                 let name = format!("{}/{}", route.namespace, route.name);
                 let counts = (Reverse(unique(&entry.headers).len()), Reverse(unique(&entry.query).len()));
                 let rank = (
-                    (route.consumer_namespace.is_none(), host, path),
+                    ((route.consumer_namespace.is_none(), route.kind.is_http()), host, path),
                     (entry.method.is_none(), counts),
                     (route.created, name.clone(), rule_index, match_index),
                 );
@@ -151,10 +160,11 @@ fn value(dice: &mut Dice<'_>) -> ValueMatch {
 
 /// With one path for all matches, lists of them get long enough to be indexed.
 fn entry(dice: &mut Dice<'_>, one_path: bool) -> HttpMatch {
-    let path = match dice.roll(5) {
+    let path = match dice.roll(6) {
         _ if one_path => PathMatch::Prefix("/".into()),
         0 | 1 => PathMatch::Prefix(dice.pick(PATHS).into()),
         2 | 3 => PathMatch::Exact(dice.pick(PATHS).into()),
+        4 => PathMatch::GrpcMethod(dice.pick(&["b", "c"]).into()),
         _ => PathMatch::Regex(dice.pick(&[".*", "/a/.+", "/b|/bb"]).into()),
     };
     let method = (dice.roll(3) == 1).then(|| "POST".into());
@@ -165,6 +175,7 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
     let one_path = dice.roll(2) == 1;
     const HOSTS: &[&str] = &["h.example", "*.example", "*.h.example", "H"];
     Arc::new(HttpRoute {
+        kind: if dice.roll(4) == 1 { RouteKind::Grpc } else { RouteKind::Http },
         namespace: dice.pick(&["n", "n-a"]).into(),
         name: format!("r{name}").into(),
         parent: model::NamespacedHostname::new("n", "s"),
@@ -224,6 +235,7 @@ fn ten_thousand_routes_find_their_own() {
         let path = PathMatch::Prefix(format!("/service-{number}/v1").into());
         let matches = vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }];
         Arc::new(HttpRoute {
+            kind: RouteKind::Http,
             namespace: "n".into(),
             name: format!("r{number}").into(),
             parent: model::NamespacedHostname::new("n", "s"),

@@ -19,6 +19,8 @@ pub(super) struct PathTable {
     prefixes: HashMap<Box<[u8]>, Candidates, RandomState>,
     /// The most slashes that a stored prefix has: no longer part of a path need be looked up.
     prefix_depth_max: usize,
+    /// By gRPC method: they rank below every prefix but the root.
+    methods: HashMap<Box<[u8]>, Candidates, RandomState>,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,9 @@ impl PathTable {
                 self.prefix_depth_max = self.prefix_depth_max.max(depth(prefix));
                 self.prefixes.entry(prefix.into()).or_default().push(candidate);
             }
+            PathMatch::GrpcMethod(method) => {
+                self.methods.entry(method.as_bytes().into()).or_default().push(candidate);
+            }
             PathMatch::Regex(text) => {
                 self.patterns.push(PatternCandidate { pattern: Pattern::compile(text)?, candidate });
             }
@@ -50,7 +55,8 @@ impl PathTable {
     }
 
     pub(super) fn sort(&mut self) {
-        self.exact.values_mut().chain(self.prefixes.values_mut()).for_each(Candidates::sort);
+        let tables = [&mut self.exact, &mut self.prefixes, &mut self.methods];
+        tables.into_iter().flat_map(HashMap::values_mut).for_each(Candidates::sort);
         self.patterns.sort_by_key(|entry| (Reverse(entry.pattern.text_bytes()), entry.candidate.rank()));
     }
 
@@ -65,16 +71,18 @@ impl PathTable {
             return Some(entry.candidate.id());
         }
         self.find_prefix(path, head)
+            .or_else(|| self.find_method(path, head))
+            .or_else(|| self.prefixes.get(&[][..]).and_then(|candidates| candidates.find(head)))
     }
 
-    /// Looks the path up, then what is left of it before its last slash, and so on to the root.
+    /// Looks the path up, then what is left of it before its last slash, and so on to its first element.
     fn find_prefix(&self, path: &[u8], head: &RequestHead<'_>) -> Option<MatchId> {
-        if self.prefixes.is_empty() {
+        if self.prefix_depth_max == 0 {
             return None;
         }
         let mut rest = path;
         let mut depth_left = depth(path);
-        loop {
+        while depth_left > 0 {
             if depth_left <= self.prefix_depth_max
                 && let Some(id) = self.prefixes.get(rest).and_then(|candidates| candidates.find(head))
             {
@@ -83,6 +91,18 @@ impl PathTable {
             rest = rest.get(..memchr::memrchr(b'/', rest)?)?;
             depth_left -= 1;
         }
+        None
+    }
+
+    fn find_method(&self, path: &[u8], head: &RequestHead<'_>) -> Option<MatchId> {
+        if self.methods.is_empty() {
+            return None;
+        }
+        let path = path.strip_prefix(b"/")?;
+        let (service, method) = path.split_at_checked(memchr::memchr(b'/', path)?)?;
+        // With a third element, what follows is no method that anybody can have named.
+        let method = method.get(1..).filter(|_| !service.is_empty())?;
+        self.methods.get(method)?.find(head)
     }
 }
 

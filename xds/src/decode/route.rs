@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use l7::ir::HttpRoute;
+use l7::ir::{HttpRoute, RouteKind};
 use l7::router::Router;
 
 use super::{DecodeError, message, same_name};
@@ -24,8 +24,13 @@ pub fn http_route(name: &str, bytes: &[u8]) -> Result<Arc<HttpRoute>, DecodeErro
     Ok(route)
 }
 
-/// The name of a route's resource: `namespace/name/parent-namespace/parent-host/port`, the port 0 for all.
+/// The name of a route's resource: `namespace/name/parent-namespace/parent-host/port`, the port 0 for all. A GRPCRoute
+/// has `grpc_route` before its name, which is no name of an object and so never that of an HTTPRoute.
 pub fn route_name(route: &HttpRoute) -> String {
     let port = route.parent_port.unwrap_or(0);
-    format!("{}/{}/{}/{port}", route.namespace, route.name, route.parent)
+    let kind = match route.kind {
+        RouteKind::Http => "",
+        RouteKind::Grpc => "grpc_route/",
+    };
+    format!("{}/{kind}{}/{}/{port}", route.namespace, route.name, route.parent)
 }

@@ -357,6 +357,7 @@ fn route(name: &str, port: Option<u16>, consumer: Option<&str>) -> Arc<l7::ir::H
         query: vec![],
     };
     Arc::new(l7::ir::HttpRoute {
+        kind: l7::ir::RouteKind::Http,
         namespace: namespace.into(),
         name: name.into(),
         parent: model::NamespacedHostname::new("app", "web"),

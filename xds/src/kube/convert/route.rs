@@ -48,6 +48,7 @@ pub fn convert(route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> Vec
             }
             let is_consumer = host.namespace != route.meta.namespace;
             routes.push(ir::HttpRoute {
+                kind: ir::RouteKind::Http,
                 namespace: route.meta.namespace.clone(),
                 name: route.meta.name.clone(),
                 consumer_namespace: is_consumer.then(|| route.meta.namespace.clone()),
@@ -125,6 +126,8 @@ fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh
         subset: None,
         weight: backend.weight,
         filters: backend.filters.clone(),
+        tls: None,
+        retry_budget: None,
     });
     HttpRule {
         name: rule.name.clone(),
