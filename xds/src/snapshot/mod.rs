@@ -7,6 +7,7 @@
 //! - [`Snapshot`]: lookups of workloads, services, policies and routes.
 //! - [`resolve`]: where a connection goes (`Snapshot::resolve` and its two halves); `gateway`: by way of whom.
 //! - [`endpoint`]: the choice among the endpoints of a service.
+//! - [`waypoint`]: what a waypoint does with a connection.
 //! - [`dump`]: the JSON of `/config_dump`.
 
 mod demand;
@@ -22,6 +23,7 @@ mod resolve_tests;
 mod routes;
 mod table;
 mod vip_blocks;
+pub mod waypoint;
 mod workloads;
 
 use std::fmt;
@@ -41,6 +43,7 @@ use keys::{AddressQuery, HostQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
 pub(crate) use routes::ServiceRoutes;
 pub(crate) use vip_blocks::VipBlocks;
+pub use waypoint::{Asked, Served, ServedHttp, WaypointConfig};
 pub(crate) use workloads::Workloads;
 
 /// A persistent map with the hasher of this crate.
@@ -76,6 +79,8 @@ pub struct Snapshot {
     /// Keys asked for on demand that the control plane has answered for.
     pub(crate) answered: Map<Arc<str>, ()>,
     pub(crate) stale: Option<SystemTime>,
+    /// Only where the control plane speaks Envoy's resources.
+    pub(crate) waypoint: Option<Arc<WaypointConfig>>,
 }
 
 /// A service and the workloads behind it.

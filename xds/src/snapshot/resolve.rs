@@ -200,9 +200,32 @@ impl Snapshot {
         port: u16,
         chooser: impl Into<Chooser<'c>>,
     ) -> Result<Route, Refusal> {
-        let no_endpoint = || Refusal::NoEndpoint { service: service.clone(), port };
-        let entry = self.services.get(service).ok_or_else(no_endpoint)?;
-        self.to_endpoint(client, entry, port, None, &mut chooser.into().start())
+        self.resolve_subset(client, service, port, None, chooser)
+    }
+
+    /// The same for one subset of the service's endpoints, as Envoy's clusters divide them. Where no such clusters are
+    /// held there are no subsets.
+    pub fn resolve_subset<'c>(
+        &self,
+        client: Client<'_>,
+        service: &NamespacedHostname,
+        port: u16,
+        subset: Option<&str>,
+        chooser: impl Into<Chooser<'c>>,
+    ) -> Result<Route, Refusal> {
+        let mut refusal = Refusal::NoEndpoint { service: service.clone(), port };
+        let choosing = &mut chooser.into().start();
+        let Some(config) = &self.waypoint else {
+            let entry = self.services.get(service).filter(|_| subset.is_none()).ok_or(refusal)?;
+            return self.to_endpoint(client, entry, port, None, choosing);
+        };
+        for level in config.levels(&service.hostname, port, subset) {
+            match self.to_endpoint(client, level, port, None, choosing) {
+                Ok(route) => return Ok(route),
+                Err(error) => refusal = error,
+            }
+        }
+        Err(refusal)
     }
 
     fn to_workload(

@@ -1,0 +1,133 @@
+//! What a waypoint does with a connection: one lookup, whichever control plane feeds it.
+//!
+//! istiod tells a waypoint by Envoy's resources, which are read into a [`WaypointConfig`]; it is then all that is asked.
+//! [`Snapshot::served`] finds what is to be done with a connection, and [`Snapshot::resolve_subset`] the endpoint of a
+//! backend that a route chose.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use l7::authz::PolicySet;
+use l7::path::Normalization;
+use l7::router::Router;
+use model::NamespacedHostname;
+
+use super::{Map, ServiceEntry, Snapshot};
+
+/// What a client of a waypoint asks for: the authority of its CONNECT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked<'a> {
+    Address(SocketAddr),
+    Name { hostname: &'a str, port: u16 },
+}
+
+/// How a destination is served. With both `http` and `tcp` the first bytes of the connection decide; with neither it is
+/// closed.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The service that was addressed; `None`: the address is a workload's own.
+    pub service: Option<NamespacedHostname>,
+    pub port: u16,
+    pub http: Option<ServedHttp>,
+    /// The policies on a connection that does not carry HTTP.
+    pub tcp: Option<Arc<PolicySet>>,
+}
+
+/// How the requests of a connection are served.
+#[derive(Debug, Clone)]
+pub struct ServedHttp {
+    /// With what is to be done with their tokens.
+    pub policies: Arc<PolicySet>,
+    /// `None`: they go to the service, or to the workload, as they are.
+    pub router: Option<Arc<Router>>,
+    pub normalization: Normalization,
+}
+
+/// Everything that a control plane has told a waypoint by Envoy's resources. Immutable; parts that did not change are
+/// shared with the one before.
+#[derive(Clone, Default)]
+pub struct WaypointConfig {
+    /// By address and port of a service.
+    pub(crate) by_address: Map<SocketAddr, Arc<Served>>,
+    /// Blocks of addresses, the longest prefix first.
+    pub(crate) by_block: Arc<[(IpNet, u16, Arc<Served>)]>,
+    /// By `host:port`, in lower case.
+    pub(crate) by_name: Map<Arc<str>, Arc<Served>>,
+    /// Addresses of workloads, which are served on any port.
+    pub(crate) workloads: Arc<[IpNet]>,
+    pub(crate) direct: Option<Arc<Served>>,
+    pub(crate) clusters: Map<ClusterKey, Arc<Cluster>>,
+}
+
+/// A port of a service, or of one of its subsets.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct ClusterKey {
+    pub(crate) hostname: Arc<str>,
+    pub(crate) port: u16,
+    /// Empty: the whole service.
+    pub(crate) subset: Arc<str>,
+}
+
+/// The endpoints of a port of a service or of one of its subsets.
+#[derive(Debug, Clone)]
+pub(crate) struct Cluster {
+    /// One for each priority, the most wanted first; a later one serves only while those before have no endpoint.
+    pub(crate) levels: Vec<Arc<ServiceEntry>>,
+}
+
+impl Snapshot {
+    /// What Envoy's resources say, if that is what the control plane sends.
+    pub fn waypoint_config(&self) -> Option<&Arc<WaypointConfig>> {
+        self.waypoint.as_ref()
+    }
+
+    /// What a waypoint that is told by Envoy's resources does with a connection; `None`: the destination is not its
+    /// business, and the connection is refused.
+    pub fn served(&self, asked: Asked<'_>) -> Option<Served> {
+        let config = self.waypoint.as_ref()?;
+        match asked {
+            Asked::Address(address) => config.by_address(address),
+            Asked::Name { hostname, port } => config.by_name(hostname, port),
+        }
+    }
+}
+
+impl WaypointConfig {
+    fn by_address(&self, address: SocketAddr) -> Option<Served> {
+        let (ip, port) = (address.ip().to_canonical(), address.port());
+        if let Some(served) = self.by_address.get(&SocketAddr::new(ip, port)) {
+            return Some(Served::clone(served));
+        }
+        let block = self.by_block.iter().find(|(block, own, _)| *own == port && block.contains(&ip));
+        if let Some((_, _, served)) = block {
+            return Some(Served::clone(served));
+        }
+        let direct = self.direct.as_ref().filter(|_| self.is_workload(ip))?;
+        Some(Served { port, ..Served::clone(direct) })
+    }
+
+    fn by_name(&self, hostname: &str, port: u16) -> Option<Served> {
+        let name = format!("{}:{port}", hostname.to_ascii_lowercase());
+        self.by_name.get(&*name).map(|served| Served::clone(served))
+    }
+
+    fn is_workload(&self, ip: IpAddr) -> bool {
+        self.workloads.iter().any(|block| block.contains(&ip))
+    }
+
+    /// The endpoints of a service's port, one entry for each priority.
+    pub(crate) fn levels(&self, hostname: &str, port: u16, subset: Option<&str>) -> &[Arc<ServiceEntry>] {
+        let key = ClusterKey { hostname: hostname.into(), port, subset: subset.unwrap_or_default().into() };
+        self.clusters.get(&key).map_or(&[], |cluster| &cluster.levels)
+    }
+}
+
+impl std::fmt::Debug for WaypointConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WaypointConfig")
+            .field("addresses", &self.by_address.len())
+            .field("clusters", &self.clusters.len())
+            .finish_non_exhaustive()
+    }
+}
