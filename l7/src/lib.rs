@@ -12,5 +12,7 @@ pub mod http1;
 pub mod ir;
 pub mod jwt;
 pub mod path;
+#[cfg(test)]
+mod random;
 pub mod router;
 pub mod template;

@@ -134,7 +134,7 @@ fn is_path_character(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     fn template(text: &str) -> Template {
@@ -202,7 +202,7 @@ mod tests {
     }
 
     /// Matching by trying every way to cut the path, over segments of the template's text.
-    fn naive(template: &str, path: &str) -> bool {
+    pub(crate) fn naive(template: &str, path: &str) -> bool {
         if let Some(after) = template.strip_prefix("{**}") {
             return (0..=path.len()).any(|end| {
                 path.get(..end).is_some_and(|any| any.chars().all(|c| c == '/' || naive_character(c)))

@@ -7,6 +7,7 @@ use super::*;
 use crate::ir::{
     Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, RouteKind, ValueMatch, ValueTest,
 };
+use crate::random::Random;
 
 /// Whole-text match of the few expressions that the generator draws.
 fn regex(pattern: &str, text: &str) -> bool {
@@ -194,39 +195,60 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
 #[test]
 fn fuzz_router_agrees_with_the_naive_twin() {
     bolero::check!().with_type::<(Vec<u8>, Vec<u8>)>().for_each(|(config, traffic)| {
-        let mut dice = Dice(config);
-        let count = dice.roll(5);
-        let routes: Vec<_> = (0..count).map(|name| route(&mut dice, name)).collect();
-        let router = Router::compile(routes.iter().cloned()).unwrap();
-        let mut dice = Dice(traffic);
-        for _ in 0..8 {
-            let headers = dice.list(3, |dice| Header {
-                name: dice.pick(&["x", "X", "y"]),
-                value: dice.pick(&["a", "b"]).as_bytes(),
-            });
-            let head = RequestHead {
-                method: dice.pick(&["GET", "POST"]),
-                authority: dice.pick(&["h", "h.example:80", "g.h.EXAMPLE.", "other", "example"]),
-                path: dice.pick(PATHS),
-                query: [None, Some("x=a"), Some("x"), Some("y=b&x=a&x=b")][dice.roll(4)],
-                headers: &headers,
-                token: None,
-            };
-            let found = match router.route(&head) {
-                RouteMatch::Matched(found) => {
-                    let name = format!("{}/{}", found.route.namespace, found.route.name);
-                    assert_eq!(
-                        (&name, found.rule),
-                        (&found.name.to_string(), &found.route.rules[found.rule_index])
-                    );
-                    assert!(match_holds(found.matched().unwrap(), &head));
-                    Some((name, found.rule_index, found.match_index))
-                }
-                RouteMatch::NotFound => None,
-            };
-            assert_eq!(found, naive(&routes, &head), "{head:?}");
-        }
+        compare(&mut Dice(config), &mut Dice(traffic), 8);
     });
+}
+
+/// The same pairs on every machine. `CORELANE_PAIRS` asks for another number of them.
+#[test]
+fn router_and_twin_agree_on_many_pairs() {
+    let wanted = std::env::var("CORELANE_PAIRS").map_or(20_000, |pairs| pairs.parse().unwrap());
+    let mut random = Random(2);
+    let (mut pairs, mut taken) = (0, 0);
+    while pairs < wanted {
+        let (config, traffic) = (random.bytes(600), random.bytes(600));
+        taken += compare(&mut Dice(&config), &mut Dice(&traffic), 20);
+        pairs += 20;
+    }
+    println!("{pairs} pairs: {taken} taken by a rule, {} by none", pairs - taken);
+    // Pairs that all end alike would compare nothing.
+    assert!(taken > pairs / 5 && pairs - taken > pairs / 5);
+}
+
+/// Compares the router with its twin on one set of routes and some requests, and tells how many a rule takes.
+fn compare(config: &mut Dice<'_>, traffic: &mut Dice<'_>, requests: usize) -> usize {
+    let count = config.roll(5);
+    let routes: Vec<_> = (0..count).map(|name| route(config, name)).collect();
+    let router = Router::compile(routes.iter().cloned()).unwrap();
+    let found = (0..requests).filter(|_| {
+        let headers = traffic.list(3, |dice| Header {
+            name: dice.pick(&["x", "X", "y"]),
+            value: dice.pick(&["a", "b"]).as_bytes(),
+        });
+        let head = RequestHead {
+            method: traffic.pick(&["GET", "POST"]),
+            authority: traffic.pick(&["h", "h.example:80", "g.h.EXAMPLE.", "other", "example"]),
+            path: traffic.pick(PATHS),
+            query: [None, Some("x=a"), Some("x"), Some("y=b&x=a&x=b")][traffic.roll(4)],
+            headers: &headers,
+            token: None,
+        };
+        let found = match router.route(&head) {
+            RouteMatch::Matched(found) => {
+                let name = format!("{}/{}", found.route.namespace, found.route.name);
+                assert_eq!(
+                    (&name, found.rule),
+                    (&found.name.to_string(), &found.route.rules[found.rule_index])
+                );
+                assert!(match_holds(found.matched().unwrap(), &head));
+                Some((name, found.rule_index, found.match_index))
+            }
+            RouteMatch::NotFound => None,
+        };
+        assert_eq!(found, naive(&routes, &head), "{routes:#?} {head:?}");
+        found.is_some()
+    });
+    found.count()
 }
 
 #[test]
