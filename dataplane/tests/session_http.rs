@@ -131,6 +131,11 @@ fn requests_of_one_connection_are_routed_each_on_its_own() {
             web.bed.until_idle();
             let routed = ["reporter=\"source\"", "response_code=\"200\"", "destination_service_name=\"v1\""];
             assert_eq!(web.bed.metric("istio_requests_total", &routed), 6, "{}", web.bed.metrics());
+            let lost = ["response_code=\"404\"", "response_flags=\"NR\"", "request_protocol=\"http\""];
+            assert_eq!(web.bed.metric("istio_requests_total", &lost), 3, "{}", web.bed.metrics());
+            for size in ["istio_request_bytes_count", "istio_response_bytes_count"] {
+                assert_eq!(web.bed.metric(size, &routed), 6, "{}", web.bed.metrics());
+            }
         }
     });
 }

@@ -70,6 +70,28 @@ pub enum ResponseFlag {
     CertificateRevoked,
 }
 
+/// Envoy's response flags, which Istio's metrics and logs of requests carry.
+/// <https://www.envoyproxy.io/docs/envoy/latest/configuration/observability/access_log/usage>, `%RESPONSE_FLAGS%`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum RequestFlag {
+    /// `-`: nothing that the proxy did; a denial by policy has none either.
+    #[default]
+    None,
+    NoHealthyUpstream,
+    NoRouteFound,
+    NoClusterFound,
+    DnsResolutionFailed,
+    UpstreamConnectionFailure,
+    UpstreamConnectionTermination,
+    UpstreamRequestTimeout,
+    UpstreamProtocolError,
+    DownstreamConnectionTermination,
+    DownstreamProtocolError,
+    StreamIdleTimeout,
+    LocalReset,
+    OverloadManager,
+}
+
 // === impl CloseCause ===
 
 impl CloseCause {
@@ -211,6 +233,43 @@ impl CloseCause {
     }
 }
 
+impl CloseCause {
+    /// Envoy's flag for a request that ended so with this status.
+    pub const fn request_flag(self, status: u16) -> RequestFlag {
+        match self {
+            Self::Finished
+            | Self::PolicyDenied
+            | Self::TokenRefused
+            | Self::UnknownWorkload
+            | Self::ReservedPort
+            | Self::WrongDestination => RequestFlag::None,
+            Self::NoHealthyEndpoint => RequestFlag::NoHealthyUpstream,
+            Self::NoRoute => RequestFlag::NoRouteFound,
+            Self::UnknownDestination => RequestFlag::NoClusterFound,
+            Self::NameUnresolved => RequestFlag::DnsResolutionFailed,
+            Self::ConnectFailed
+            | Self::ConnectTimedOut
+            | Self::TlsFailed
+            | Self::IdentityMismatch
+            | Self::CertificateMissing
+            | Self::CertificateRevoked
+            | Self::TunnelFailed
+            | Self::TunnelRefused => RequestFlag::UpstreamConnectionFailure,
+            Self::ServerReset => RequestFlag::UpstreamConnectionTermination,
+            Self::ClientReset => RequestFlag::DownstreamConnectionTermination,
+            // The proxy says 502 of a bad response, and what it says of a bad request is the client's fault.
+            Self::InvalidHttp if status >= 500 => RequestFlag::UpstreamProtocolError,
+            Self::InvalidHttp => RequestFlag::DownstreamProtocolError,
+            // A head that does not come has no flag.
+            Self::RequestTimeout if status == 408 => RequestFlag::None,
+            Self::RequestTimeout => RequestFlag::UpstreamRequestTimeout,
+            Self::IdleTimeout => RequestFlag::StreamIdleTimeout,
+            Self::LimitReached => RequestFlag::OverloadManager,
+            Self::PolicyChanged | Self::Drained => RequestFlag::LocalReset,
+        }
+    }
+}
+
 impl fmt::Display for CloseCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.label())
@@ -230,6 +289,30 @@ impl ResponseFlag {
             Self::NetworkPolicy => "NETWORK_POLICY",
             Self::IdentityError => "IDENTITY_ERROR",
             Self::CertificateRevoked => "CERT_REVOKED",
+        }
+    }
+}
+
+// === impl RequestFlag ===
+
+impl RequestFlag {
+    /// Envoy's short form.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::None => "-",
+            Self::NoHealthyUpstream => "UH",
+            Self::NoRouteFound => "NR",
+            Self::NoClusterFound => "NC",
+            Self::DnsResolutionFailed => "DF",
+            Self::UpstreamConnectionFailure => "UF",
+            Self::UpstreamConnectionTermination => "UC",
+            Self::UpstreamRequestTimeout => "UT",
+            Self::UpstreamProtocolError => "UPE",
+            Self::DownstreamConnectionTermination => "DC",
+            Self::DownstreamProtocolError => "DPE",
+            Self::StreamIdleTimeout => "SI",
+            Self::LocalReset => "LR",
+            Self::OverloadManager => "OM",
         }
     }
 }

@@ -114,7 +114,7 @@ fn visit_known(record: &Record, fields: &mut dyn Fields) {
     }
     fields.number("worker", u64::from(record.worker));
     if let Some(error) = record.cause.error() {
-        fields.quoted("response_flags", record.cause.flag().label());
+        fields.quoted("response_flags", record.flags());
         fields.quoted("close_cause", record.cause.label());
         fields.quoted("error", error);
     }

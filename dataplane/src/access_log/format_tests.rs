@@ -135,12 +135,13 @@ fn denied_request_in_json() {
             status: 403,
             route: Some(("app/web".into(), 2)),
             policy: Some("app/paths".into()),
+            ..HttpFacts::default()
         })),
         ..plain_record()
     };
     assert_eq!(
         line(super::json, &record),
-        r#"{"level":"error","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","worker":0,"response_flags":"DENY","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
+        r#"{"level":"error","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","worker":0,"response_flags":"-","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
     );
 }
 

@@ -5,6 +5,7 @@
 //! The control thread takes the records out of the [`Records`] end and formats them ([`format`]).
 
 pub mod cause;
+mod facts;
 pub mod format;
 pub mod queue;
 pub mod record;

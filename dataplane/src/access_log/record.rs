@@ -9,6 +9,7 @@ use model::{Identity, Service, Workload};
 use tunnel::tls::CipherSuite;
 
 use super::cause::CloseCause;
+use crate::metrics::{GrpcStatus, RequestProtocol};
 
 /// Longest request path kept in a record; the rest is cut and the line says so.
 pub const PATH_BYTES_MAX: usize = 256;
@@ -65,6 +66,11 @@ pub struct HttpFacts {
     pub route: Option<(Arc<str>, u16)>,
     /// `namespace/name` of the policy that decided.
     pub policy: Option<Arc<str>>,
+    pub protocol: RequestProtocol,
+    /// Only of gRPC, where the call came to its end.
+    pub grpc_status: Option<GrpcStatus>,
+    /// gRPC messages of the client and of the server.
+    pub messages: [u64; 2],
 }
 
 /// Which moment a record tells of.
@@ -139,6 +145,14 @@ impl Record {
     /// duration to speak of.
     pub fn is_early_denial(&self) -> bool {
         self.stage == Stage::Ended && self.http.is_none() && self.cause.is_early(self.direction)
+    }
+
+    /// Istio's `response_flags`: Envoy's for a request, ztunnel's for a connection.
+    pub fn flags(&self) -> &'static str {
+        match &self.http {
+            Some(http) => self.cause.request_flag(http.status).label(),
+            None => self.cause.flag().label(),
+        }
     }
 
     pub fn level(&self) -> Level {

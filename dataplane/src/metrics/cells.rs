@@ -9,9 +9,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::labels::{DnsLabels, Labels, OnDemandLabels};
+use super::request::{RequestCounts, RequestLabels};
 
-/// Upper bounds of the request duration histogram in milliseconds, Istio's; the last bucket has none.
-pub(super) const DURATION_BOUNDS_MS: [f64; 19] = [
+/// Upper bounds of the histograms of requests, in milliseconds and in bytes: Envoy's, which are the same for both and
+/// which Istio leaves as they are. The last bucket has none.
+pub(super) const REQUEST_BOUNDS: [f64; 19] = [
     0.5,
     1.0,
     5.0,
@@ -33,7 +35,7 @@ pub(super) const DURATION_BOUNDS_MS: [f64; 19] = [
     3_600_000.0,
 ];
 
-pub(super) const DURATION_BUCKETS: usize = DURATION_BOUNDS_MS.len() + 1;
+pub(super) const REQUEST_BUCKETS: usize = REQUEST_BOUNDS.len() + 1;
 
 /// Upper bounds of the histogram of upstream DNS queries in seconds, ztunnel's in order; the last bucket has none.
 pub(super) const DNS_BOUNDS_S: [f64; 6] = [0.001, 0.005, 0.01, 0.1, 1.0, 5.0];
@@ -66,14 +68,23 @@ pub(super) struct TcpCells {
     pub(super) sent_bytes: AtomicU64,
 }
 
-/// Counters of HTTP requests with one response status.
+/// Counters of requests that ended in one way.
 #[derive(Debug)]
 #[repr(align(64))]
-pub(super) struct HttpCells {
-    pub(super) labels: Labels,
-    pub(super) status: u16,
-    pub(super) duration_sum_us: AtomicU64,
-    pub(super) duration_buckets: [AtomicU64; DURATION_BUCKETS],
+pub(super) struct RequestCells {
+    pub(super) labels: RequestLabels,
+    pub(super) duration_us: HistogramCells,
+    pub(super) request_bytes: HistogramCells,
+    pub(super) response_bytes: HistogramCells,
+    pub(super) request_messages: AtomicU64,
+    pub(super) response_messages: AtomicU64,
+}
+
+/// A histogram within [`REQUEST_BOUNDS`]. Its count is the sum of its buckets.
+#[derive(Debug)]
+pub(super) struct HistogramCells {
+    pub(super) sum: AtomicU64,
+    pub(super) buckets: [AtomicU64; REQUEST_BUCKETS],
 }
 
 /// Counters of DNS queries.
@@ -103,13 +114,6 @@ pub struct TcpSeries {
     not_send: PhantomData<*const ()>,
 }
 
-/// Writes the request counters of one series.
-#[derive(Debug, Clone)]
-pub struct HttpSeries {
-    cells: Arc<HttpCells>,
-    not_send: PhantomData<*const ()>,
-}
-
 /// Writes the query counters of one series.
 #[derive(Debug, Clone)]
 pub struct DnsSeries {
@@ -132,16 +136,48 @@ impl TcpCells {
     }
 }
 
-// === impl HttpCells ===
+// === impl RequestCells, HistogramCells ===
 
-impl HttpCells {
-    pub(super) fn new(labels: Labels, status: u16) -> Self {
+impl RequestCells {
+    pub(super) fn new(labels: RequestLabels) -> Self {
         Self {
             labels,
-            status,
-            duration_sum_us: AtomicU64::new(0),
-            duration_buckets: [const { AtomicU64::new(0) }; DURATION_BUCKETS],
+            duration_us: HistogramCells::new(),
+            request_bytes: HistogramCells::new(),
+            response_bytes: HistogramCells::new(),
+            request_messages: AtomicU64::new(0),
+            response_messages: AtomicU64::new(0),
         }
+    }
+
+    /// Counts one request that is over.
+    pub(super) fn count(&self, counts: &RequestCounts) {
+        let us = u64::try_from(counts.duration.as_micros()).unwrap_or(u64::MAX);
+        self.duration_us.note(counts.duration.as_secs_f64() * 1_000.0, us);
+        self.request_bytes.note_bytes(counts.request_bytes);
+        self.response_bytes.note_bytes(counts.response_bytes);
+        add(&self.request_messages, counts.request_messages);
+        add(&self.response_messages, counts.response_messages);
+    }
+}
+
+impl HistogramCells {
+    fn new() -> Self {
+        Self { sum: AtomicU64::new(0), buckets: [const { AtomicU64::new(0) }; REQUEST_BUCKETS] }
+    }
+
+    /// Notes one value, in the bounds' unit for the bucket and in the sum's own.
+    fn note(&self, value: f64, for_sum: u64) {
+        let bucket = REQUEST_BOUNDS.partition_point(|bound| *bound < value);
+        if let Some(cell) = self.buckets.get(bucket) {
+            add(cell, 1);
+        }
+        add(&self.sum, for_sum);
+    }
+
+    #[allow(clippy::cast_precision_loss)] // The bounds are far below 2^53.
+    fn note_bytes(&self, bytes: u64) {
+        self.note(bytes as f64, bytes);
     }
 }
 
@@ -195,24 +231,6 @@ impl TcpSeries {
     /// Bytes that went from the server to the client, whichever side reports.
     pub fn server_to_client(&self, bytes: u64) {
         add(&self.cells.sent_bytes, bytes);
-    }
-}
-
-// === impl HttpSeries ===
-
-impl HttpSeries {
-    pub(super) fn new(cells: Arc<HttpCells>) -> Self {
-        Self { cells, not_send: PhantomData }
-    }
-
-    /// Counts one answered request.
-    pub fn request(&self, duration: Duration) {
-        let ms = duration.as_secs_f64() * 1_000.0;
-        let bucket = DURATION_BOUNDS_MS.partition_point(|bound| *bound < ms);
-        if let Some(cell) = self.cells.duration_buckets.get(bucket) {
-            add(cell, 1);
-        }
-        add(&self.cells.duration_sum_us, u64::try_from(duration.as_micros()).unwrap_or(u64::MAX));
     }
 }
 

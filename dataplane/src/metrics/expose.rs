@@ -12,7 +12,7 @@ use prometheus_client::encoding::{
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
-use super::cells::{DNS_BOUNDS_S, DURATION_BOUNDS_MS, read};
+use super::cells::{DNS_BOUNDS_S, read};
 use super::labels::{DNS_LABEL_NAMES, LABEL_NAMES, LabelValues, ON_DEMAND_LABEL_NAMES};
 use super::process;
 use super::registry::{DnsTotals, State, TcpTotals, TerminationReason};
@@ -30,7 +30,7 @@ pub(super) struct Exposition {
 struct Pairs<'a, const N: usize>([(&'static str, &'a str); N]);
 
 /// Label values with their names.
-struct Values<'a>(&'static [&'static str], &'a LabelValues);
+pub(super) struct Values<'a>(pub(super) &'static [&'static str], pub(super) &'a LabelValues);
 
 struct TcpFamily {
     name: &'static str,
@@ -97,7 +97,7 @@ const DNS_FAMILIES: [DnsFamily; 3] = [
     },
 ];
 
-type Encoded = Result<(), fmt::Error>;
+pub(super) type Encoded = Result<(), fmt::Error>;
 
 // === impl label sets ===
 
@@ -136,7 +136,7 @@ impl Collector for Exposition {
         tcp(&mut encoder, &state)?;
         revocation(&mut encoder, &state)?;
         dns(&mut encoder, &state)?;
-        http(&mut encoder, &state)?;
+        super::expose_requests::requests(&mut encoder, &state)?;
         tunnels(&mut encoder, &state)?;
         workers(&mut encoder, &state)?;
         delays(&mut encoder, &state)?;
@@ -147,7 +147,7 @@ impl Collector for Exposition {
 }
 
 /// A family without samples does not show at all.
-fn family<L: EncodeLabelSet, V>(
+pub(super) fn family<L: EncodeLabelSet, V>(
     encoder: &mut DescriptorEncoder<'_>,
     kind: MetricType,
     (name, help, unit): (&str, &str, Option<&Unit>),
@@ -165,7 +165,7 @@ fn family<L: EncodeLabelSet, V>(
     Ok(())
 }
 
-fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
+pub(super) fn counter<L: EncodeLabelSet, V: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder<'_>,
     name: &str,
     help: &str,
@@ -342,31 +342,13 @@ fn dns(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
 }
 
 /// Upper bounds with their counts; the last one has none.
-fn buckets(bounds: &[f64], counts: &[u64]) -> Vec<(f64, u64)> {
+pub(super) fn buckets(bounds: &[f64], counts: &[u64]) -> Vec<(f64, u64)> {
     bounds.iter().copied().chain([f64::INFINITY]).zip(counts.iter().copied()).collect()
 }
 
 #[allow(clippy::cast_precision_loss)] // A sum for display.
-fn seconds(us: u64) -> f64 {
+pub(super) fn seconds(us: u64) -> f64 {
     us as f64 / 1_000_000.0
-}
-
-fn http(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
-    let totals = state.http_totals();
-    let counts = totals.iter().map(|(labels, total)| (Values(&LABEL_NAMES, labels), total.count()));
-    counter(encoder, "istio_requests", "The total number of HTTP requests answered.", counts)?;
-    let help = "The time from the first byte of a request to the last of its response.";
-    family(
-        encoder,
-        MetricType::Histogram,
-        ("istio_request_duration_milliseconds", help, None),
-        totals.iter().map(|(labels, total)| (Values(&LABEL_NAMES, labels), total)),
-        |metric, total| {
-            let sum_ms = seconds(total.duration_sum_us) * 1_000.0;
-            let buckets = buckets(&DURATION_BOUNDS_MS, &total.buckets);
-            metric.encode_histogram::<NoLabelSet>(sum_ms, total.count(), &buckets, None)
-        },
-    )
 }
 
 /// The workers under their numbers.

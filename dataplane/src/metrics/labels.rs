@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use model::{Identity, Service, Workload};
 
+use super::request::{RequestLabels, RequestOutcome};
 use crate::access_log::cause::ResponseFlag;
 
 /// What a missing value reads as.
@@ -15,12 +16,16 @@ const UNKNOWN: &str = "unknown";
 pub enum Reporter {
     Source,
     Destination,
+    /// A waypoint, which stands for the destination.
+    Waypoint,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum ConnectionSecurity {
     #[default]
     Unknown,
+    /// It came in the clear, which whoever takes it knows.
+    None,
     MutualTls,
 }
 
@@ -84,7 +89,7 @@ pub(super) const ON_DEMAND_LABEL_NAMES: [&str; 9] = [
 ];
 
 /// The names of the values of [`Labels::values`], in Istio's order.
-pub(super) const LABEL_NAMES: [&str; 28] = [
+pub(super) const LABEL_NAMES: [&str; 29] = [
     "reporter",
     "source_workload",
     "source_canonical_service",
@@ -112,8 +117,9 @@ pub(super) const LABEL_NAMES: [&str; 28] = [
     "source_zone",
     "destination_region",
     "destination_zone",
-    // Only for HTTP; empty, and left out, for TCP.
+    // Only for HTTP, the latter only for gRPC; empty, and left out, elsewhere.
     "response_code",
+    "grpc_response_status",
 ];
 
 /// The values, so that equal label sets of several pods of one deployment become one series.
@@ -122,10 +128,13 @@ pub(super) type LabelValues = Box<[Box<str>]>;
 // === impl Reporter ===
 
 impl Reporter {
+    pub(super) const ALL: [Self; 3] = [Self::Source, Self::Destination, Self::Waypoint];
+
     pub const fn label(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::Destination => "destination",
+            Self::Waypoint => "waypoint",
         }
     }
 }
@@ -136,6 +145,7 @@ impl ConnectionSecurity {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Unknown => UNKNOWN,
+            Self::None => "none",
             Self::MutualTls => "mutual_tls",
         }
     }
@@ -187,10 +197,11 @@ impl Labels {
         }
     }
 
-    /// The values in the order of [`LABEL_NAMES`]; `status` is that of an HTTP response.
-    pub(super) fn values(&self, status: Option<u16>) -> LabelValues {
+    /// The values in the order of [`LABEL_NAMES`]; `request` is set for series of requests.
+    pub(super) fn values(&self, request: Option<&RequestOutcome>) -> LabelValues {
         let (source, destination) = (&self.source, &self.destination);
-        let status_text = status.map(|s| s.to_string()).unwrap_or_default();
+        let status = request.map(|it| it.status.to_string()).unwrap_or_default();
+        let grpc_status = request.and_then(|it| it.grpc_status).map(|it| it.code().to_string());
         let (host, namespace, name) = self.service.as_deref().map_or((UNKNOWN, UNKNOWN, UNKNOWN), |s| {
             (or_unknown(&s.key.hostname), or_unknown(&s.key.namespace), or_unknown(&s.name))
         });
@@ -215,14 +226,15 @@ impl Labels {
             destination.value(|w| &w.canonical_name),
             destination.value(|w| &w.canonical_revision),
             destination.value(|w| &w.cluster_id),
-            if status.is_some() { "http" } else { "tcp" },
-            self.flag.label(),
+            request.map_or("tcp", |it| it.protocol.label()),
+            request.map_or(self.flag.label(), |it| it.flag.label()),
             self.security.label(),
             source.value(|w| &w.locality.region),
             source.value(|w| &w.locality.zone),
             destination.value(|w| &w.locality.region),
             destination.value(|w| &w.locality.zone),
-            &status_text,
+            &status,
+            grpc_status.as_deref().unwrap_or_default(),
         ];
         values.into_iter().map(Into::into).collect()
     }
@@ -371,9 +383,9 @@ impl Named for Labels {
     }
 }
 
-impl Named for (Labels, u16) {
+impl Named for RequestLabels {
     fn all_known(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
-        self.0.all_known(known)
+        self.ends.all_known(known)
     }
 }
 

@@ -7,18 +7,23 @@
 
 mod cells;
 mod expose;
+mod expose_requests;
 mod health;
 pub mod labels;
 pub mod plain;
 mod process;
 mod registry;
+pub mod request;
 mod series;
 mod worker;
 
-pub use cells::{DnsSeries, HttpSeries, TcpSeries};
+pub use cells::{DnsSeries, TcpSeries};
 pub use health::WorkerHealth;
 pub use labels::{ConnectionSecurity, DnsLabels, DnsProtocol, Labels, OnDemandLabels, Reporter, Subject};
 pub use registry::{ControlCounter, Metrics, TerminationReason};
+pub use request::{
+    GrpcStatus, RequestCounts, RequestKey, RequestLabels, RequestOutcome, RequestProtocol, SubjectRef,
+};
 pub use series::SERIES_MAX;
 pub use worker::{Counter, Gauge, Limit, WorkerMetrics};
 
@@ -27,5 +32,7 @@ pub fn metrics(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
     registry::build(workers)
 }
 
+#[cfg(test)]
+mod request_tests;
 #[cfg(test)]
 mod tests;

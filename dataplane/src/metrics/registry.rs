@@ -10,10 +10,13 @@ use crossbeam_utils::CachePadded;
 use prometheus_client::registry::Registry;
 
 use super::WorkerMetrics;
-use super::cells::{DNS_BUCKETS, DURATION_BUCKETS, DnsCells, HttpCells, OnDemandCells, TcpCells, read};
+use super::cells::{
+    DNS_BUCKETS, DnsCells, HistogramCells, OnDemandCells, REQUEST_BUCKETS, RequestCells, TcpCells, read,
+};
 use super::expose::Exposition;
 use super::health::WorkerHealth;
 use super::labels::LabelValues;
+use super::request::RequestLabels;
 use super::series::{ANNOUNCEMENTS_MAX, Announcement};
 use super::worker::{Limit, WorkerCells};
 
@@ -29,9 +32,18 @@ pub(super) struct TcpTotals {
 
 /// Sums of the request counters of one label set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct HttpTotals {
-    pub(super) duration_sum_us: u64,
-    pub(super) buckets: [u64; DURATION_BUCKETS],
+pub(super) struct RequestTotals {
+    pub(super) duration_us: HistogramTotals,
+    pub(super) request_bytes: HistogramTotals,
+    pub(super) response_bytes: HistogramTotals,
+    pub(super) request_messages: u64,
+    pub(super) response_messages: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct HistogramTotals {
+    pub(super) sum: u64,
+    pub(super) buckets: [u64; REQUEST_BUCKETS],
 }
 
 /// Sums of the query counters of one label set.
@@ -105,7 +117,7 @@ pub(super) struct ControlTotals {
 pub(super) struct State {
     announcements: Receiver<Announcement>,
     tcp: BTreeMap<LabelValues, Group<TcpCells, TcpTotals>>,
-    http: BTreeMap<LabelValues, Group<HttpCells, HttpTotals>>,
+    requests: BTreeMap<LabelValues, Group<RequestCells, RequestTotals>>,
     dns: BTreeMap<LabelValues, Group<DnsCells, DnsTotals>>,
     on_demand: BTreeMap<LabelValues, Group<OnDemandCells, u64>>,
     pub(super) workers: Vec<Arc<CachePadded<WorkerCells>>>,
@@ -129,7 +141,7 @@ pub(super) fn build(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
     let mut state = State {
         announcements,
         tcp: BTreeMap::new(),
-        http: BTreeMap::new(),
+        requests: BTreeMap::new(),
         dns: BTreeMap::new(),
         on_demand: BTreeMap::new(),
         workers: cells,
@@ -153,12 +165,26 @@ impl TcpTotals {
     }
 }
 
-// === impl HttpTotals ===
+// === impl RequestTotals, HistogramTotals ===
 
-impl HttpTotals {
-    fn add(&mut self, cells: &HttpCells) {
-        self.duration_sum_us += read(&cells.duration_sum_us);
-        for (total, cell) in self.buckets.iter_mut().zip(&cells.duration_buckets) {
+impl RequestTotals {
+    fn add(&mut self, cells: &RequestCells) {
+        self.duration_us.add(&cells.duration_us);
+        self.request_bytes.add(&cells.request_bytes);
+        self.response_bytes.add(&cells.response_bytes);
+        self.request_messages += read(&cells.request_messages);
+        self.response_messages += read(&cells.response_messages);
+    }
+
+    pub(super) fn count(&self) -> u64 {
+        self.duration_us.count()
+    }
+}
+
+impl HistogramTotals {
+    fn add(&mut self, cells: &HistogramCells) {
+        self.sum += read(&cells.sum);
+        for (total, cell) in self.buckets.iter_mut().zip(&cells.buckets) {
             *total += read(cell);
         }
     }
@@ -230,8 +256,9 @@ impl State {
             Announcement::Tcp(cells) => {
                 self.tcp.entry(cells.labels.values(None)).or_default().cells.push(cells);
             }
-            Announcement::Http(cells) => {
-                self.http.entry(cells.labels.values(Some(cells.status))).or_default().cells.push(cells);
+            Announcement::Request(cells) => {
+                let RequestLabels { ends, outcome } = &cells.labels;
+                self.requests.entry(ends.values(Some(outcome))).or_default().cells.push(cells);
             }
             Announcement::Dns(cells) => {
                 self.dns.entry(cells.labels.values()).or_default().cells.push(cells);
@@ -249,7 +276,7 @@ impl State {
             self.learn(announcement);
         }
         self.tcp.retain(|_, group| group.retire(TcpTotals::add));
-        self.http.retain(|_, group| group.retire(HttpTotals::add));
+        self.requests.retain(|_, group| group.retire(RequestTotals::add));
         self.dns.retain(|_, group| group.retire(DnsTotals::add));
         self.on_demand.retain(|_, group| group.retire(add_on_demand));
     }
@@ -260,8 +287,8 @@ impl State {
         all.filter(|(_, total)| *total != TcpTotals::default()).collect()
     }
 
-    pub(super) fn http_totals(&self) -> Vec<(&LabelValues, HttpTotals)> {
-        let all = self.http.iter().map(|(labels, group)| (labels, group.total(HttpTotals::add)));
+    pub(super) fn request_totals(&self) -> Vec<(&LabelValues, RequestTotals)> {
+        let all = self.requests.iter().map(|(labels, group)| (labels, group.total(RequestTotals::add)));
         all.filter(|(_, total)| total.count() != 0).collect()
     }
 }

@@ -1,26 +1,29 @@
 //! The worker's tables of series: find or make the cells of a label set, within a bound.
 
 use std::cell::RefCell;
-use std::hash::Hash;
+use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use foldhash::{HashMap, HashMapExt};
 use model::Workload;
 
-use super::cells::{DnsCells, DnsSeries, HttpCells, HttpSeries, OnDemandCells, TcpCells, TcpSeries, add};
+use super::cells::{DnsCells, DnsSeries, OnDemandCells, RequestCells, TcpCells, TcpSeries, add};
 use super::labels::{DnsLabels, Labels, Named, OnDemandLabels, Reporter};
+use super::request::{RequestCounts, RequestKey, RequestLabels};
 
 /// Series of each kind that a worker keeps. Beyond it, counts go to one series with unknown ends.
 pub const SERIES_MAX: usize = 4_096;
 /// New series that wait for the control thread to learn of them.
 pub(super) const ANNOUNCEMENTS_MAX: usize = 1_024;
+/// Series of requests that are found by the places of the objects they name, without reading these.
+const RECENT_MAX: usize = 512;
 
 /// Tells the control thread of a new series.
 #[derive(Debug)]
 pub(super) enum Announcement {
     Tcp(Arc<TcpCells>),
-    Http(Arc<HttpCells>),
+    Request(Arc<RequestCells>),
     Dns(Arc<DnsCells>),
     OnDemand(Arc<OnDemandCells>),
 }
@@ -33,15 +36,27 @@ struct Table<K, C> {
     new: RefCell<Vec<K>>,
 }
 
+/// A series of requests, and the labels with which it was found last.
+type Found = (RequestLabels, Arc<RequestCells>);
+
+/// The series of requests that were counted last, each in the slot that its hash names: what a worker's requests have
+/// in common from one to the next is found without touching a reference count or a text.
+#[derive(Debug)]
+struct Recent {
+    slots: RefCell<Box<[Option<Found>]>>,
+    hasher: foldhash::fast::FixedState,
+}
+
 /// The series of one worker.
 #[derive(Debug)]
 pub(super) struct SeriesTable {
     tcp: Table<Labels, TcpCells>,
-    http: Table<(Labels, u16), HttpCells>,
+    requests: Table<RequestLabels, RequestCells>,
+    recent: Recent,
     dns: Table<DnsLabels, DnsCells>,
     on_demand: Table<OnDemandLabels, OnDemandCells>,
-    tcp_overflow: [Arc<TcpCells>; 2],
-    http_overflow: [Arc<HttpCells>; 2],
+    tcp_overflow: [Arc<TcpCells>; Reporter::ALL.len()],
+    request_overflow: [Arc<RequestCells>; Reporter::ALL.len()],
     dns_overflow: Arc<DnsCells>,
     on_demand_overflow: Arc<OnDemandCells>,
     announce: Sender<Announcement>,
@@ -81,10 +96,50 @@ impl<K: Hash + Eq + Clone + Named, C> Table<K, C> {
         self.all.borrow_mut().retain(|key, _| key.all_known(known));
     }
 
-    fn sweep_new(&self, known: &dyn Fn(&Workload) -> bool) {
-        for key in self.new.take().iter().filter(|key| !key.all_known(known)) {
-            self.all.borrow_mut().remove(key);
+    /// Whether any went.
+    fn sweep_new(&self, known: &dyn Fn(&Workload) -> bool) -> bool {
+        let new = self.new.take();
+        let mut any = false;
+        for key in new.iter().filter(|key| !key.all_known(known)) {
+            any |= self.all.borrow_mut().remove(key).is_some();
         }
+        any
+    }
+}
+
+// === impl Recent ===
+
+impl Recent {
+    fn new() -> Self {
+        let slots = std::iter::repeat_with(|| None).take(RECENT_MAX).collect();
+        Self { slots: RefCell::new(slots), hasher: foldhash::fast::FixedState::default() }
+    }
+
+    fn slot(&self, key: &RequestKey<'_>) -> usize {
+        let mut hasher = self.hasher.build_hasher();
+        key.hash_places(&mut hasher);
+        usize::try_from(hasher.finish() % RECENT_MAX as u64).unwrap_or(0)
+    }
+
+    fn count(&self, key: &RequestKey<'_>, counts: &RequestCounts) -> bool {
+        let slots = self.slots.borrow();
+        match slots.get(self.slot(key)) {
+            Some(Some((labels, cells))) if key.is_of(labels) => {
+                cells.count(counts);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn keep(&self, key: &RequestKey<'_>, labels: RequestLabels, cells: Arc<RequestCells>) {
+        if let Some(slot) = self.slots.borrow_mut().get_mut(self.slot(key)) {
+            *slot = Some((labels, cells));
+        }
+    }
+
+    fn clear(&self) {
+        self.slots.borrow_mut().fill_with(|| None);
     }
 }
 
@@ -92,14 +147,15 @@ impl<K: Hash + Eq + Clone + Named, C> Table<K, C> {
 
 impl SeriesTable {
     pub(super) fn new(announce: Sender<Announcement>) -> Self {
-        let reporters = [Reporter::Source, Reporter::Destination];
         Self {
             tcp: Table::new(),
-            http: Table::new(),
+            requests: Table::new(),
+            recent: Recent::new(),
             dns: Table::new(),
             on_demand: Table::new(),
-            tcp_overflow: reporters.map(|r| Arc::new(TcpCells::new(Labels::overflow(r)))),
-            http_overflow: reporters.map(|r| Arc::new(HttpCells::new(Labels::overflow(r), 0))),
+            tcp_overflow: Reporter::ALL.map(|it| Arc::new(TcpCells::new(Labels::overflow(it)))),
+            request_overflow: Reporter::ALL
+                .map(|it| Arc::new(RequestCells::new(RequestLabels::overflow(it)))),
             dns_overflow: Arc::new(DnsCells::new(DnsLabels::overflow())),
             on_demand_overflow: Arc::new(OnDemandCells::new(OnDemandLabels::overflow())),
             announce,
@@ -109,10 +165,10 @@ impl SeriesTable {
     /// The cells that stand in for series beyond the bound, for the control thread to read.
     pub(super) fn overflow(&self) -> impl Iterator<Item = Announcement> {
         let tcp = self.tcp_overflow.clone().into_iter().map(Announcement::Tcp);
-        let http = self.http_overflow.clone().into_iter().map(Announcement::Http);
+        let requests = self.request_overflow.clone().into_iter().map(Announcement::Request);
         let dns = Announcement::Dns(Arc::clone(&self.dns_overflow));
         let on_demand = Announcement::OnDemand(Arc::clone(&self.on_demand_overflow));
-        tcp.chain(http).chain([dns, on_demand])
+        tcp.chain(requests).chain([dns, on_demand])
     }
 
     /// The series of these labels; `false` says that the bound was reached and the overflow series stands in.
@@ -125,14 +181,23 @@ impl SeriesTable {
         (TcpSeries::new(own.unwrap_or_else(|| stand_in(&self.tcp_overflow, labels.reporter))), found)
     }
 
-    /// Likewise for requests that got this status.
-    pub(super) fn http(&self, labels: &Labels, status: u16) -> (HttpSeries, bool) {
-        let own = self.http.cells(&(labels.clone(), status), &self.announce, |(labels, status)| {
-            let cells = Arc::new(HttpCells::new(labels.clone(), *status));
-            (Arc::clone(&cells), Announcement::Http(cells))
+    /// Counts a request; whether in a series of its own.
+    pub(super) fn count_request(&self, key: &RequestKey<'_>, counts: &RequestCounts) -> bool {
+        if self.recent.count(key, counts) {
+            return true;
+        }
+        let labels = key.to_labels();
+        let own = self.requests.cells(&labels, &self.announce, |labels| {
+            let cells = Arc::new(RequestCells::new(labels.clone()));
+            (Arc::clone(&cells), Announcement::Request(cells))
         });
-        let found = own.is_some();
-        (HttpSeries::new(own.unwrap_or_else(|| stand_in(&self.http_overflow, labels.reporter))), found)
+        let Some(cells) = own else {
+            stand_in(&self.request_overflow, key.reporter).count(counts);
+            return false;
+        };
+        cells.count(counts);
+        self.recent.keep(key, labels, cells);
+        true
     }
 
     /// Likewise for DNS queries.
@@ -159,7 +224,8 @@ impl SeriesTable {
     /// writing to it; it goes away with the last of them.
     pub(super) fn sweep(&self, known: &dyn Fn(&Workload) -> bool) {
         self.tcp.sweep(known);
-        self.http.sweep(known);
+        self.requests.sweep(known);
+        self.recent.clear();
         self.dns.sweep(known);
         self.on_demand.sweep(known);
     }
@@ -167,12 +233,21 @@ impl SeriesTable {
     /// The same, but looks only at series made since the last sweep: a connection may end after its workload went.
     pub(super) fn sweep_new(&self, known: &dyn Fn(&Workload) -> bool) {
         self.tcp.sweep_new(known);
-        self.http.sweep_new(known);
+        if self.requests.sweep_new(known) {
+            self.recent.clear();
+        }
         self.dns.sweep_new(known);
         self.on_demand.sweep_new(known);
     }
 }
 
-fn stand_in<C>([source, destination]: &[Arc<C>; 2], reporter: Reporter) -> Arc<C> {
-    Arc::clone(if reporter == Reporter::Source { source } else { destination })
+fn stand_in<C>(
+    [source, destination, waypoint]: &[Arc<C>; Reporter::ALL.len()],
+    reporter: Reporter,
+) -> Arc<C> {
+    Arc::clone(match reporter {
+        Reporter::Source => source,
+        Reporter::Destination => destination,
+        Reporter::Waypoint => waypoint,
+    })
 }

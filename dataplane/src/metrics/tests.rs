@@ -9,7 +9,7 @@ use super::*;
 use crate::access_log::cause::{CloseCause, ResponseFlag};
 use crate::access_log::format::tests::{service, workload};
 
-fn labels(source: &str, destination: &str) -> Labels {
+pub(super) fn labels(source: &str, destination: &str) -> Labels {
     let subject = |name: &str| {
         let workload = workload("app", name);
         Subject { identity: Some(workload.identity.clone()), workload: Some(workload) }
@@ -24,7 +24,7 @@ fn labels(source: &str, destination: &str) -> Labels {
     }
 }
 
-const SET: &str = "reporter=\"source\",source_workload=\"client\",source_canonical_service=\"client\",\
+pub(super) const SET: &str = "reporter=\"source\",source_workload=\"client\",source_canonical_service=\"client\",\
     source_canonical_revision=\"v1\",source_workload_namespace=\"app\",\
     source_principal=\"spiffe://cluster.local/ns/app/sa/client\",source_app=\"client\",source_version=\"v1\",\
     source_cluster=\"Kubernetes\",destination_service=\"web.app.svc.cluster.local\",\
@@ -33,9 +33,9 @@ const SET: &str = "reporter=\"source\",source_workload=\"client\",source_canonic
     destination_workload_namespace=\"app\",destination_principal=\"spiffe://cluster.local/ns/app/sa/web\",\
     destination_app=\"web\",destination_version=\"v1\",destination_cluster=\"Kubernetes\"";
 
-const REGIONS: &str = "source_region=\"unknown\",source_zone=\"unknown\",destination_region=\"unknown\",destination_zone=\"unknown\"";
+pub(super) const REGIONS: &str = "source_region=\"unknown\",source_zone=\"unknown\",destination_region=\"unknown\",destination_zone=\"unknown\"";
 
-fn line_of<'a>(text: &'a str, start: &str) -> Option<&'a str> {
+pub(super) fn line_of<'a>(text: &'a str, start: &str) -> Option<&'a str> {
     text.lines().find(|l| l.starts_with(start))
 }
 
@@ -58,29 +58,6 @@ fn connections_are_summed_over_workers_with_istio_labels() {
     assert!(line_of(&text, "istio_tcp_sent_bytes_total").unwrap().ends_with(" 6"));
     assert_eq!(line_of(&text, "istio_tcp_connections_closed_total"), None);
     assert!(text.ends_with("# EOF\n"));
-}
-
-#[test]
-fn requests_are_counted_by_status_with_a_duration_histogram() {
-    let (workers, metrics) = metrics(1);
-    let series = workers[0].http(&labels("client", "web"), 403);
-    series.request(Duration::from_micros(500));
-    series.request(Duration::from_millis(7));
-    series.request(Duration::from_hours(2));
-    let text = metrics.text().unwrap();
-    let set = format!(
-        "{SET},request_protocol=\"http\",response_flags=\"-\",connection_security_policy=\"mutual_tls\",{REGIONS},\
-         response_code=\"403\""
-    );
-    assert!(text.contains(&format!("istio_requests_total{{{set}}} 3\n")), "{text}");
-    let bucket = |bound: &str, count: u64| {
-        format!("istio_request_duration_milliseconds_bucket{{le=\"{bound}\",{set}}} {count}\n")
-    };
-    for line in
-        [bucket("0.5", 1), bucket("5.0", 1), bucket("10.0", 2), bucket("3600000.0", 2), bucket("+Inf", 3)]
-    {
-        assert!(text.contains(&line), "{line} not in {text}");
-    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use crossbeam_channel::Sender;
 use crossbeam_utils::CachePadded;
 use model::Workload;
 
-use super::cells::{self, DnsSeries, HttpSeries, TcpSeries};
+use super::cells::{self, DnsSeries, TcpSeries};
 use super::labels::{DnsLabels, Labels, OnDemandLabels, Reporter};
+use super::request::{RequestCounts, RequestKey};
 use super::series::{Announcement, SeriesTable};
 use crate::access_log::CloseCause;
 
@@ -127,7 +128,7 @@ impl Counter {
     pub const fn crl_rejections(reporter: Reporter) -> Self {
         match reporter {
             Reporter::Source => Self::CrlRejectionsSource,
-            Reporter::Destination => Self::CrlRejectionsDestination,
+            Reporter::Destination | Reporter::Waypoint => Self::CrlRejectionsDestination,
         }
     }
 
@@ -135,7 +136,7 @@ impl Counter {
     pub const fn crl_untracked(reporter: Reporter) -> Self {
         match reporter {
             Reporter::Source => Self::CrlUntrackedSource,
-            Reporter::Destination => Self::CrlUntrackedDestination,
+            Reporter::Destination | Reporter::Waypoint => Self::CrlUntrackedDestination,
         }
     }
 }
@@ -158,7 +159,7 @@ impl Gauge {
     pub const fn sockets(reporter: Reporter) -> Self {
         match reporter {
             Reporter::Source => Self::SocketsSource,
-            Reporter::Destination => Self::SocketsDestination,
+            Reporter::Destination | Reporter::Waypoint => Self::SocketsDestination,
         }
     }
 }
@@ -330,11 +331,11 @@ impl WorkerMetrics {
         series
     }
 
-    /// The request counters of these labels and this response status.
-    pub fn http(&self, labels: &Labels, status: u16) -> HttpSeries {
-        let (series, own) = self.series.http(labels, status);
+    /// Counts a request that is over. Costs neither an allocation nor a reference count where one like it was counted
+    /// not long ago.
+    pub fn request_ended(&self, key: &RequestKey<'_>, counts: &RequestCounts) {
+        let own = self.series.count_request(key, counts);
         self.note_series(own);
-        series
     }
 
     /// The query counters of these labels.

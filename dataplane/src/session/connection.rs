@@ -22,7 +22,10 @@ use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, Party, Record, Stage, TlsFacts};
 use crate::link::CloseCause::TlsCertificateRevoked;
 use crate::link::{Flow, StreamEnd, StreamRelayEnd, TunnelStream};
-use crate::metrics::{ConnectionSecurity, Gauge, Labels, Reporter, Subject, TcpSeries};
+use crate::metrics::{
+    ConnectionSecurity, Gauge, Labels, Reporter, RequestCounts, RequestKey, RequestOutcome, Subject,
+    SubjectRef, TcpSeries,
+};
 use crate::net::{ByteCounters, Socket};
 use crate::worker::{CensusGuard, Signal};
 
@@ -234,7 +237,8 @@ impl Connection {
         self.shared.cut_cause.get().unwrap_or(CloseCause::Drained)
     }
 
-    /// Writes the line of one request of this connection and takes its record; `began` is when its head was complete.
+    /// Counts one request of this connection and writes its line, for which it takes its record; `began` is when its
+    /// head was complete. The bytes are those from client to server, and back.
     pub(super) fn log_request(
         &self,
         record: &mut Record,
@@ -244,12 +248,40 @@ impl Connection {
     ) {
         let cause = attributed(cause, self.node.is_cutting());
         let mut record = std::mem::replace(record, blank(self.shared.direction));
-        let status = record.http.as_ref().map_or(0, |facts| facts.status);
-        self.node.metrics.http(&self.labels(&record, cause), status).request(began.elapsed());
+        let duration = began.elapsed();
+        self.count_request(&record, cause, duration, bytes);
         (record.bytes_sent, record.bytes_received) = self.of_the_pod(bytes);
-        record.duration = began.elapsed();
+        record.duration = duration;
         record.cause = cause;
         self.node.recorder.record(record);
+    }
+
+    fn count_request(
+        &self,
+        record: &Record,
+        cause: CloseCause,
+        duration: Duration,
+        (request_bytes, response_bytes): (u64, u64),
+    ) {
+        let Some(facts) = &record.http else { return };
+        let reporter = reporter(self.shared.direction);
+        let key = RequestKey {
+            reporter,
+            source: subject(&record.source),
+            destination: subject(&record.destination),
+            service: record.service.as_ref(),
+            security: request_security(reporter, record),
+            outcome: RequestOutcome {
+                protocol: facts.protocol,
+                status: facts.status,
+                grpc_status: facts.grpc_status,
+                flag: cause.request_flag(facts.status),
+            },
+        };
+        let [request_messages, response_messages] = facts.messages;
+        let counts =
+            RequestCounts { duration, request_bytes, response_bytes, request_messages, response_messages };
+        self.node.metrics.request_ended(&key, &counts);
     }
 
     fn log(&self, mut record: Record, cause: CloseCause, began: Instant) {
@@ -371,6 +403,19 @@ fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
         (StreamRelayEnd::Stream(_), Flow::Upstream) | (StreamRelayEnd::Application(_), Flow::Downstream) => {
             CloseCause::ClientReset
         }
+    }
+}
+
+fn subject(party: &Party) -> SubjectRef<'_> {
+    SubjectRef { workload: party.workload.as_ref(), identity: party.identity.as_ref() }
+}
+
+/// As Istio's proxies say it: whoever takes a request knows whether it came in the clear.
+fn request_security(reporter: Reporter, record: &Record) -> ConnectionSecurity {
+    match (record.tls, reporter) {
+        (Some(_), _) => ConnectionSecurity::MutualTls,
+        (None, Reporter::Source) => ConnectionSecurity::Unknown,
+        (None, Reporter::Destination | Reporter::Waypoint) => ConnectionSecurity::None,
     }
 }
 

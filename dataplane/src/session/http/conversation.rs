@@ -22,7 +22,6 @@ use super::reader::{HeadError, Reader};
 use super::reply::{TIMED_OUT, invalid};
 use super::{Books, Decision, Director, Filtered, Reply, Wire};
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Path, method};
 use crate::session::connection::Connection;
 use crate::worker::Worker;
 
@@ -174,8 +173,7 @@ fn look<D: Director>(
     books: &mut Books<'_>,
 ) -> Result<Seen<D::Choice>, Reply> {
     let read = received.read(|request, target| {
-        books.facts.method = method(request.method);
-        books.facts.path = Path::new(&target.path);
+        books.facts.note_request(&seen(request, target));
         let Decision { verdict, filtered } = match asked {
             Ok(None) => director.decide(&seen(request, target), books),
             Ok(Some(edits)) => decide_edited(director, &seen(request, target), edits, books),

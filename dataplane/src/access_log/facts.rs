@@ -1,0 +1,58 @@
+//! What a request's head and its trailers tell the books.
+
+use l7::ir::{Header, RequestHead};
+
+use super::record::{HttpFacts, Path, method};
+use crate::metrics::{GrpcStatus, RequestProtocol};
+
+impl HttpFacts {
+    /// Notes what is known once the head has been read and its path normalised.
+    pub fn note_request(&mut self, request: &RequestHead<'_>) {
+        self.method = method(request.method);
+        self.path = Path::new(request.path);
+        if let Some(content_type) = field(request.headers, "content-type") {
+            self.protocol = RequestProtocol::of_content_type(content_type);
+        }
+    }
+
+    /// Notes the status of a gRPC call: from the trailers, or from a response that has nothing but a head. Other
+    /// requests have none.
+    pub fn note_grpc_status<'a>(&mut self, fields: impl IntoIterator<Item = Header<'a>>) {
+        if self.protocol != RequestProtocol::Grpc {
+            return;
+        }
+        let status = fields.into_iter().find(|it| it.name.eq_ignore_ascii_case("grpc-status"));
+        if let Some(status) = status {
+            self.grpc_status = Some(GrpcStatus::of_field(status.value));
+        }
+    }
+}
+
+/// The first value of a field.
+fn field<'a>(headers: &[Header<'a>], name: &str) -> Option<&'a [u8]> {
+    headers.iter().find(|it| it.name.eq_ignore_ascii_case(name)).map(|it| it.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head<'a>(headers: &'a [Header<'a>]) -> RequestHead<'a> {
+        RequestHead { method: "POST", authority: "web", path: "/a.B/C", query: None, headers, token: None }
+    }
+
+    #[test]
+    fn only_a_grpc_call_has_a_grpc_status() {
+        let status = Header { name: "Grpc-Status", value: b"5" };
+        let mut facts = HttpFacts::default();
+        facts.note_request(&head(&[]));
+        facts.note_grpc_status([status]);
+        assert_eq!((facts.protocol, facts.grpc_status), (RequestProtocol::Http, None));
+        facts.note_request(&head(&[Header { name: "Content-Type", value: b"application/grpc+proto" }]));
+        facts.note_grpc_status([Header { name: "x", value: b"" }]);
+        assert_eq!(facts.grpc_status, None);
+        facts.note_grpc_status([status]);
+        assert_eq!((facts.protocol, facts.grpc_status.unwrap().code()), (RequestProtocol::Grpc, 5));
+        assert_eq!((&*facts.method, facts.path.as_str()), ("POST", "/a.B/C"));
+    }
+}
