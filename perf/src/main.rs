@@ -4,6 +4,7 @@
 
 mod certificates;
 mod compare;
+mod instructions;
 mod load;
 mod machine;
 mod peers;
@@ -41,6 +42,11 @@ enum Command {
     Runtimes(runtimes::Args),
     /// A large mesh: first snapshot, single deltas, memory a workload, and data traffic meanwhile.
     Scale(scale::Args),
+    /// The pure cores by instruction count, against a record: no clock.
+    Instructions(instructions::Args),
+    /// One of the pure cores, so many steps; what `instructions` counts.
+    #[command(hide = true)]
+    Steps(instructions::StepsArgs),
     /// Loads an address with framed requests, closed loop or at a fixed rate, and prints latency percentiles.
     Load(load::Args),
     /// Answers framed requests: the backend that `load` talks to.
@@ -56,6 +62,8 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Runtimes(args) => runtimes::run(&args),
         Command::Scale(args) => scale::run(&args),
+        Command::Instructions(args) => instructions::run(&args),
+        Command::Steps(args) => instructions::steps(&args),
         Command::Load(args) => load::run(&args),
         Command::Backend(args) => work::backend::run(&args),
         Command::Peer(command) => peers::run(command),

@@ -1,0 +1,66 @@
+//! Deciding about a request, and normalising its path.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use l7::authz::PolicySet;
+use l7::ir::{
+    Action, Attribute, AuthorizationPolicy, Clause, Condition, ConnectionAttributes, Match, RequestHead,
+    Rule, Test,
+};
+use l7::path::{Normalization, normalize};
+use model::Identity;
+
+use super::{Step, black_box};
+
+/// The last of so many policies, each with a principal and a path template.
+pub(super) fn last(count: usize) -> Step {
+    let set = PolicySet::compile((0..count).map(allow)).expect("the policies are sound");
+    let last = count - 1;
+    let identity = Identity::new("cluster.local", "app", &format!("client-{last}")).expect("an identity");
+    let path = format!("/svc/{last}/v1/users/7");
+    Box::new(move || {
+        let head = RequestHead {
+            method: "GET",
+            authority: "web",
+            path: &path,
+            query: None,
+            headers: &[],
+            token: None,
+        };
+        let connection = ConnectionAttributes {
+            source: Some(&identity),
+            source_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            destination_ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            destination_port: 8080,
+            sni: None,
+        };
+        assert!(set.evaluate(black_box(&connection), Some(black_box(&head))).is_allowed());
+    })
+}
+
+pub(super) fn path(path: &'static str) -> Step {
+    Box::new(move || {
+        assert!(black_box(normalize(black_box(path), Normalization::Base)).is_ok());
+    })
+}
+
+fn allow(index: usize) -> Arc<AuthorizationPolicy> {
+    let condition = |attribute, test| Condition { attribute, any_of: vec![test], none_of: Vec::new() };
+    let clause = |condition| Clause { matches: vec![Match { conditions: vec![condition] }] };
+    let principal = Test::Exact(Arc::from(format!("cluster.local/ns/app/sa/client-{index}")));
+    let template = Test::Template(Arc::from(format!("/svc/{index}/{{*}}/users/{{**}}")));
+    Arc::new(AuthorizationPolicy {
+        namespace: Arc::from("app"),
+        name: Arc::from(format!("allow-{index}")),
+        action: Action::Allow,
+        dry_run: false,
+        rules: vec![Rule {
+            clauses: vec![
+                clause(condition(Attribute::SourcePrincipal, principal)),
+                clause(condition(Attribute::RequestPath, template)),
+            ],
+        }],
+        source: None,
+    })
+}
