@@ -9,6 +9,7 @@ mod load;
 mod machine;
 mod peers;
 mod process;
+mod report;
 mod runtimes;
 mod scale;
 mod sockets;
@@ -42,6 +43,7 @@ enum Command {
     Runtimes(runtimes::Args),
     /// A large mesh: first snapshot, single deltas, memory a workload, and data traffic meanwhile.
     Scale(scale::Args),
+    Report(report::Args),
     /// The pure cores by instruction count, against a record: no clock.
     Instructions(instructions::Args),
     /// One of the pure cores, so many steps; what `instructions` counts.
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Runtimes(args) => runtimes::run(&args),
         Command::Scale(args) => scale::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Instructions(args) => instructions::run(&args),
         Command::Steps(args) => instructions::steps(&args),
         Command::Load(args) => load::run(&args),

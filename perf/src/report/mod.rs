@@ -1,0 +1,52 @@
+//! A report as a page that stands alone: no script, no font, no picture from elsewhere.
+
+mod markdown;
+mod page;
+mod plot;
+
+use std::fs;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::Failure;
+use crate::compare::result::{Kind, Ratio, Report, Winner};
+
+/// Shows what a comparison found: as a page for a browser, as a table for a README.
+#[derive(Debug, Parser)]
+pub(crate) struct Args {
+    /// The JSON file of `perf compare`.
+    #[arg(value_name = "FILE")]
+    from: PathBuf,
+    /// Writes the page.
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    /// Writes the table; without any file it goes to standard output.
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &Args) -> Result<(), Failure> {
+    let named = |error: std::io::Error, path: &PathBuf| format!("{}: {error}", path.display());
+    let json = fs::read(&args.from).map_err(|error| named(error, &args.from))?;
+    let report = Report::parse(&json).map_err(|error| format!("{}: {error}", args.from.display()))?;
+    if let Some(path) = &args.html {
+        fs::write(path, page::page(&report)?).map_err(|error| named(error, path))?;
+    }
+    let table = markdown::markdown(&report);
+    match &args.markdown {
+        Some(path) => fs::write(path, table).map_err(|error| named(error, path))?,
+        None if args.html.is_none() => print!("{table}"),
+        None => {}
+    }
+    Ok(())
+}
+
+/// Where another proxy does better than ours.
+fn lost(report: &Report) -> impl Iterator<Item = &Ratio> {
+    let is_proxy = |name: &str| {
+        let found = report.topologies.iter().find(|topology| topology.name == name);
+        found.is_some_and(|topology| matches!(topology.kind, Kind::Peer | Kind::Custom))
+    };
+    report.ratios.iter().filter(move |ratio| ratio.winner == Winner::Peer && is_proxy(&ratio.peer))
+}
