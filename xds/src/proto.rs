@@ -69,5 +69,7 @@ pub const AUTHORIZATION_TYPE: &str = "type.googleapis.com/istio.security.Authori
 pub const HTTP_ROUTE_TYPE: &str = "type.googleapis.com/corelane.l7.v1.HttpRoute";
 /// Type of [`l7::RequestAuthentication`] on the discovery stream.
 pub const REQUEST_AUTHENTICATION_TYPE: &str = "type.googleapis.com/corelane.l7.v1.RequestAuthentication";
+/// Type of [`l7::WaypointPolicies`] on the discovery stream.
+pub const WAYPOINT_POLICIES_TYPE: &str = "type.googleapis.com/corelane.l7.v1.WaypointPolicies";
 /// Type of [`l7::AuthorizationPolicy`] on the discovery stream.
 pub const AUTHORIZATION_POLICY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.AuthorizationPolicy";

@@ -9,7 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
 };
 
 const MAGIC: &[u8; 16] = b"corelane-state\n\0";
@@ -17,8 +18,15 @@ const VERSION: u32 = 1;
 const DIGEST_BYTES: usize = 32;
 
 /// The types that are kept; a type's place in it is its number in the file.
-pub(super) const TYPES: [&str; 5] =
-    [ADDRESS_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE, WORKLOAD_TYPE];
+pub(super) const TYPES: [&str; 7] = [
+    ADDRESS_TYPE,
+    AUTHORIZATION_TYPE,
+    HTTP_ROUTE_TYPE,
+    AUTHORIZATION_POLICY_TYPE,
+    WORKLOAD_TYPE,
+    REQUEST_AUTHENTICATION_TYPE,
+    WAYPOINT_POLICIES_TYPE,
+];
 
 /// Why a file is not what it should be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

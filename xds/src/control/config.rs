@@ -40,10 +40,38 @@ pub struct ControlConfig {
     pub service_network: Ipv4Net,
     /// Addresses for ServiceEntries without any.
     pub service_entry_network: Ipv4Net,
+    pub gateway_class: GatewayClassNames,
+    pub waypoints: WaypointPods,
     pub debounce: Duration,
     pub poll_interval: Duration,
     pub leaf_lifetime: Duration,
     pub leaf_lifetime_max: Duration,
+}
+
+/// What Istio's variables of the same meaning set: the class `name` exists, under `controller`, beside the classes of the
+/// waypoints, which are constants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayClassNames {
+    /// `PILOT_GATEWAY_API_DEFAULT_GATEWAYCLASS_NAME`
+    pub name: Arc<str>,
+    /// `PILOT_GATEWAY_API_CONTROLLER_NAME`
+    pub controller: Arc<str>,
+}
+
+impl Default for GatewayClassNames {
+    fn default() -> Self {
+        Self { name: Arc::from("istio"), controller: Arc::from("istio.io/gateway-controller") }
+    }
+}
+
+/// Who makes the pods of waypoint Gateways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WaypointPods {
+    /// Whoever writes the configuration: what has no pods does not run.
+    #[default]
+    Written,
+    /// A Gateway without pods gets one, and a Service, of its own name.
+    Made,
 }
 
 /// Where the server listens; always with TLS.
@@ -99,6 +127,8 @@ impl ControlConfig {
             pod_network: default_network([10, 244, 0, 0]),
             service_network: default_network([10, 96, 0, 0]),
             service_entry_network: default_network([240, 240, 0, 0]),
+            gateway_class: GatewayClassNames::default(),
+            waypoints: WaypointPods::default(),
             debounce: DEBOUNCE,
             poll_interval: POLL_INTERVAL,
             leaf_lifetime: LEAF_LIFETIME,

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, l7, security, workload,
+    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, l7, security, workload,
 };
 
 /// Bytes of the digest that make a version.
@@ -33,15 +33,18 @@ pub enum ResourceKind {
     AuthorizationPolicy,
     /// Rules for the tokens of requests.
     RequestAuthentication,
+    /// What a waypoint enforces, for each of its destinations.
+    WaypointPolicies,
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Address,
         Self::Authorization,
         Self::HttpRoute,
         Self::AuthorizationPolicy,
         Self::RequestAuthentication,
+        Self::WaypointPolicies,
     ];
 
     pub fn type_url(self) -> &'static str {
@@ -51,6 +54,7 @@ impl ResourceKind {
             Self::HttpRoute => HTTP_ROUTE_TYPE,
             Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
             Self::RequestAuthentication => REQUEST_AUTHENTICATION_TYPE,
+            Self::WaypointPolicies => WAYPOINT_POLICIES_TYPE,
         }
     }
 
@@ -109,6 +113,121 @@ pub struct DesiredState {
     /// Service name to its workloads.
     members: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     by_node: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    /// By the Gateway's `namespace/name`.
+    waypoints: BTreeMap<Arc<str>, WaypointState>,
+    /// The pods of waypoints, by `namespace/name`.
+    waypoint_pods: HashMap<Arc<str>, WaypointPod>,
+}
+
+/// What one waypoint holds beside the addresses that all hold.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WaypointState {
+    http_routes: Resources,
+    authorization_policies: Resources,
+    request_authentications: Resources,
+    policies: Resources,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct WaypointPod {
+    gateway: Arc<str>,
+    node: Arc<str>,
+}
+
+/// By name.
+type Resources = BTreeMap<Arc<str>, Arc<DesiredResource>>;
+
+/// Whose view of the state it is.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    state: &'a DesiredState,
+    node: &'a str,
+    audience: Audience<'a>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Audience<'a> {
+    NodeProxy,
+    /// `None`: no waypoint that is known, or not one of this node.
+    Waypoint(Option<&'a WaypointState>),
+}
+
+static NOTHING: Resources = BTreeMap::new();
+
+impl<'a> View<'a> {
+    pub fn of_node_proxy(state: &'a DesiredState, node: &'a str) -> Self {
+        Self { state, node, audience: Audience::NodeProxy }
+    }
+
+    /// Of a waypoint's pod, by `namespace/name`: it holds the state of its waypoint only if it runs on the node that
+    /// asks for it.
+    pub fn of_waypoint(state: &'a DesiredState, node: &'a str, pod: &str) -> Self {
+        let pod = state.waypoint_pods.get(pod).filter(|pod| *pod.node == *node);
+        let waypoint = pod.and_then(|pod| state.waypoints.get(&pod.gateway));
+        Self { state, node, audience: Audience::Waypoint(waypoint) }
+    }
+
+    /// All resources of a type, in the order of their names.
+    pub fn resources(&self, kind: ResourceKind) -> &'a Resources {
+        match (self.audience, kind) {
+            (Audience::NodeProxy, _) | (_, ResourceKind::Address) => self.state.resources(kind),
+            (Audience::Waypoint(Some(waypoint)), _) => waypoint.resources(kind),
+            (Audience::Waypoint(None), _) => &NOTHING,
+        }
+    }
+
+    /// As [`DesiredState::lookup`].
+    pub fn lookup(&self, kind: ResourceKind, key: &str) -> Vec<&'a Arc<DesiredResource>> {
+        match kind {
+            ResourceKind::Address => self.state.lookup(kind, key),
+            _ => self.resources(kind).get(key).into_iter().collect(),
+        }
+    }
+
+    /// The workloads of the node; none for a waypoint, which has no node of its own.
+    pub fn node_local(&self) -> impl Iterator<Item = &'a Arc<DesiredResource>> + use<'a> {
+        let node = match self.audience {
+            Audience::NodeProxy => self.node,
+            Audience::Waypoint(_) => "",
+        };
+        self.state.node_local(node)
+    }
+}
+
+impl WaypointState {
+    fn resources(&self, kind: ResourceKind) -> &Resources {
+        match kind {
+            ResourceKind::HttpRoute => &self.http_routes,
+            ResourceKind::AuthorizationPolicy => &self.authorization_policies,
+            ResourceKind::RequestAuthentication => &self.request_authentications,
+            ResourceKind::WaypointPolicies => &self.policies,
+            // What connections show is in the policies of the other type.
+            ResourceKind::Address | ResourceKind::Authorization => &NOTHING,
+        }
+    }
+
+    // === Building ===
+
+    pub fn insert_http_route(&mut self, name: &str, route: &l7::HttpRoute) {
+        insert(&mut self.http_routes, name, route);
+    }
+
+    pub fn insert_authorization_policy(&mut self, name: &str, policy: &l7::AuthorizationPolicy) {
+        insert(&mut self.authorization_policies, name, policy);
+    }
+
+    pub fn insert_request_authentication(&mut self, name: &str, tokens: &l7::RequestAuthentication) {
+        insert(&mut self.request_authentications, name, tokens);
+    }
+
+    pub fn insert_policies(&mut self, destination: &str, policies: &l7::WaypointPolicies) {
+        insert(&mut self.policies, destination, policies);
+    }
+}
+
+fn insert(resources: &mut Resources, name: &str, message: &impl Message) {
+    let resource = DesiredResource::new(name, message, Vec::new());
+    resources.insert(name.into(), Arc::new(resource));
 }
 
 impl DesiredState {
@@ -120,6 +239,8 @@ impl DesiredState {
             ResourceKind::HttpRoute => &self.http_routes,
             ResourceKind::AuthorizationPolicy => &self.authorization_policies,
             ResourceKind::RequestAuthentication => &self.request_authentications,
+            // Each waypoint has its own.
+            ResourceKind::WaypointPolicies => &NOTHING,
         }
     }
 
@@ -180,6 +301,16 @@ impl DesiredState {
         }
         let address = workload::Address { r#type: Some(workload::address::Type::Service(service)) };
         self.addresses.insert(name.clone(), Arc::new(DesiredResource::new(name, &address, aliases)));
+    }
+
+    /// Of the Gateway `namespace/name`.
+    pub fn insert_waypoint(&mut self, gateway: &str, waypoint: WaypointState) {
+        self.waypoints.insert(gateway.into(), waypoint);
+    }
+
+    /// A pod `namespace/name` of the Gateway, which runs on `node`.
+    pub fn insert_waypoint_pod(&mut self, pod: &str, gateway: &str, node: Arc<str>) {
+        self.waypoint_pods.insert(pod.into(), WaypointPod { gateway: gateway.into(), node });
     }
 
     pub fn insert_authorization(&mut self, authorization: &security::Authorization) {

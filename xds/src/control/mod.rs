@@ -22,7 +22,7 @@ pub mod session;
 pub mod view;
 mod watch;
 
-pub use config::{ControlConfig, ListenAddress, NodeCredential, RootSource};
+pub use config::{ControlConfig, GatewayClassNames, ListenAddress, NodeCredential, RootSource, WaypointPods};
 pub use plane::{ControlError, ControlPlane, SERVER_NAME};
 pub use server::NodeRejection;
 pub use view::{ClusterView, NamespaceView, PodView, ServiceView};

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use prost_types::value::Kind;
 
-use super::desired::{DesiredResource, DesiredState, ResourceKind};
+use super::desired::{DesiredResource, DesiredState, ResourceKind, View};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node, Resource};
 
 /// Most names that a client may subscribe to one by one, for each type.
@@ -29,16 +29,18 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Subscribes to everything of a type.
 const WILDCARD: &str = "*";
 
-const UPSERT_ORDER: [ResourceKind; 5] = [
+const UPSERT_ORDER: [ResourceKind; 6] = [
     ResourceKind::Authorization,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::RequestAuthentication,
+    ResourceKind::WaypointPolicies,
     ResourceKind::Address,
     ResourceKind::HttpRoute,
 ];
-const REMOVAL_ORDER: [ResourceKind; 5] = [
+const REMOVAL_ORDER: [ResourceKind; 6] = [
     ResourceKind::HttpRoute,
     ResourceKind::Address,
+    ResourceKind::WaypointPolicies,
     ResourceKind::RequestAuthentication,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::Authorization,
@@ -75,6 +77,8 @@ pub struct Session {
     stream: u64,
     node: Arc<str>,
     node_seen: bool,
+    /// The pod of a waypoint, `namespace/name`; `None` for a node proxy.
+    waypoint_pod: Option<Arc<str>>,
     nonces: u64,
     subscriptions: BTreeMap<ResourceKind, Subscription>,
     unknown: BTreeSet<String>,
@@ -124,6 +128,7 @@ impl Session {
             stream,
             node: node.into(),
             node_seen: false,
+            waypoint_pod: None,
             nonces: 0,
             subscriptions: BTreeMap::new(),
             unknown: BTreeSet::new(),
@@ -166,9 +171,13 @@ impl Session {
         for type_url in std::mem::take(&mut self.unknown_owed) {
             responses.push(DeltaDiscoveryResponse { type_url, ..Default::default() });
         }
+        let view = match &self.waypoint_pod {
+            None => View::of_node_proxy(state, &self.node),
+            Some(pod) => View::of_waypoint(state, &self.node, pod),
+        };
         let mut differences: BTreeMap<ResourceKind, Difference<'_>> = BTreeMap::new();
         for (kind, subscription) in &mut self.subscriptions {
-            differences.insert(*kind, subscription.difference(*kind, state, &self.node));
+            differences.insert(*kind, subscription.difference(*kind, view));
         }
         for kind in UPSERT_ORDER {
             if let Some(difference) = differences.get_mut(&kind) {
@@ -210,6 +219,7 @@ impl Session {
             return Err(SessionError::NodeMismatch { claimed: claimed.clone(), granted: self.node.clone() });
         }
         self.node_seen = true;
+        self.waypoint_pod = waypoint_pod(&node.id);
         Ok(())
     }
 
@@ -224,6 +234,14 @@ impl Session {
         self.unknown_owed.push(type_url);
         Ok(())
     }
+}
+
+/// The pod `namespace/name` of a node id `waypoint~IP~NAME.NAMESPACE~DOMAIN`; a namespace has no dots.
+fn waypoint_pod(id: &str) -> Option<Arc<str>> {
+    let mut parts = id.split('~');
+    let is_waypoint = parts.next() == Some("waypoint");
+    let (name, namespace) = parts.nth(1)?.rsplit_once('.')?;
+    is_waypoint.then(|| format!("{namespace}/{name}").into())
 }
 
 // === impl Subscription ===
@@ -262,12 +280,12 @@ impl Subscription {
     }
 
     /// Brings `sent` up to the desired state and returns what that takes.
-    fn difference<'a>(&mut self, kind: ResourceKind, state: &'a DesiredState, node: &str) -> Difference<'a> {
+    fn difference<'a>(&mut self, kind: ResourceKind, view: View<'a>) -> Difference<'a> {
         let mut visible: BTreeMap<&str, &Arc<DesiredResource>> = BTreeMap::new();
         let mut asked_again: BTreeSet<&str> = BTreeSet::new();
         let mut missing = Vec::new();
         for name in &self.names {
-            let found = state.lookup(kind, name);
+            let found = view.lookup(kind, name);
             if found.is_empty() {
                 missing.push(name.clone());
             } else if self.newly_subscribed.contains(name) {
@@ -276,9 +294,9 @@ impl Subscription {
             visible.extend(found.into_iter().map(|resource| (&*resource.name, resource)));
         }
         if self.wildcard {
-            visible.extend(state.resources(kind).values().map(|resource| (&*resource.name, resource)));
+            visible.extend(view.resources(kind).values().map(|resource| (&*resource.name, resource)));
         } else if kind == ResourceKind::Address {
-            visible.extend(state.node_local(node).map(|resource| (&*resource.name, resource)));
+            visible.extend(view.node_local().map(|resource| (&*resource.name, resource)));
         }
         let upserts: Vec<&Arc<DesiredResource>> = visible
             .values()

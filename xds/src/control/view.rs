@@ -53,6 +53,8 @@ pub struct PodView {
     pub containers: Vec<Container>,
     pub labels: Labels,
     pub annotations: Labels,
+    /// The waypoint Gateway whose instance it is, where that is ours to run.
+    pub waypoint: Option<ObjectName>,
     pub source: SourceRef,
 }
 

@@ -12,6 +12,7 @@ mod intern;
 mod policy;
 mod route;
 mod service;
+mod waypoint;
 mod workload;
 
 use std::fmt;
@@ -24,6 +25,7 @@ use prost::Message;
 pub use intern::Interner;
 pub use policy::{authorization, authorization_policy, request_authentication};
 pub use route::{http_route, route_name};
+pub use waypoint::{waypoint_destination, waypoint_policies};
 
 use crate::proto::workload as wire;
 

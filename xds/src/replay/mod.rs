@@ -21,19 +21,20 @@ use crate::delta::{Client, Demand, End, Mode, Outcome, Subscription};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WORKLOAD_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::{Snapshot, dump};
 use crate::store::Store;
 
 /// Types that the store takes; a stream may carry others, which the client acknowledges and ignores.
-const KNOWN_TYPES: [&str; 6] = [
+const KNOWN_TYPES: [&str; 7] = [
     ADDRESS_TYPE,
     WORKLOAD_TYPE,
     AUTHORIZATION_TYPE,
     HTTP_ROUTE_TYPE,
     AUTHORIZATION_POLICY_TYPE,
     REQUEST_AUTHENTICATION_TYPE,
+    WAYPOINT_POLICIES_TYPE,
 ];
 
 /// What came of a capture.

@@ -74,6 +74,9 @@ pub struct Snapshot {
     pub(crate) token_rules: Map<Arc<str>, Arc<TokenRules>>,
     /// One compiled set for all workloads that the same policies govern.
     pub(crate) policy_sets: Map<PolicySetKey, PolicySetEntry>,
+    /// What the waypoint that this is made for enforces, by destination; `None` is whatever is addressed by its own
+    /// address.
+    pub(crate) fronted: Map<Option<NamespacedHostname>, PolicySetKey>,
     /// By the service whose traffic they govern.
     pub(crate) routes: Map<NamespacedHostname, Arc<ServiceRoutes>>,
     /// Keys asked for on demand that the control plane has answered for.
@@ -222,6 +225,18 @@ impl Snapshot {
         first_found
     }
 
+    /// All services of a virtual address, of every namespace and visibility: those of the single address, then those of
+    /// blocks that cover it, the longest prefix first.
+    pub fn services_of_vip<'a>(
+        &'a self,
+        network: &'a str,
+        ip: IpAddr,
+    ) -> impl Iterator<Item = &'a Arc<ServiceEntry>> {
+        let single = self.services_by_vip.get(&AddressQuery { network, ip }).into_iter().flatten();
+        let blocks = self.vip_blocks.covering(network, ip).flatten();
+        single.chain(blocks).filter_map(|key| self.services.get(key))
+    }
+
     /// Whether some service has this virtual address, be it visible to whom it may.
     pub fn has_vip(&self, network: &str, ip: IpAddr) -> bool {
         self.services_by_vip.contains_key(&AddressQuery { network, ip })
@@ -269,6 +284,13 @@ impl Snapshot {
             Some(entry) => Arc::clone(&entry.set),
             None => Arc::new(PolicySet::deny_all("the workload is not known")),
         }
+    }
+
+    /// The compiled policies of a waypoint for a destination: a service, or with `None` whatever is addressed by its own
+    /// address. The same set, by address, as long as none of them changes. `None` where they have not been told (yet).
+    pub fn waypoint_policies(&self, destination: Option<&NamespacedHostname>) -> Option<&Arc<PolicySet>> {
+        let key = self.fronted.get(&destination.cloned())?;
+        self.policy_sets.get(key).map(|entry| &entry.set)
     }
 
     // --- Routes ---

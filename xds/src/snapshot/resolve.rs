@@ -228,6 +228,20 @@ impl Snapshot {
         Err(refusal)
     }
 
+    /// The way to an address of a workload, past its waypoint: for the waypoint's own use.
+    pub fn resolve_fronted(
+        &self,
+        client: Client<'_>,
+        workload: &Arc<Workload>,
+        to: SocketAddr,
+    ) -> Result<Route, Refusal> {
+        if workload.network != client.workload.network {
+            return Err(Refusal::NotAService(workload.uid.to_string()));
+        }
+        let transport = transport_to(workload, to.ip(), to.port(), &[]);
+        Ok(Route { transport, service: None, workload: Some(Arc::clone(workload)), kind: RouteKind::Direct })
+    }
+
     fn to_workload(
         &self,
         client: Client<'_>,

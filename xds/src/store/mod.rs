@@ -13,6 +13,7 @@
 mod endpoints;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod fronted;
 mod policies;
 mod routes;
 mod services;
@@ -30,7 +31,7 @@ use crate::decode::{self, Address, Interner};
 use crate::delta::Sink;
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WORKLOAD_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::Snapshot;
 
@@ -135,6 +136,7 @@ impl Sink for Store {
             AUTHORIZATION_POLICY_TYPE => self.remove_policy(PolicyKind::Request, name),
             REQUEST_AUTHENTICATION_TYPE => self.remove_token_rules(name),
             HTTP_ROUTE_TYPE => self.remove_route(name),
+            WAYPOINT_POLICIES_TYPE => self.remove_fronted(name),
             _ => {}
         }
     }
@@ -178,6 +180,10 @@ impl Store {
                 self.upsert_token_rules(name, decode::request_authentication(name, bytes)?);
             }
             HTTP_ROUTE_TYPE => self.upsert_route(name, decode::http_route(name, bytes)?),
+            WAYPOINT_POLICIES_TYPE => {
+                let (destination, names) = decode::waypoint_policies(name, bytes)?;
+                self.upsert_fronted(destination, names);
+            }
             // The client hands over only what it subscribed to.
             _ => {}
         }

@@ -8,10 +8,12 @@ mod addresses;
 mod app_protocol;
 mod authorization;
 mod entries;
+mod fronted;
 mod pods;
 mod policies;
 mod services;
 mod slices;
+mod waypoint_pods;
 mod waypoints;
 
 #[cfg(test)]
@@ -27,7 +29,7 @@ use self::policies::Policies;
 use self::services::ServiceTable;
 use self::slices::Memberships;
 use self::waypoints::Waypoints;
-use super::config::ControlConfig;
+use super::config::{ControlConfig, WaypointPods};
 use super::desired::DesiredState;
 use super::view::{ClusterView, NamespaceView};
 use crate::kube::{Catalog, Labels, MeshSettings, Problem};
@@ -46,6 +48,9 @@ pub struct IndexSettings {
     pub mesh: MeshSettings,
     /// Node of the pods that name none.
     pub default_node: Arc<str>,
+    /// Name of the controller that serves the Gateways, beside the one of Istio's waypoints.
+    pub gateway_controller: Arc<str>,
+    pub waypoint_pods: WaypointPods,
 }
 
 /// Builds desired states; keeps only the assigned addresses in between.
@@ -84,6 +89,8 @@ impl Indexer {
                 cluster_id: config.cluster_id.clone(),
                 mesh: config.mesh.clone(),
                 default_node: config.default_node.clone(),
+                gateway_controller: config.gateway_class.controller.clone(),
+                waypoint_pods: config.waypoints,
             },
             addresses: Addresses::new(config),
         }
@@ -92,6 +99,8 @@ impl Indexer {
     /// The desired state of a catalog. `generation` numbers the view.
     pub fn build(&mut self, catalog: &Catalog, generation: u64) -> Indexed {
         let mut problems = Vec::new();
+        let completed = waypoint_pods::complete(catalog, &self.settings);
+        let catalog = &*completed;
         let assigned = self.addresses.assign(catalog, &mut problems);
         let waypoints = Waypoints::new(catalog, &self.settings);
         let services = ServiceTable::new(catalog, &self.settings, &waypoints, &mut problems);
@@ -120,6 +129,7 @@ impl Indexer {
         context.policies.publish(&mut desired, &mut problems);
         policies::publish_tokens(&context, &mut desired, &mut problems);
         policies::publish_routes(&context, &mut desired, &mut problems);
+        fronted::publish(&context, &mut desired, &mut problems);
         view.nodes = nodes(&context, &view);
         Indexed { desired, view, problems }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use model::Identity;
 
 use super::addresses::object_problem;
-use super::{Context, DATAPLANE_MODE, REDIRECTION, wire_trust_domain};
+use super::{Context, DATAPLANE_MODE, REDIRECTION, waypoint_pods, wire_trust_domain};
 use crate::control::desired::{DesiredState, ip_bytes};
 use crate::control::view::{ClusterView, PodView};
 use crate::kube::cluster::{Pod, PodPhase};
@@ -76,6 +76,7 @@ fn pod_view(context: &Context<'_>, pod: &Pod, identity: Identity) -> PodView {
         containers: pod.containers.clone(),
         labels: meta.labels.clone(),
         annotations: meta.annotations.clone(),
+        waypoint: waypoint_pods::gateway_of(context.catalog, context.settings, meta),
         source: meta.source.clone(),
     }
 }

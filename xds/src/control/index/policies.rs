@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::authorization::{authorization, wire_scope};
 use super::{Context, IndexSettings};
 use crate::control::desired::DesiredState;
+use crate::decode::route_name;
 use crate::kube::convert::request_authentication::MeshTokens;
 use crate::kube::convert::{self, Carrier, MeshPolicy, ServiceRef, Subject};
 use crate::kube::{Catalog, Labels, Problem, Severity};
@@ -18,7 +19,7 @@ use crate::proto::l7;
 pub(super) struct Policies<'a> {
     catalog: &'a Catalog,
     settings: &'a IndexSettings,
-    converted: Vec<MeshPolicy>,
+    pub(super) converted: Vec<MeshPolicy>,
 }
 
 impl<'a> Policies<'a> {
@@ -87,14 +88,7 @@ pub(super) fn publish_routes(context: &Context<'_>, desired: &mut DesiredState, 
         if context.services.has_waypoint(&route.parent.to_string()) {
             continue;
         }
-        let name = format!(
-            "{}/{}/{}/{}/{}",
-            route.namespace,
-            route.name,
-            route.parent.namespace,
-            route.parent.hostname,
-            route.parent_port.unwrap_or_default()
-        );
+        let name = route_name(route);
         match serde_json::to_vec(route) {
             Ok(ir) => desired.insert_http_route(&name, &l7::HttpRoute { ir: ir.into() }),
             Err(error) => problems.push(problem(Severity::Error, format!("route {name}: {error}"))),
@@ -103,7 +97,7 @@ pub(super) fn publish_routes(context: &Context<'_>, desired: &mut DesiredState, 
 }
 
 /// A finding that belongs to no line.
-fn problem(severity: Severity, message: String) -> Problem {
+pub(super) fn problem(severity: Severity, message: String) -> Problem {
     Problem {
         file: Arc::default(),
         line: 0,

@@ -2,6 +2,9 @@
 //!
 //! Any Gateway with an address can be one. Label `istio.io/use-waypoint` of the object wins over that of its namespace;
 //! `none` opts out; a name that leads nowhere does not fall back to the namespace.
+//!
+//! The class of a Gateway decides whether routes reach it: those of a class that another controller serves are that
+//! controller's own.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,10 +20,13 @@ const USE_WAYPOINT: &str = "istio.io/use-waypoint";
 const USE_WAYPOINT_NAMESPACE: &str = "istio.io/use-waypoint-namespace";
 const WAYPOINT_FOR: &str = "istio.io/waypoint-for";
 const INBOUND_BINDING: &str = "ambient.istio.io/waypoint-inbound-binding";
-const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
-const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
+pub(super) const GATEWAY_NAME: &str = "gateway.networking.k8s.io/gateway-name";
+pub(super) const GATEWAY_MANAGED: &str = "gateway.istio.io/managed";
 /// Services that a controller made for these are waypoints or gateways themselves.
 const MANAGED_EXEMPT: [&str; 2] = ["istio.io-mesh-controller", "istio.io-eastwest-controller"];
+/// Class and controller of Istio's own waypoints; neither can be configured.
+const WAYPOINT_CLASS: &str = "istio-waypoint";
+const WAYPOINT_CONTROLLER: &str = "istio.io/mesh-controller";
 const HBONE_PORT: u16 = 15008;
 
 /// What traffic is addressed to: a service, or a workload by its own address.
@@ -37,6 +43,8 @@ pub(super) struct Waypoints<'a> {
 }
 
 struct Waypoint<'a> {
+    name: ObjectName,
+    class: &'a str,
     address: workload::GatewayAddress,
     services: bool,
     workloads: bool,
@@ -58,10 +66,29 @@ impl<'a> Waypoints<'a> {
 
     /// The waypoint of a Service or ServiceEntry.
     pub(super) fn of_service(&self, meta: &Meta) -> Option<workload::GatewayAddress> {
+        self.before_service(meta).map(|waypoint| waypoint.address.clone())
+    }
+
+    /// The name and class of the Gateway that is the waypoint of a Service or ServiceEntry.
+    pub(super) fn gateway_of_service(&self, meta: &Meta) -> Option<(&ObjectName, &'a str)> {
+        self.before_service(meta).map(|waypoint| (&waypoint.name, waypoint.class))
+    }
+
+    fn before_service(&self, meta: &Meta) -> Option<&Waypoint<'a>> {
         if meta.label(GATEWAY_MANAGED).is_some_and(|managed| MANAGED_EXEMPT.contains(&managed)) {
             return None;
         }
         self.resolve(meta, Traffic::Service)
+    }
+
+    /// Names and classes of the Gateways that can be waypoints.
+    pub(super) fn gateways(&self) -> impl Iterator<Item = (&ObjectName, &'a str)> {
+        self.by_name.values().map(|waypoint| (&waypoint.name, waypoint.class))
+    }
+
+    /// The Gateway whose instance a pod is.
+    pub(super) fn gateway_of_pod(&self, meta: &Meta) -> Option<&ObjectName> {
+        self.instance_of(meta).map(|waypoint| &waypoint.name)
     }
 
     /// The waypoint of a pod or WorkloadEntry. A waypoint's own pods have none: traffic would turn in circles.
@@ -69,7 +96,7 @@ impl<'a> Waypoints<'a> {
         if self.instance_of(meta).is_some() {
             return None;
         }
-        self.resolve(meta, Traffic::Workload)
+        self.resolve(meta, Traffic::Workload).map(|waypoint| waypoint.address.clone())
     }
 
     /// How a waypoint's own pods want to receive what the tunnel carried.
@@ -82,7 +109,7 @@ impl<'a> Waypoints<'a> {
         self.by_name.get(&ObjectName::new(meta.namespace.clone(), gateway))
     }
 
-    fn resolve(&self, meta: &Meta, traffic: Traffic) -> Option<workload::GatewayAddress> {
+    fn resolve(&self, meta: &Meta, traffic: Traffic) -> Option<&Waypoint<'a>> {
         let namespace_labels = self
             .catalog
             .namespaces
@@ -110,7 +137,7 @@ impl<'a> Waypoints<'a> {
                 }
                 AllowedNamespaces::Same | AllowedNamespaces::None => false,
             };
-        (takes && allowed).then(|| waypoint.address.clone())
+        (takes && allowed).then_some(waypoint)
     }
 }
 
@@ -133,12 +160,26 @@ fn waypoint<'a>(catalog: &Catalog, settings: &IndexSettings, gateway: &'a Gatewa
         .iter()
         .find(|listener| listener.port == HBONE_PORT && &*listener.protocol == "HBONE");
     Some(Waypoint {
+        name: gateway.meta.object_name(),
+        class: &gateway.class,
         address,
         services: matches!(traffic, "service" | "all"),
         workloads: matches!(traffic, "workload" | "all"),
         allowed: listener.map_or(SAME, |listener| &listener.allowed),
         application_tunnel: binding.and_then(application_tunnel),
     })
+}
+
+/// Whether the Gateways of a class are served by us: it is Istio's own, or its object names a controller that we are.
+pub(super) fn is_our_class(catalog: &Catalog, settings: &IndexSettings, class: &str) -> bool {
+    let object = catalog.gateway_classes.get(&ObjectName::new("", class));
+    match object {
+        Some(object) => {
+            let controller = &*object.controller_name;
+            controller == WAYPOINT_CONTROLLER || controller == &*settings.gateway_controller
+        }
+        None => class == WAYPOINT_CLASS,
+    }
 }
 
 /// The address that a controller assigned, else the one asked for, else the Service of the Gateway's name: without
