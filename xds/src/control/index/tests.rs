@@ -3,10 +3,10 @@
 use prost::Message;
 
 use super::*;
-use crate::control::desired::ResourceKind;
+use crate::control::desired::{ResourceKind, View};
 use crate::kube::load_documents;
-use crate::proto::security;
 use crate::proto::workload::{Address, Workload, address};
+use crate::proto::{l7, security};
 
 const NAMESPACES: &str = "
 {apiVersion: v1, kind: Namespace, metadata: {name: in, labels: {istio.io/dataplane-mode: ambient}}}
@@ -188,4 +188,151 @@ fn second_object_of_a_host_is_ignored_and_reported() {
     assert!(indexed.problems[0].object.ends_with("out/bb"), "{:?}", indexed.problems);
     let ignored = workload(&indexed, "Kubernetes/networking.istio.io/ServiceEntry/out/bb/172.16.0.2");
     assert!(ignored.services.is_empty());
+}
+
+/// `ns` uses its waypoint for services and, by the label of the Gateway, for workloads.
+const BEHIND: &str = "
+{apiVersion: v1, kind: Namespace, metadata: {name: ns, labels: {istio.io/use-waypoint: waypoint}}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: ns, labels: {istio.io/waypoint-for: all}}
+spec: {gatewayClassName: CLASS, listeners: [{name: mesh, port: 15008, protocol: HBONE}]}
+---
+{apiVersion: v1, kind: Service, metadata: {name: web, namespace: ns},
+ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}}
+---
+{apiVersion: v1, kind: Service, metadata: {name: bare, namespace: ns, labels: {istio.io/use-waypoint: none}},
+ spec: {selector: {app: web}, ports: [{name: http, port: 80}]}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: web, namespace: ns}
+spec:
+  parentRefs: [{group: '', kind: Service, name: web}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: of-service, namespace: ns}
+spec:
+  targetRefs: [{group: '', kind: Service, name: web}]
+  rules: [{to: [{operation: {paths: ['/v1/{*}/items']}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: of-gateway, namespace: ns}
+spec:
+  action: DENY
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
+  rules: [{from: [{source: {namespaces: [evil]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: of-class, namespace: istio-system}
+spec:
+  action: DENY
+  targetRefs: [{group: gateway.networking.k8s.io, kind: GatewayClass, name: istio-waypoint}]
+  rules: [{from: [{source: {namespaces: [worse]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: of-others, namespace: ns}
+spec:
+  targetRefs: [{group: '', kind: Service, name: bare}]
+  rules: [{}]
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: ns}
+spec:
+  targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
+  jwtRules: [{issuer: me, jwks: '{\"keys\":[]}'}]
+---
+";
+
+fn behind(class: &str, more: &str) -> Indexed {
+    let config =
+        ControlConfig { waypoints: WaypointPods::Made, ..ControlConfig::new("unused", "unused", "node1") };
+    let yaml = BEHIND.replace("CLASS", class) + &pod("ns", "web", "labels: {app: web}", "") + more;
+    Indexer::new(&config).build(&catalog(&yaml), 1)
+}
+
+/// What the waypoint's pod holds of a type.
+fn held(indexed: &Indexed, node: &str, kind: ResourceKind) -> Vec<String> {
+    let view = View::of_waypoint(&indexed.desired, node, "ns/waypoint");
+    view.resources(kind).keys().map(ToString::to_string).collect()
+}
+
+fn enforced(indexed: &Indexed, destination: &str) -> Vec<String> {
+    let view = View::of_waypoint(&indexed.desired, "node1", "ns/waypoint");
+    let body = &view.resources(ResourceKind::WaypointPolicies)[destination].body;
+    l7::WaypointPolicies::decode(&**body).unwrap().names
+}
+
+#[test]
+fn a_waypoint_holds_what_it_stands_before_and_what_targets_that() {
+    let indexed = behind("istio-waypoint", "");
+    let [web, bare] = ["web", "bare"].map(|name| format!("ns/{name}.ns.svc.cluster.local"));
+    assert_eq!(held(&indexed, "node1", ResourceKind::WaypointPolicies), ["/", &*web]);
+    let of_all = ["istio-system/of-class", "ns/of-gateway", "ns/request_authentication/tokens"];
+    assert_eq!(enforced(&indexed, "/"), of_all);
+    let of_web =
+        ["istio-system/of-class", "ns/of-gateway", "ns/of-service", "ns/request_authentication/tokens"];
+    assert_eq!(enforced(&indexed, &web), of_web);
+    assert_eq!(
+        held(&indexed, "node1", ResourceKind::AuthorizationPolicy),
+        ["istio-system/of-class", "ns/of-gateway", "ns/of-service"]
+    );
+    assert_eq!(
+        held(&indexed, "node1", ResourceKind::RequestAuthentication),
+        ["ns/request_authentication/tokens"]
+    );
+    assert_eq!(held(&indexed, "node1", ResourceKind::HttpRoute), ["ns/web/ns/web.ns.svc.cluster.local/0"]);
+    assert!(held(&indexed, "node1", ResourceKind::Authorization).is_empty());
+    // Another node's proxy may not claim it, and addresses are everybody's.
+    assert!(held(&indexed, "node2", ResourceKind::WaypointPolicies).is_empty());
+    assert!(held(&indexed, "node2", ResourceKind::Address).contains(&bare));
+    assert!(names(&indexed, ResourceKind::HttpRoute).is_empty(), "no route for node proxies");
+    // What is behind it enforces none of that itself, but what targets the service that opted out.
+    let web = workload(&indexed, "Kubernetes//Pod/ns/web");
+    assert_eq!(web.authorization_policies, ["ns/of-others"]);
+    assert!(web.waypoint.is_some());
+}
+
+#[test]
+fn a_gateway_without_pods_gets_one_that_is_no_destination_of_its_own() {
+    let indexed = behind("istio-waypoint", "");
+    let name = crate::kube::ObjectName::new("ns", "waypoint");
+    let view = &indexed.view.pods[&name];
+    assert_eq!((view.waypoint.as_ref(), view.enrolled), (Some(&name), false));
+    assert_eq!(view.identity.uri(), "spiffe://cluster.local/ns/ns/sa/waypoint");
+    let made = workload(&indexed, "Kubernetes//Pod/ns/waypoint");
+    assert_eq!(made.waypoint, None);
+    assert!(made.services.contains_key("ns/waypoint.ns.svc.cluster.local"));
+    // One that is written stays as it is.
+    let written = pod("ns", "own", "labels: {gateway.networking.k8s.io/gateway-name: waypoint}", "");
+    let indexed = behind("istio-waypoint", &written);
+    assert!(!indexed.view.pods.contains_key(&name));
+}
+
+#[test]
+fn routes_reach_waypoints_of_a_controller_of_ours_only() {
+    let class = |controller: &str| {
+        format!(
+            "{{apiVersion: gateway.networking.k8s.io/v1, kind: GatewayClass, metadata: {{name: c}}, \
+             spec: {{controllerName: {controller}}}}}\n---\n"
+        )
+    };
+    let service = "{apiVersion: v1, kind: Service, metadata: {name: waypoint, namespace: ns}, \
+                   spec: {ports: [{port: 15008}]}}\n---\n";
+    let own = pod("ns", "waypoint", "labels: {gateway.networking.k8s.io/gateway-name: waypoint}", "");
+    for (controller, routes) in
+        [("istio.io/mesh-controller", 1), ("istio.io/gateway-controller", 1), ("example.com/other", 0)]
+    {
+        let indexed = behind("c", &(class(controller) + service + &own));
+        assert_eq!(held(&indexed, "node1", ResourceKind::HttpRoute).len(), routes, "{controller}");
+        // Policies do not depend on it.
+        assert!(enforced(&indexed, "ns/web.ns.svc.cluster.local").contains(&"ns/of-service".to_owned()));
+    }
 }
