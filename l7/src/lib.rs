@@ -7,6 +7,7 @@
 )]
 
 pub mod authz;
+pub mod check;
 pub mod filter;
 pub mod http1;
 pub mod ir;

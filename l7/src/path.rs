@@ -14,7 +14,7 @@
 use std::borrow::Cow;
 
 /// How far paths are normalised (`meshConfig.pathNormalization`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Normalization {
     /// The path as sent.
     None,

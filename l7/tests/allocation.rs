@@ -11,7 +11,8 @@ use std::sync::Arc;
 use l7::authz::{ConnectionVerdict, Denial, PolicySet, Verdict};
 use l7::ir::{
     Action, Attribute, AuthorizationPolicy, Backend, BackendTarget, Clause, Condition, ConnectionAttributes,
-    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, Rule, Test, ValueMatch, ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, Match, PathMatch, RequestHead, RouteOrder, Rule, Test,
+    ValueMatch, ValueTest,
 };
 use l7::path::{Normalization, normalize};
 use l7::router::{RouteMatch, Router, Taken};
@@ -47,7 +48,7 @@ fn allocations(work: impl FnOnce()) -> usize {
 }
 
 fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRoute> {
-    let matches = vec![HttpMatch { path, method: None, headers, query: vec![] }];
+    let matches = vec![HttpMatch { path, headers, ..HttpMatch::default() }];
     let service = model::NamespacedHostname::new("app", "echo.app.svc.cluster.local");
     let target = BackendTarget::Service { service, port: 80 };
     let backends =
@@ -59,6 +60,7 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
         parent: model::NamespacedHostname::new("app", "echo.app.svc.cluster.local"),
         parent_port: None,
         consumer_namespace: None,
+        order: RouteOrder::Ranked,
         created: 0,
         hostnames: vec!["*.example".into()],
         rules: vec![HttpRule { matches, backends, ..HttpRule::default() }],
@@ -78,6 +80,7 @@ fn policy(number: usize, action: Action, conditions: Vec<(Attribute, Test)>) -> 
         action,
         dry_run: false,
         rules: vec![Rule { clauses: conditions.into_iter().map(clause).collect() }],
+        authorizer: None,
         source: None,
     })
 }

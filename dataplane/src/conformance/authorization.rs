@@ -106,18 +106,7 @@ struct Connection {
     destination_port: u16,
 }
 
-#[derive(Debug, serde::Deserialize)]
-pub(super) struct CustomFile {
-    cases: Vec<CustomCase>,
-}
-
-#[derive(Debug, serde::Deserialize)]
-struct CustomCase {
-    id: String,
-}
-
 const NO_GRPC: &str = "gRPC: a denial is answered in HTTP form";
-const NO_CUSTOM: &str = "action CUSTOM: there is no external authorizer";
 
 /// When the cases take place, in seconds since the epoch: tokens without times are valid then, those of the year 2100 are
 /// not yet.
@@ -293,12 +282,6 @@ fn judge_connection(set: &PolicySet, case: &ConnectionCase) -> Outcome {
     let allowed = set.evaluate(&connection, None).is_allowed();
     let got = if allowed { "allow" } else { "deny" };
     Outcome::Compared { got: got.to_owned(), want: case.expect.result.clone() }
-}
-
-pub(super) fn skip_custom(file: &CustomFile, sink: &mut dyn FnMut(&str, Outcome)) {
-    for case in &file.cases {
-        sink(&case.id, Outcome::Skipped(NO_CUSTOM.to_owned()));
-    }
 }
 
 /// The identity of a principal, which is written without its scheme.

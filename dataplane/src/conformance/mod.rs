@@ -6,6 +6,7 @@
 
 mod attachment;
 mod authorization;
+mod custom;
 mod effect;
 mod framing;
 mod objects;
@@ -99,7 +100,7 @@ fn run_file(path: &Path, report: &mut Report) -> Result<(), ConformanceError> {
     match document.get("kind").and_then(Value::as_str) {
         Some("authz-cases") => authorization::run_requests(&typed(path, document)?, &mut sink),
         Some("authz-l4-cases") => authorization::run_connections(&typed(path, document)?, &mut sink),
-        Some("authz-custom") => authorization::skip_custom(&typed(path, document)?, &mut sink),
+        Some("authz-custom") => custom::run(&typed(path, document)?, &mut sink),
         Some("authz-validation") => validation::run(&typed(path, document)?, &mut sink),
         Some("authz-attachment") => attachment::run(&typed(path, document)?, &mut sink),
         Some("http1-framing-cases") => framing::run(&typed(path, document)?, &mut sink),

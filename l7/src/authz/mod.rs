@@ -2,13 +2,14 @@
 //!
 //! [`PolicySet::compile`] turns the policies that govern a workload into indexed tables; evaluation then borrows
 //! everything, allocates nothing, and costs what the matching policies cost, not what all of them do. Order, as
-//! Istio defines it: a matching enforced DENY denies; without an enforced ALLOW policy everything else passes; a
+//! Istio defines it: the authorizers of matching CUSTOM policies are asked ([`PolicySet::asks`]); a matching enforced DENY denies; without an enforced ALLOW policy everything else passes; a
 //! matching ALLOW allows; the rest is denied. AUDIT and dry-run policies never change the verdict.
 //!
 //! Invariants: the rule reported is the first in the order given; when [`PolicySet::evaluate_connection`] allows or
 //! denies, so does [`PolicySet::evaluate`] for every request that could follow on the connection; a set made by
 //! [`PolicySet::deny_all`] never allows.
 
+mod custom;
 mod index;
 #[cfg(test)]
 mod naive;
@@ -22,10 +23,12 @@ use std::sync::Arc;
 
 use crate::ir;
 use crate::jwt::Authenticator;
+use custom::Custom;
 use index::RuleTable;
 use rule::Truth;
 use subject::{Request, Subject};
 
+pub use custom::Ask;
 pub use rule::CompileError;
 
 /// How a denied request is answered over HTTP; the words are Istio's, which scripts look for.
@@ -39,6 +42,7 @@ pub struct PolicySet {
     enforced: Layer,
     dry_run: Layer,
     audit: RuleTable,
+    custom: Custom,
     /// Set when the set must deny whatever its policies say.
     closed: Option<Arc<str>>,
     needs_request: bool,
@@ -64,7 +68,7 @@ pub enum ConnectionVerdict<'a> {
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Denial<'a> {
-    /// This DENY rule holds.
+    /// This DENY rule holds, or this CUSTOM rule and its authorizer has not approved the request.
     Matched(MatchedRule<'a>),
     /// ALLOW policies govern the workload and none of their rules holds.
     NoAllowMatched,
@@ -121,9 +125,10 @@ impl PolicySet {
         };
         let (enforced, dry_run) = (layer(false)?, layer(true)?);
         let audit = with(&|policy| policy.action == ir::Action::Audit)?;
-        let needs_request = policies.iter().any(|policy| has_l7_condition(policy));
+        let custom = Custom::compile(&policies)?;
+        let needs_request = !custom.is_empty() || policies.iter().any(|policy| has_l7_condition(policy));
         let tokens = Authenticator::default();
-        Ok(Self { enforced, dry_run, audit, closed: None, needs_request, policies, tokens })
+        Ok(Self { enforced, dry_run, audit, custom, closed: None, needs_request, policies, tokens })
     }
 
     /// A set without policies: everything is allowed.
@@ -133,6 +138,7 @@ impl PolicySet {
             enforced: Layer { is_empty: true, ..Layer::default() },
             dry_run: Layer { is_empty: true, ..Layer::default() },
             audit: RuleTable::default(),
+            custom: Custom::default(),
             closed: None,
             needs_request: false,
             tokens: Authenticator::default(),
@@ -167,16 +173,50 @@ impl PolicySet {
         &self.policies
     }
 
-    /// Decides. Without a request the traffic is not HTTP: what only requests have is absent.
+    /// Who is to be asked about a request before anything else is decided, in this order; each must allow it. Empty for a
+    /// set that denies everything.
+    pub fn asks(
+        &self,
+        connection: &ir::ConnectionAttributes<'_>,
+        request: &ir::RequestHead<'_>,
+    ) -> impl Iterator<Item = Ask<'_>> {
+        let subject = Subject::new(connection, Some(request));
+        let found = self
+            .custom
+            .asks(&subject)
+            .filter_map(move |(authorizer, rule)| Some(Ask { authorizer, rule: self.matched(Some(rule))? }));
+        // Collected, for the subject lives no longer than this call; one entry is the usual case.
+        found.collect::<smallvec::SmallVec<[Ask<'_>; 1]>>().into_iter()
+    }
+
+    /// Decides where nobody has been asked: what a CUSTOM policy takes is denied. Without a request the traffic is not
+    /// HTTP: what only requests have is absent.
     pub fn evaluate(
         &self,
         connection: &ir::ConnectionAttributes<'_>,
         request: Option<&ir::RequestHead<'_>>,
     ) -> Verdict<'_> {
+        self.evaluate_asked(connection, request, &[])
+    }
+
+    /// Decides where these authorizers have approved the request.
+    pub fn evaluate_asked(
+        &self,
+        connection: &ir::ConnectionAttributes<'_>,
+        request: Option<&ir::RequestHead<'_>>,
+        approved_by: &[Arc<ir::Authorizer>],
+    ) -> Verdict<'_> {
         if let Some(reason) = &self.closed {
             return Verdict::Deny(Denial::Closed(reason));
         }
-        self.decide(&self.enforced, &Subject::new(connection, request))
+        let subject = Subject::new(connection, request);
+        let has_approved =
+            |authorizer: Option<&Arc<ir::Authorizer>>| authorizer.is_some_and(|it| approved_by.contains(it));
+        let mut open = self.custom.asks(&subject).filter(|(authorizer, _)| !has_approved(*authorizer));
+        if let Some(rule) = open.find_map(|(_, rule)| self.matched(Some(rule))) {
+            return Verdict::Deny(Denial::Matched(rule));
+        }
+        self.decide(&self.enforced, &subject)
     }
 
     /// Decides as far as the connection alone allows, for when HTTP requests are expected on it. Only what is
@@ -185,6 +225,9 @@ impl PolicySet {
         match self.decide_connection(connection) {
             // A token that is not valid is refused, whoever may connect.
             ConnectionVerdict::Allow(_) if !self.tokens.is_empty() => ConnectionVerdict::NeedsRequest,
+            ConnectionVerdict::Allow(_) if self.custom.may_hold(connection) => {
+                ConnectionVerdict::NeedsRequest
+            }
             verdict => verdict,
         }
     }

@@ -31,6 +31,10 @@ fn naive(
             },
         )
     };
+    // Nobody has been asked; a trial asks nobody.
+    if let Some(rule) = first(Action::Custom).filter(|_| !dry_run) {
+        return (false, Some(rule));
+    }
     if let Some(rule) = first(Action::Deny) {
         return (false, Some(rule));
     }
@@ -234,7 +238,7 @@ fn check(
     assert_eq!(plain(set.evaluate(connection, head)), outcome, "{policies:#?} {connection:?} {head:?}");
     let shadow = policies
         .iter()
-        .any(|p| p.dry_run && p.action != Action::Audit)
+        .any(|p| p.dry_run && matches!(p.action, Action::Allow | Action::Deny))
         .then(|| naive(policies, connection, head, true));
     assert_eq!(set.shadow(connection, head).map(plain), shadow);
     let audited = policies.iter().filter(|p| p.action == Action::Audit);

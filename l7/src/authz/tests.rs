@@ -1,12 +1,13 @@
 //! Properties of the engine that a reader should find stated; the whole of it is compared with its twin in
 //! [`super::naive`].
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use super::*;
 use crate::ir::{
-    Action, Attribute, AuthorizationPolicy, Clause, Condition, ConnectionAttributes, Header, Match,
-    RequestHead, Rule, Test,
+    Action, Attribute, AuthorizationPolicy, Authorizer, CheckProtocol, Clause, Condition,
+    ConnectionAttributes, Header, HttpCheck, Match, RequestHead, Rule, Test,
 };
 
 fn rule(attribute: Attribute, test: Test) -> Rule {
@@ -22,6 +23,7 @@ fn policy(name: &str, action: Action, rules: Vec<Rule>) -> Arc<AuthorizationPoli
         action,
         dry_run: false,
         rules,
+        authorizer: None,
         source: None,
     })
 }
@@ -137,4 +139,77 @@ fn tokens_make_every_request_be_read_before_a_connection_is_allowed() {
     let connection = connection(None);
     assert_eq!(set.evaluate_connection(&connection), ConnectionVerdict::NeedsRequest);
     assert!(set.evaluate(&connection, None).is_allowed());
+}
+
+// === CUSTOM ===
+
+fn authorizer(name: &str) -> Arc<Authorizer> {
+    Arc::new(Authorizer {
+        name: name.into(),
+        service: model::NamespacedHostname::new("ns", name),
+        port: 80,
+        timeout_ms: NonZeroU32::MIN,
+        fail_open: false,
+        status_on_error: 403,
+        body: None,
+        protocol: CheckProtocol::Http(HttpCheck::default()),
+    })
+}
+
+fn custom(name: &str, path: &str, authorizer: Option<Arc<Authorizer>>) -> Arc<AuthorizationPolicy> {
+    let rules = vec![rule(Attribute::RequestPath, Test::Exact(path.into()))];
+    let plain = policy(name, Action::Custom, rules);
+    Arc::new(AuthorizationPolicy { authorizer, ..(*plain).clone() })
+}
+
+#[test]
+fn each_authorizer_is_asked_once_and_only_about_what_its_rules_take() {
+    let (one, other) = (authorizer("one"), authorizer("other"));
+    let set = PolicySet::compile([
+        custom("a", "/a", Some(one.clone())),
+        custom("b", "/b", Some(other.clone())),
+        custom("c", "/a", Some(one.clone())),
+        custom("d", "/b", None),
+        policy("deny", Action::Deny, vec![rule(Attribute::RequestMethod, Test::Exact("POST".into()))]),
+    ])
+    .unwrap();
+    let asked = |path: &str| {
+        let (connection, request) = (connection(None), head(path, &[]));
+        let asks = set.asks(&connection, &request);
+        let shown: Vec<_> = asks
+            .map(|ask| (ask.authorizer.map(|it| it.name.to_string()), ask.rule.policy.name.to_string()))
+            .collect();
+        shown
+    };
+    assert_eq!(asked("/a"), [(Some("one".to_owned()), "a".to_owned())]);
+    assert_eq!(asked("/b"), [(Some("other".to_owned()), "b".to_owned()), (None, "d".to_owned())]);
+    assert!(asked("/c").is_empty());
+    assert!(set.needs_request());
+    assert_eq!(set.evaluate_connection(&connection(None)), ConnectionVerdict::NeedsRequest);
+    let connection = connection(None);
+    let judged = |path, approved: &[Arc<Authorizer>]| {
+        set.evaluate_asked(&connection, Some(&head(path, &[])), approved).is_allowed()
+    };
+    assert!(!judged("/a", &[]), "nobody has been asked");
+    assert!(judged("/a", std::slice::from_ref(&one)), "the rest allows it");
+    assert!(!judged("/b", &[one, other]), "nobody can be asked");
+    assert!(judged("/c", &[]));
+}
+
+#[test]
+fn traffic_that_nobody_can_be_asked_about_is_denied() {
+    let everything = Arc::new(AuthorizationPolicy {
+        authorizer: Some(authorizer("one")),
+        rules: vec![rule(Attribute::DestinationPort, Test::Port(80))],
+        ..(*policy("all", Action::Custom, vec![])).clone()
+    });
+    let set = PolicySet::compile([everything.clone()]).unwrap();
+    assert!(matches!(set.evaluate(&connection(None), None), Verdict::Deny(Denial::Matched(_))));
+    assert_eq!(set.evaluate_connection(&connection(None)), ConnectionVerdict::NeedsRequest);
+    let other_port = ConnectionAttributes { destination_port: 81, ..connection(None) };
+    assert!(set.evaluate(&other_port, None).is_allowed());
+    assert_eq!(set.evaluate_connection(&other_port), ConnectionVerdict::Allow(None));
+    let trial = Arc::new(AuthorizationPolicy { dry_run: true, ..(*everything).clone() });
+    let set = PolicySet::compile([trial]).unwrap();
+    assert!(set.evaluate(&connection(None), None).is_allowed(), "a trial is never asked");
 }

@@ -131,7 +131,7 @@ pub fn header_value(name: &Arc<str>, value: &str) -> Result<(), FilterFault> {
 /// Checks what is to stand in for a path or a prefix of one.
 pub fn replacement(rewrite: &PathRewrite) -> Result<(), FilterFault> {
     let (path, may_be_empty) = match rewrite {
-        PathRewrite::Full(path) => (path, false),
+        PathRewrite::Full(path) | PathRewrite::TextPrefix(path) => (path, false),
         PathRewrite::Prefix(path) => (path, true),
     };
     let is_good = (path.is_empty() && may_be_empty)
@@ -158,8 +158,12 @@ fn is_normal(path: &str) -> bool {
 }
 
 fn path_rewrite(rewrite: &PathRewrite, rule: &HttpRule) -> Result<(), FilterFault> {
-    let is_prefix = |path: &PathMatch| matches!(path, PathMatch::Prefix(_));
-    if matches!(rewrite, PathRewrite::Prefix(_)) && !rule.matches.iter().all(|entry| is_prefix(&entry.path)) {
+    let fits = |path: &PathMatch| match rewrite {
+        PathRewrite::Full(_) => true,
+        PathRewrite::Prefix(_) => matches!(path, PathMatch::Prefix(_)),
+        PathRewrite::TextPrefix(_) => matches!(path, PathMatch::Prefix(_) | PathMatch::TextPrefix(_)),
+    };
+    if !rule.matches.iter().all(|entry| fits(&entry.path)) {
         return Err(FilterFault::NoPrefix);
     }
     replacement(rewrite)

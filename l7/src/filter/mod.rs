@@ -58,7 +58,9 @@ impl Chain {
     }
 
     fn note_prefix(&mut self, matched: Option<&HttpMatch>) {
-        if let Some(HttpMatch { path: PathMatch::Prefix(prefix), .. }) = matched {
+        if let Some(HttpMatch { path: PathMatch::Prefix(prefix) | PathMatch::TextPrefix(prefix), .. }) =
+            matched
+        {
             self.prefix = Some(Arc::clone(prefix));
         }
     }

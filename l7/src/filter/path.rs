@@ -13,6 +13,11 @@ pub(super) fn rewritten<'a>(rewrite: &'a PathRewrite, prefix: Option<&str>, path
             // Not found by a prefix, which `check` rules out: nothing to replace.
             None => Cow::Borrowed(path),
         },
+        PathRewrite::TextPrefix(replacement) => match prefix.and_then(|prefix| path.strip_prefix(prefix)) {
+            Some(rest) if rest.starts_with('/') => join(replacement, rest),
+            Some(rest) => Cow::Owned([replacement, rest].concat()),
+            None => Cow::Borrowed(path),
+        },
     }
 }
 
@@ -77,6 +82,21 @@ mod tests {
             let rewrite = PathRewrite::Prefix(replacement.into());
             let got = rewritten(&rewrite, Some(prefix), path);
             assert_eq!(got, expected, "{path} with {prefix} replaced by {replacement:?}");
+        }
+    }
+
+    #[test]
+    fn letters_are_replaced_where_elements_do_not_matter() {
+        for (path, prefix, replacement, expected) in [
+            ("/v10/x", "/v1", "/w", "/w0/x"),
+            ("/api/x", "/api", "/", "/x"),
+            ("/api/x", "/api/", "/", "/x"),
+            ("/api/x", "/api/", "/v", "/vx"),
+            ("/api", "/api", "/v", "/v"),
+            ("/other", "/api", "/v", "/other"),
+        ] {
+            let rewrite = PathRewrite::TextPrefix(replacement.into());
+            assert_eq!(rewritten(&rewrite, Some(prefix), path), expected, "{path} {prefix} {replacement}");
         }
     }
 

@@ -8,7 +8,8 @@ use crate::http1::{
     write_rewritten_request, write_rewritten_response,
 };
 use crate::ir::{
-    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, Scheme,
+    BackendTarget, HeaderEdits, HeaderValue, HttpRoute, HttpRule, PathRewrite, RequestHead, RouteOrder,
+    Scheme,
 };
 use crate::router::{RouteMatch, Router, Taken};
 
@@ -53,7 +54,7 @@ fn backend(filters: Option<Arc<Filters>>) -> Backend {
 }
 
 fn rule(path: PathMatch, filters: Option<Arc<Filters>>, backends: Vec<Backend>) -> HttpRule {
-    let matches = vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }];
+    let matches = vec![HttpMatch { path, ..HttpMatch::default() }];
     HttpRule { matches, filters, backends, ..HttpRule::default() }
 }
 
@@ -65,6 +66,7 @@ fn router(rule: HttpRule) -> Result<Router, crate::router::RouteError> {
         parent: model::NamespacedHostname::new("n", "s"),
         parent_port: None,
         consumer_namespace: None,
+        order: RouteOrder::Ranked,
         created: 0,
         hostnames: vec![],
         rules: vec![rule],

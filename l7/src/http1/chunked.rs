@@ -175,7 +175,7 @@ fn hex(byte: u8) -> Result<u64, Http1Error> {
 }
 
 /// `tchar` of RFC 9110 section 5.6.2.
-pub(crate) fn is_token(byte: u8) -> bool {
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

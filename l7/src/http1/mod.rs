@@ -17,7 +17,7 @@ mod head;
 
 pub(crate) use authority::is_authority;
 pub use body::{Body, BodyFraming, Piece};
-pub(crate) use chunked::is_token;
+pub use chunked::is_token;
 pub use error::Http1Error;
 pub use forward::{
     Rewritten, end_to_end, local_reply, local_reply_with, redirect_reply, write_request, write_response,

@@ -63,6 +63,8 @@ pub enum PathRewrite {
     /// In place of the prefix that matched; only for rules whose matches all are prefixes. Empty or starts with a
     /// slash.
     Prefix(Arc<str>),
+    /// In place of the letters that matched; only for rules whose matches all are prefixes of either kind.
+    TextPrefix(Arc<str>),
 }
 
 /// What is `None` stays as it is in the request.

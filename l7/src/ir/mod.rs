@@ -3,6 +3,7 @@
 //! Plain data, no lookups: [`crate::router`] and [`crate::authz`] compile it into tables. A front end that
 //! meets something it cannot express here must refuse the object; it may never leave a condition out.
 
+mod authorizer;
 mod backend_tls;
 mod filter;
 mod head;
@@ -10,7 +11,9 @@ mod policy;
 mod resilience;
 mod route;
 mod token;
+mod traffic;
 
+pub use authorizer::{Authorizer, CheckBody, CheckProtocol, HttpCheck, NameTest};
 pub use backend_tls::{BackendTls, CertificateName, Trust};
 pub use filter::{
     Cors, Filters, HeaderEdits, HeaderValue, Mirror, OriginMatch, PathRewrite, Redirect, Scheme, UrlAction,
@@ -23,7 +26,11 @@ pub use resilience::{
     SessionPersistence,
 };
 pub use route::{
-    Backend, BackendTarget, HttpMatch, HttpRoute, HttpRule, PathMatch, RouteKind, Timeouts, ValueMatch,
-    ValueTest,
+    Backend, BackendTarget, DirectResponse, HttpMatch, HttpRoute, HttpRule, PathMatch, RouteKind, RouteOrder,
+    SourceMatch, Timeouts, ValueMatch, ValueTest,
 };
 pub use token::{RequestAuthentication, TokenRule};
+pub use traffic::{
+    Balancing, ConnectionLimits, HashOn, HashPolicy, HashTable, Labels, OutlierDetection, PortSettings,
+    Subset, TrafficPolicy, TrafficSettings,
+};

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use model::SourceRef;
 
+use super::Authorizer;
+
 /// One authorization policy: L4 only (istiod's `Authorization`) or with L7 conditions (AuthorizationPolicy).
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct AuthorizationPolicy {
@@ -15,6 +17,9 @@ pub struct AuthorizationPolicy {
     pub dry_run: bool,
     /// ORed; no rules: the policy never matches (so that an ALLOW without rules denies all).
     pub rules: Vec<Rule>,
+    /// Who is asked about requests that a CUSTOM policy takes; `None` denies them, for its provider is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorizer: Option<Arc<Authorizer>>,
     pub source: Option<SourceRef>,
 }
 
@@ -24,6 +29,8 @@ pub enum Action {
     Deny,
     /// Only recorded.
     Audit,
+    /// Somebody else decides first.
+    Custom,
 }
 
 /// A rule holds if all its clauses hold; without clauses it always holds.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use model::{NamespacedHostname, SourceRef};
 
-use super::{BackendTls, Fault, Filters, Retry, RetryBudget, SessionPersistence};
+use super::{BackendTls, Fault, Filters, Labels, Retry, RetryBudget, SessionPersistence};
 
-/// One HTTPRoute or GRPCRoute, seen from one parent Service (a route with several parents yields several).
+/// One HTTPRoute, GRPCRoute or VirtualService, seen from one parent Service (a route with several parents yields
+/// several).
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct HttpRoute {
     #[serde(default, skip_serializing_if = "RouteKind::is_http")]
@@ -22,6 +23,8 @@ pub struct HttpRoute {
     /// Set when the route lives in another namespace than its parent: it then governs only clients of this
     /// namespace (a consumer route).
     pub consumer_namespace: Option<Arc<str>>,
+    #[serde(default, skip_serializing_if = "RouteOrder::is_ranked")]
+    pub order: RouteOrder,
     /// Seconds since the epoch; older routes win ties. 0 where unknown.
     pub created: u64,
     pub hostnames: Vec<Arc<str>>,
@@ -45,6 +48,22 @@ impl RouteKind {
     }
 }
 
+/// Which of several matches that hold counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub enum RouteOrder {
+    /// The most specific one (Gateway API).
+    #[default]
+    Ranked,
+    /// The first one as written (VirtualService). Looked at before all routes of the other kind.
+    Listed,
+}
+
+impl RouteOrder {
+    pub fn is_ranked(&self) -> bool {
+        *self == Self::Ranked
+    }
+}
+
 #[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpRule {
@@ -64,6 +83,17 @@ pub struct HttpRule {
     /// Made on purpose, to see what clients do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Arc<Fault>>,
+    /// Answers in the place of a backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub direct: Option<Arc<DirectResponse>>,
+}
+
+/// An answer that is written in the route (`HTTPDirectResponse`).
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DirectResponse {
+    pub status: u16,
+    pub body: Arc<str>,
 }
 
 /// How long a request may take, in milliseconds; `None` for as long as it likes.
@@ -102,12 +132,26 @@ fn duration(milliseconds: NonZeroU32) -> Duration {
 }
 
 /// All conditions must hold.
-#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, serde::Serialize, serde::Deserialize)]
 pub struct HttpMatch {
     pub path: PathMatch,
     pub method: Option<Arc<str>>,
     pub headers: Vec<ValueMatch>,
     pub query: Vec<ValueMatch>,
+    /// None of these may hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub without_headers: Vec<ValueMatch>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<SourceMatch>,
+}
+
+/// Whose requests a match takes.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SourceMatch {
+    pub namespace: Option<Arc<str>>,
+    /// All of them the client must have.
+    pub labels: Labels,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -115,13 +159,22 @@ pub enum PathMatch {
     Exact(Arc<str>),
     /// Compares path elements: `/v1` takes `/v1` and `/v1/x`, not `/v10`.
     Prefix(Arc<str>),
+    /// Compares letters: `/v1` takes `/v10`, too.
+    TextPrefix(Arc<str>),
     /// Anchored at both ends.
     Regex(Arc<str>),
     /// Two elements, the second of which is this: a gRPC method of whatever service.
     GrpcMethod(Arc<str>),
 }
 
-/// A condition on a header or a query parameter. Header names are lower case.
+impl Default for PathMatch {
+    fn default() -> Self {
+        Self::Prefix(Arc::from("/"))
+    }
+}
+
+/// A condition on a header or a query parameter. Header names are lower case; `:authority`, `:method` and `:scheme` are
+/// what HTTP/2 calls so.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct ValueMatch {
     pub name: Arc<str>,
@@ -131,6 +184,10 @@ pub struct ValueMatch {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum ValueTest {
     Exact(Arc<str>),
+    Prefix(Arc<str>),
+    Suffix(Arc<str>),
+    /// Any value.
+    Present,
     /// Anchored at both ends.
     Regex(Arc<str>),
 }

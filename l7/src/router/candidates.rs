@@ -5,9 +5,8 @@ use std::collections::HashMap;
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
-use super::MatchId;
 use super::condition::{Conditions, with_header};
-use crate::ir::RequestHead;
+use super::{Asked, MatchId};
 
 /// From this many matches on, the header that most of them name is looked up instead of compared.
 const INDEXED_FROM: usize = 8;
@@ -52,19 +51,19 @@ impl Candidates {
     }
 
     /// The first match that holds.
-    pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<MatchId> {
+    pub(super) fn find(&self, asked: &Asked<'_>) -> Option<MatchId> {
         let Some(index) = &self.index else {
-            return self.list.iter().find(|candidate| candidate.holds(head)).map(Candidate::id);
+            return self.list.iter().find(|candidate| candidate.holds(asked)).map(Candidate::id);
         };
-        let named: &[u32] = with_header(head, &index.name, |value| {
+        let named: &[u32] = with_header(asked.head, &index.name, |value| {
             value.and_then(|value| index.by_value.get(value)).map_or(&[][..], Vec::as_slice)
         });
-        let at = merged(named, &index.others).find(|at| self.holds(*at, head))?;
+        let at = merged(named, &index.others).find(|at| self.holds(*at, asked))?;
         self.list.get(at as usize).map(Candidate::id)
     }
 
-    fn holds(&self, at: u32, head: &RequestHead<'_>) -> bool {
-        self.list.get(at as usize).is_some_and(|candidate| candidate.holds(head))
+    fn holds(&self, at: u32, asked: &Asked<'_>) -> bool {
+        self.list.get(at as usize).is_some_and(|candidate| candidate.holds(asked))
     }
 }
 
@@ -94,8 +93,8 @@ impl Candidate {
         (rank, self.id)
     }
 
-    pub(super) fn holds(&self, head: &RequestHead<'_>) -> bool {
-        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(head))
+    pub(super) fn holds(&self, asked: &Asked<'_>) -> bool {
+        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(asked))
     }
 
     fn exact_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {

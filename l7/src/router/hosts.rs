@@ -7,8 +7,8 @@ use arrayvec::ArrayVec;
 use foldhash::fast::RandomState;
 
 use super::table::PathTable;
-use super::{MatchId, RouteFault};
-use crate::ir::{HttpMatch, RequestHead};
+use super::{Asked, MatchId, RouteFault};
+use crate::ir::{HttpMatch, RouteOrder};
 
 /// Longest host that named routes can take (RFC 1035 section 2.3.4).
 const HOST_BYTES_MAX: usize = 255;
@@ -27,11 +27,12 @@ impl Hosts {
     pub(super) fn add(
         &mut self,
         hostnames: &[Arc<str>],
+        order: RouteOrder,
         id: MatchId,
         entry: &HttpMatch,
     ) -> Result<(), RouteFault> {
         if hostnames.is_empty() {
-            return self.any.add(id, entry);
+            return self.any.add(order, id, entry);
         }
         for hostname in hostnames {
             let hostname = hostname.to_ascii_lowercase();
@@ -40,7 +41,7 @@ impl Hosts {
                 Some(suffix) => self.wildcards.entry(suffix.as_bytes().into()).or_default(),
                 None => self.exact.entry(hostname.into_bytes().into()).or_default(),
             };
-            table.add(id, entry)?;
+            table.add(order, id, entry)?;
         }
         Ok(())
     }
@@ -52,22 +53,22 @@ impl Hosts {
         self.wildcards.values_mut().for_each(PathTable::sort);
     }
 
-    pub(super) fn find(&self, head: &RequestHead<'_>) -> Option<MatchId> {
+    pub(super) fn find(&self, asked: &Asked<'_>) -> Option<MatchId> {
         if self.exact.is_empty() && self.wildcards.is_empty() {
-            return self.any.find(head);
+            return self.any.find(asked);
         }
-        self.find_named(head).or_else(|| self.any.find(head))
+        self.find_named(asked).or_else(|| self.any.find(asked))
     }
 
-    fn find_named(&self, head: &RequestHead<'_>) -> Option<MatchId> {
-        let host = host_of(head.authority)?;
-        if let Some(id) = self.exact.get(host.as_slice()).and_then(|table| table.find(head)) {
+    fn find_named(&self, asked: &Asked<'_>) -> Option<MatchId> {
+        let host = host_of(asked.head.authority)?;
+        if let Some(id) = self.exact.get(host.as_slice()).and_then(|table| table.find(asked)) {
             return Some(id);
         }
         // From the first dot on, the suffixes get shorter; a star stands for one label at least.
         memchr::memchr_iter(b'.', &host).filter(|dot| *dot > 0).find_map(|dot| {
             let suffix = host.get(dot..)?;
-            self.wildcards.get(suffix).and_then(|table| table.find(head))
+            self.wildcards.get(suffix).and_then(|table| table.find(asked))
         })
     }
 }

@@ -5,7 +5,8 @@
 //! longest prefix; then a method, more headers, more query parameters; then the older route, the first by
 //! `namespace/name`, the first rule, the first match. Where the API leaves the rank of regular expressions open, ours
 //! stand between exact paths and prefixes, the longer expression first: below the prefixes a catch-all of `/` would
-//! hide every one of them.
+//! hide every one of them. Of routes whose order is that of a list ([`RouteOrder::Listed`]) the first match that holds
+//! counts, and comes before all ranked ones of its host.
 //!
 //! To a GRPCRoute, service and method are an exact path, a service alone is a prefix, and a method alone ranks below
 //! every service (GRPCRouteRule: the service with the most characters, then the method).
@@ -29,7 +30,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::filter::{self, FilterFault};
-use crate::ir::{HttpMatch, HttpRoute, HttpRule, RequestHead, RouteKind};
+#[cfg(doc)]
+use crate::ir::RouteOrder;
+use crate::ir::{HttpMatch, HttpRoute, HttpRule, Labels, RequestHead, RouteKind};
 use hosts::Hosts;
 
 pub use backend::{Picked, Taken, pick_backend};
@@ -46,6 +49,21 @@ pub struct Router {
     rules: Box<[HttpRule]>,
     /// The first that takes a request decides; none is empty.
     tiers: Box<[Hosts]>,
+}
+
+/// Who sends a request, for matches that look at it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sender<'a> {
+    pub namespace: &'a str,
+    /// `None` where they are not known: then no match that asks for one holds.
+    pub labels: Option<&'a Labels>,
+}
+
+/// A request with its sender.
+#[derive(Debug, Clone, Copy)]
+struct Asked<'a> {
+    head: &'a RequestHead<'a>,
+    sender: Sender<'a>,
 }
 
 /// Where a request goes.
@@ -145,7 +163,7 @@ impl Router {
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
                     let id = MatchId { route: route_at, rule: rule_at, entry: entry_at, slot };
-                    tier.add(&route.hostnames, id, entry).map_err(refused)?;
+                    tier.add(&route.hostnames, route.order, id, entry).map_err(refused)?;
                 }
             }
         }
@@ -164,9 +182,15 @@ impl Router {
         &self.routes
     }
 
-    /// Finds the rule of the highest rank that takes the request.
+    /// Finds the rule of the highest rank that takes the request, whoever sends it.
     pub fn route(&self, head: &RequestHead<'_>) -> RouteMatch<'_> {
-        let found = self.tiers.iter().find_map(|tier| tier.find(head));
+        self.route_from(head, Sender::default())
+    }
+
+    /// The same for a sender that is known.
+    pub fn route_from(&self, head: &RequestHead<'_>, sender: Sender<'_>) -> RouteMatch<'_> {
+        let asked = Asked { head, sender };
+        let found = self.tiers.iter().find_map(|tier| tier.find(&asked));
         found.and_then(|id| self.resolve(id)).map_or(RouteMatch::NotFound, RouteMatch::Matched)
     }
 

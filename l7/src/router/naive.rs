@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use super::*;
 use crate::ir::{
-    Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, RouteKind, ValueMatch, ValueTest,
+    Header, HttpMatch, HttpRoute, HttpRule, PathMatch, RequestHead, RouteKind, RouteOrder, ValueMatch,
+    ValueTest,
 };
 use crate::random::Random;
 
@@ -27,6 +28,7 @@ fn path_holds(path: &PathMatch, sent: &str) -> bool {
             let own = own.strip_suffix('/').unwrap_or(own);
             sent == own || sent.starts_with(&format!("{own}/"))
         }
+        PathMatch::TextPrefix(own) => sent.starts_with(&**own),
         PathMatch::Regex(own) => regex(own, sent),
         PathMatch::GrpcMethod(own) => {
             matches!(sent.split('/').collect::<Vec<_>>()[..], ["", service, method] if !service.is_empty() && *method == **own)
@@ -37,6 +39,9 @@ fn path_holds(path: &PathMatch, sent: &str) -> bool {
 fn value_holds(test: &ValueTest, value: &str) -> bool {
     match test {
         ValueTest::Exact(own) => **own == *value,
+        ValueTest::Prefix(own) => value.starts_with(&**own),
+        ValueTest::Suffix(own) => value.ends_with(&**own),
+        ValueTest::Present => true,
         ValueTest::Regex(own) => regex(own, value),
     }
 }
@@ -76,6 +81,10 @@ fn match_holds(entry: &HttpMatch, head: &RequestHead<'_>) -> bool {
         && unique(&entry.query)
             .iter()
             .all(|own| parameter(&own.name).is_some_and(|value| value_holds(&own.value, &value)))
+        && !entry
+            .without_headers
+            .iter()
+            .any(|own| header(&own.name).is_some_and(|value| value_holds(&own.value, &value)))
 }
 
 /// Class (smaller ranks higher) and length of the hostname that takes the request.
@@ -107,7 +116,7 @@ fn naive(routes: &[Arc<HttpRoute>], head: &RequestHead<'_>) -> Option<(String, u
                 }
                 let path = match &entry.path {
                     PathMatch::Exact(_) => (0, Reverse(0)),
-                    PathMatch::Regex(own) => (1, Reverse(own.len())),
+                    PathMatch::Regex(own) | PathMatch::TextPrefix(own) => (1, Reverse(own.len())),
                     PathMatch::Prefix(own) if &**own != "/" => {
                         (2, Reverse(own.strip_suffix('/').unwrap_or(own).len()))
                     }
@@ -116,9 +125,10 @@ fn naive(routes: &[Arc<HttpRoute>], head: &RequestHead<'_>) -> Option<(String, u
                 };
                 let name = format!("{}/{}", route.namespace, route.name);
                 let counts = (Reverse(unique(&entry.headers).len()), Reverse(unique(&entry.query).len()));
+                let is_ranked = route.order.is_ranked();
                 let rank = (
-                    ((route.consumer_namespace.is_none(), route.kind.is_http()), host, path),
-                    (entry.method.is_none(), counts),
+                    ((route.consumer_namespace.is_none(), route.kind.is_http()), host, is_ranked),
+                    is_ranked.then_some((path, entry.method.is_none(), counts)),
                     (route.created, name.clone(), rule_index, match_index),
                 );
                 found.push((rank, (name, rule_index, match_index)));
@@ -151,9 +161,12 @@ impl Dice<'_> {
 const PATHS: &[&str] = &["/", "/a", "/a/", "/a/b", "/ab", "/b", "/bb", "/a/b/c", "//", "/a//b"];
 
 fn value(dice: &mut Dice<'_>) -> ValueMatch {
-    let value = match dice.roll(3) {
+    let value = match dice.roll(6) {
         0 => ValueTest::Regex("[ab]".into()),
         1 => ValueTest::Exact("a".into()),
+        2 => ValueTest::Prefix("a".into()),
+        3 => ValueTest::Suffix("b".into()),
+        4 => ValueTest::Present,
         _ => ValueTest::Exact("a,b".into()),
     };
     ValueMatch { name: dice.pick(&["x", "y"]).into(), value }
@@ -161,15 +174,23 @@ fn value(dice: &mut Dice<'_>) -> ValueMatch {
 
 /// With one path for all matches, lists of them get long enough to be indexed.
 fn entry(dice: &mut Dice<'_>, one_path: bool) -> HttpMatch {
-    let path = match dice.roll(6) {
+    let path = match dice.roll(7) {
         _ if one_path => PathMatch::Prefix("/".into()),
         0 | 1 => PathMatch::Prefix(dice.pick(PATHS).into()),
         2 | 3 => PathMatch::Exact(dice.pick(PATHS).into()),
         4 => PathMatch::GrpcMethod(dice.pick(&["b", "c"]).into()),
+        5 => PathMatch::TextPrefix(dice.pick(PATHS).into()),
         _ => PathMatch::Regex(dice.pick(&[".*", "/a/.+", "/b|/bb"]).into()),
     };
     let method = (dice.roll(3) == 1).then(|| "POST".into());
-    HttpMatch { path, method, headers: dice.list(2, value), query: dice.list(1, value) }
+    HttpMatch {
+        path,
+        method,
+        headers: dice.list(2, value),
+        query: dice.list(1, value),
+        without_headers: dice.list(1, value),
+        source: None,
+    }
 }
 
 fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
@@ -182,6 +203,7 @@ fn route(dice: &mut Dice<'_>, name: usize) -> Arc<HttpRoute> {
         parent: model::NamespacedHostname::new("n", "s"),
         parent_port: None,
         consumer_namespace: (dice.roll(4) == 1).then(|| "n-a".into()),
+        order: [RouteOrder::Ranked, RouteOrder::Listed][dice.roll(2)],
         created: dice.roll(2) as u64,
         hostnames: dice.list(2, |dice| dice.pick(HOSTS).into()),
         rules: dice.list(3, |dice| HttpRule {
@@ -255,7 +277,7 @@ fn compare(config: &mut Dice<'_>, traffic: &mut Dice<'_>, requests: usize) -> us
 fn ten_thousand_routes_find_their_own() {
     let routes = (0..10_000).map(|number| {
         let path = PathMatch::Prefix(format!("/service-{number}/v1").into());
-        let matches = vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }];
+        let matches = vec![HttpMatch { path, ..HttpMatch::default() }];
         Arc::new(HttpRoute {
             kind: RouteKind::Http,
             namespace: "n".into(),
@@ -263,6 +285,7 @@ fn ten_thousand_routes_find_their_own() {
             parent: model::NamespacedHostname::new("n", "s"),
             parent_port: None,
             consumer_namespace: None,
+            order: RouteOrder::Ranked,
             created: 0,
             hostnames: vec![],
             rules: vec![HttpRule { matches, ..HttpRule::default() }],
@@ -295,7 +318,7 @@ fn a_bad_route_is_refused_by_name() {
     let mut own = (*route(&mut dice, 7)).clone();
     let with = |path: PathMatch| HttpRule {
         name: None,
-        matches: vec![HttpMatch { path, method: None, headers: vec![], query: vec![] }],
+        matches: vec![HttpMatch { path, ..HttpMatch::default() }],
         ..HttpRule::default()
     };
     own.rules = vec![with(PathMatch::Exact("/".into())), with(PathMatch::Regex("(".into()))];

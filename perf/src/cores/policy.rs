@@ -61,6 +61,7 @@ fn allow(index: usize) -> Arc<AuthorizationPolicy> {
                 clause(condition(Attribute::RequestPath, template)),
             ],
         }],
+        authorizer: None,
         source: None,
     })
 }

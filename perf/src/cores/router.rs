@@ -75,14 +75,14 @@ fn route(index: usize) -> Arc<HttpRoute> {
         parent: service.clone(),
         parent_port: None,
         consumer_namespace: None,
+        order: l7::ir::RouteOrder::Ranked,
         created: index as u64,
         hostnames: Vec::new(),
         rules: vec![HttpRule {
             matches: vec![HttpMatch {
                 path: PathMatch::Prefix(Arc::from(format!("/svc/{index}/api"))),
-                method: None,
                 headers: vec![header],
-                query: Vec::new(),
+                ..HttpMatch::default()
             }],
             backends: vec![Backend {
                 target: BackendTarget::Service { service, port: 80 },

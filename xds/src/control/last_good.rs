@@ -88,6 +88,7 @@ impl Losses<'_> {
             authorization_policies: AuthorizationPolicy,
             peer_authentications: PeerAuthentication,
             request_authentications: RequestAuthentication,
+            config_maps: ConfigMap,
         }
     }
 

@@ -326,7 +326,7 @@ impl Reloader {
             let mut problems = work.in_force.update(load_dir(&directory), &directory);
             let catalog = work.in_force.catalog();
             let mut indexed = work.indexer.build(catalog, generation);
-            problems.extend(check_references(catalog, &mesh));
+            problems.extend(check_references(catalog, &mesh.with(catalog)));
             problems.append(&mut indexed.problems);
             problems.sort_by(|left, right| {
                 (&left.file, left.line, left.column).cmp(&(&right.file, right.line, right.column))

@@ -30,6 +30,7 @@ pub fn authorization(name: &str, bytes: &[u8]) -> Result<Policy, DecodeError> {
             .enumerate()
             .map(|(index, it)| rule(&format!("rules[{index}]"), it))
             .collect::<Result<_, _>>()?,
+        authorizer: None,
         source: None,
     };
     checked(name, scope(message.scope)?, policy)

@@ -340,7 +340,7 @@ fn a_route_whose_filters_cannot_be_executed_is_refused() {
     let error = set("Content-Length", "1").unwrap_err();
     assert!(error.starts_with("ir.rules: ") && error.contains("Content-Length"), "{error}");
     // What another version may know and this one does not must not be left out.
-    for unknown in [r#""filters":{"mirror":{}}"#, r#""retry":{}"#, r#""timeouts":{"idle_ms":1}"#] {
+    for unknown in [r#""filters":{"mirror":{}}"#, r#""retries":{}"#, r#""timeouts":{"idle_ms":1}"#] {
         let error = decode(unknown).unwrap_err();
         assert!(error.starts_with("ir: unknown field"), "{error}");
     }

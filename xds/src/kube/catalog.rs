@@ -14,6 +14,7 @@ use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
 use super::istio::{
     AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
 };
+use super::mesh::ConfigMap;
 
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -96,10 +97,11 @@ pub enum Kind {
     AuthorizationPolicy,
     PeerAuthentication,
     RequestAuthentication,
+    ConfigMap,
 }
 
 impl Kind {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -115,6 +117,7 @@ impl Kind {
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::RequestAuthentication,
+        Self::ConfigMap,
     ];
 
     /// The name as it is written under `kind`.
@@ -135,13 +138,19 @@ impl Kind {
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 
     /// API group and the versions that are read; the group of the core kinds is empty.
     pub(super) fn api(self) -> (&'static str, &'static [&'static str]) {
         match self {
-            Self::Namespace | Self::Node | Self::Pod | Self::Service | Self::ServiceAccount => ("", &["v1"]),
+            Self::Namespace
+            | Self::Node
+            | Self::Pod
+            | Self::Service
+            | Self::ServiceAccount
+            | Self::ConfigMap => ("", &["v1"]),
             Self::EndpointSlice => ("discovery.k8s.io", &["v1", "v1beta1"]),
             Self::ServiceEntry | Self::WorkloadEntry => {
                 ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"])
@@ -192,6 +201,7 @@ pub struct Catalog {
     pub authorization_policies: Objects<AuthorizationPolicy>,
     pub peer_authentications: Objects<PeerAuthentication>,
     pub request_authentications: Objects<RequestAuthentication>,
+    pub config_maps: Objects<ConfigMap>,
 }
 
 /// What stays the same for every conversion: names that an installation chooses once.

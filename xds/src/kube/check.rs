@@ -15,7 +15,7 @@ pub const EXIT_PROBLEMS: u8 = 3;
 /// Reads a folder and looks at its references.
 pub fn check(dir: &Path, mesh: &MeshSettings) -> Vec<Problem> {
     let mut loaded = load_dir(dir);
-    loaded.problems.extend(check_references(&loaded.catalog, mesh));
+    loaded.problems.extend(check_references(&loaded.catalog, &mesh.with(&loaded.catalog)));
     // Findings of a file stay together, whatever found them.
     loaded.problems.sort_by(|left, right| {
         (&left.file, left.line, left.column).cmp(&(&right.file, right.line, right.column))

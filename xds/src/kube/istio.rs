@@ -108,6 +108,8 @@ pub struct AuthorizationPolicy {
     pub meta: Meta,
     pub target: PolicyTarget,
     pub action: PolicyAction,
+    /// Whom a CUSTOM policy asks.
+    pub provider: Option<Arc<str>>,
     /// Annotation `istio.io/dry-run`.
     pub dry_run: bool,
     pub rules: Vec<PolicyRule>,
@@ -119,6 +121,7 @@ pub enum PolicyAction {
     Allow,
     Deny,
     Audit,
+    Custom,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -151,7 +151,7 @@ mod tests {
             problems(&text).join("\n")
         };
         assert!(object("apps/v1", "Deployment").contains("a.yaml:2:7: warning: Deployment is ignored"));
-        assert!(object("v1", "ConfigMap").contains("warning"));
+        assert!(object("v1", "Secret").contains("warning"));
         assert!(object("serving.knative.dev/v1", "Service").contains("warning"));
         assert!(object("v1", "Servce").contains("a.yaml:2:7: error"));
         assert!(object("v1", "Servce").contains("did you mean Service?"));

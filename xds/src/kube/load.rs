@@ -276,6 +276,7 @@ impl Catalog {
             Object::AuthorizationPolicy(object) => put(&mut self.authorization_policies, name, object),
             Object::PeerAuthentication(object) => put(&mut self.peer_authentications, name, object),
             Object::RequestAuthentication(object) => put(&mut self.request_authentications, name, object),
+            Object::ConfigMap(object) => put(&mut self.config_maps, name, object),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod gateway;
 pub mod istio;
 mod kinds;
 pub mod load;
+pub mod mesh;
 pub mod problem;
 mod read;
 mod reader;

@@ -21,6 +21,8 @@ pub(super) struct Findings {
     pub(super) file: Arc<str>,
     /// `KIND NAMESPACE/NAME` of the object being read.
     pub(super) object: String,
+    /// Lines of the file before the text being read, where one text lies in another.
+    pub(super) lines_before: u32,
     /// Unknown fields are errors.
     pub(super) strict: bool,
     /// Errors since the object was begun.
@@ -30,7 +32,7 @@ pub(super) struct Findings {
 
 impl Findings {
     pub(super) fn new(file: Arc<str>) -> Self {
-        Self { file, object: String::new(), strict: false, errors: 0, problems: Vec::new() }
+        Self { file, object: String::new(), lines_before: 0, strict: false, errors: 0, problems: Vec::new() }
     }
 
     /// Starts the next object: what is found from now on concerns it.
@@ -38,6 +40,11 @@ impl Findings {
         self.object = object;
         self.strict = strict;
         self.errors = 0;
+    }
+
+    /// A position of the text being read as one of the file.
+    pub(super) fn shifted(&self, at: Position) -> Position {
+        Position { line: at.line.saturating_add(self.lines_before), ..at }
     }
 
     pub(super) fn add(
@@ -54,6 +61,7 @@ impl Findings {
         if self.problems.len() >= PROBLEMS_MAX {
             return;
         }
+        let at = self.shifted(at);
         self.problems.push(Problem {
             file: self.file.clone(),
             line: at.line,

@@ -9,9 +9,11 @@ use l7::ir::BackendTarget;
 
 use super::catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
 use super::convert::attachment::{in_namespace, matches_labels};
+use super::convert::authorizer::authorizer;
 use super::convert::route::{ParentError, parent_error, resolve_backend};
 use super::gateway::HttpRoute;
-use super::istio::{Attached, PeerAuthentication, PolicyTarget, TargetRef};
+use super::istio::{Attached, AuthorizationPolicy, PeerAuthentication, PolicyTarget, TargetRef};
+use super::mesh::MESH_CONFIG_MAP;
 use super::problem::{Problem, Severity};
 use super::reader::closest;
 
@@ -19,11 +21,13 @@ use super::reader::closest;
 pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> {
     let mut checker = Checker { catalog, mesh, problems: Vec::new() };
     checker.namespaces();
+    checker.mesh_config();
     for route in catalog.http_routes.values() {
         checker.route(route);
     }
     for policy in catalog.authorization_policies.values() {
         checker.attached(Kind::AuthorizationPolicy, &**policy);
+        checker.provider(policy);
     }
     for tokens in catalog.request_authentications.values() {
         checker.attached(Kind::RequestAuthentication, &**tokens);
@@ -134,6 +138,35 @@ impl Checker<'_> {
                 for (index, target) in targets.iter().enumerate() {
                     self.target(kind, policy, target, &format!("spec.targetRefs[{index}]"));
                 }
+            }
+        }
+    }
+
+    /// Whom a CUSTOM policy asks.
+    fn provider(&mut self, policy: &AuthorizationPolicy) {
+        let Some(name) = &policy.provider else { return };
+        let Err(error) = authorizer(name, self.catalog, self.mesh) else { return };
+        let message = format!("{error}, so every request that the policy takes is denied");
+        let root = &self.mesh.root_namespace;
+        let fix = format!(
+            "name a provider under extensionProviders of the mesh ConfigMap {root}/{MESH_CONFIG_MAP}"
+        );
+        let meta = &policy.meta;
+        self.warn(Kind::AuthorizationPolicy, meta, start(meta), "spec.provider.name", message, fix);
+    }
+
+    /// What MeshConfig says about the installation itself, which is not for it to say here.
+    fn mesh_config(&mut self) {
+        let Some((meta, mesh)) = self.catalog.mesh_config(self.mesh) else { return };
+        for (field, written, own) in [
+            ("trustDomain", &mesh.trust_domain, &self.mesh.trust_domain),
+            ("rootNamespace", &mesh.root_namespace, &self.mesh.root_namespace),
+        ] {
+            if written.as_ref().is_some_and(|written| written != own) {
+                let message = format!("{field} is {own:?} in this installation, whatever MeshConfig says");
+                let fix = String::from("start the control plane with the value that is meant");
+                let field = format!("data.mesh.{field}");
+                self.warn(Kind::ConfigMap, meta, start(meta), &field, message, fix);
             }
         }
     }

@@ -282,6 +282,7 @@ pub fn policy(policy: &Policy) -> Value {
             Action::Allow => "Allow",
             Action::Deny => "Deny",
             Action::Audit => "Audit",
+            Action::Custom => "Custom",
         },
     );
     object.put("rules", json!(rules));

@@ -100,6 +100,7 @@ fn policies_are_shown_as_rules_of_clauses_of_matches() {
             action: Action::Deny,
             dry_run: false,
             rules: vec![Rule { clauses: vec![clause] }],
+            authorizer: None,
             source: None,
         }),
     };

@@ -112,6 +112,7 @@ pub(crate) fn policy(name: &str, scope: PolicyScope, action: Action) -> Policy {
         action,
         dry_run: false,
         rules: vec![Rule::default()],
+        authorizer: None,
         source: None,
     };
     Policy { scope, policy: Arc::new(policy) }

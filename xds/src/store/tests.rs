@@ -350,12 +350,7 @@ fn agree(snapshot: &Snapshot, naive: &Naive) {
 /// A route `NAMESPACE/NAME` of service `app/web`.
 fn route(name: &str, port: Option<u16>, consumer: Option<&str>) -> Arc<l7::ir::HttpRoute> {
     let (namespace, name) = name.split_once('/').unwrap();
-    let everything = l7::ir::HttpMatch {
-        path: l7::ir::PathMatch::Prefix("/".into()),
-        method: None,
-        headers: vec![],
-        query: vec![],
-    };
+    let everything = l7::ir::HttpMatch::default();
     Arc::new(l7::ir::HttpRoute {
         kind: l7::ir::RouteKind::Http,
         namespace: namespace.into(),
@@ -363,6 +358,7 @@ fn route(name: &str, port: Option<u16>, consumer: Option<&str>) -> Arc<l7::ir::H
         parent: model::NamespacedHostname::new("app", "web"),
         parent_port: port,
         consumer_namespace: consumer.map(Into::into),
+        order: l7::ir::RouteOrder::Ranked,
         created: 0,
         hostnames: vec![],
         rules: vec![l7::ir::HttpRule { matches: vec![everything], ..Default::default() }],

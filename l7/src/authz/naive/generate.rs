@@ -72,7 +72,8 @@ impl<'a> Dice<'a> {
     }
 
     fn policy(&mut self) -> Arc<AuthorizationPolicy> {
-        let action = [Action::Allow, Action::Deny, Action::Audit, Action::Allow][self.roll(4)];
+        let action =
+            [Action::Allow, Action::Deny, Action::Audit, Action::Allow, Action::Custom][self.roll(5)];
         let dry_run = self.roll(6) == 1;
         let rules = self.list(3, |dice| Rule {
             clauses: dice.list(2, |dice| Clause {
@@ -85,6 +86,7 @@ impl<'a> Dice<'a> {
             action,
             dry_run,
             rules,
+            authorizer: None,
             source: None,
         })
     }

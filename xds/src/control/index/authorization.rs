@@ -16,7 +16,7 @@ pub(super) fn authorization(
     let action = match policy.action {
         Action::Allow => security::Action::Allow,
         Action::Deny => security::Action::Deny,
-        Action::Audit => return None,
+        Action::Audit | Action::Custom => return None,
     };
     Some(security::Authorization {
         name: policy.name.to_string(),
@@ -135,6 +135,7 @@ mod tests {
             action: Action::Deny,
             dry_run: true,
             rules: vec![ir::Rule { clauses: vec![ir::Clause { matches: vec![ir::Match { conditions }] }] }],
+            authorizer: None,
             source: None,
         }
     }

@@ -101,20 +101,15 @@ impl Indexer {
         let mut problems = Vec::new();
         let completed = waypoint_pods::complete(catalog, &self.settings);
         let catalog = &*completed;
+        let settings = IndexSettings { mesh: self.settings.mesh.with(catalog), ..self.settings.clone() };
+        let settings = &settings;
         let assigned = self.addresses.assign(catalog, &mut problems);
-        let waypoints = Waypoints::new(catalog, &self.settings);
-        let services = ServiceTable::new(catalog, &self.settings, &waypoints, &mut problems);
-        let policies = Policies::new(catalog, &self.settings, &mut problems);
-        let memberships = Memberships::new(catalog, &self.settings, &services);
-        let context = Context {
-            catalog,
-            settings: &self.settings,
-            assigned: &assigned,
-            waypoints,
-            services,
-            memberships,
-            policies,
-        };
+        let waypoints = Waypoints::new(catalog, settings);
+        let services = ServiceTable::new(catalog, settings, &waypoints, &mut problems);
+        let policies = Policies::new(catalog, settings, &mut problems);
+        let memberships = Memberships::new(catalog, settings, &services);
+        let context =
+            Context { catalog, settings, assigned: &assigned, waypoints, services, memberships, policies };
         let mut desired = DesiredState::default();
         let mut view = ClusterView {
             generation,

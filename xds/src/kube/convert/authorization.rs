@@ -32,7 +32,7 @@ enum Reduced {
     Dropped,
 }
 
-/// The complete policy, for a proxy that sees requests.
+/// The complete policy, for a proxy that sees requests. Whom it asks is for the caller to look up.
 pub fn convert(
     policy: &AuthorizationPolicy,
     mesh: &MeshSettings,
@@ -42,8 +42,8 @@ pub fn convert(
     Ok(converter.policy(rules.collect::<Result<_, _>>()?))
 }
 
-/// What istiod sends a proxy that sees only connections; `None` where it sends nothing: AUDIT, dry-run, and policies
-/// that target a Service or a Gateway.
+/// What istiod sends a proxy that sees only connections; `None` where it sends nothing: AUDIT, CUSTOM, dry-run, and
+/// policies that target a Service or a Gateway.
 ///
 /// Conditions on requests are left out. An ALLOW rule that held one is dropped; in a DENY rule what remains is
 /// enforced, and an entry of which nothing remains never matches. Trust domain aliases are not applied, a star in
@@ -52,7 +52,8 @@ pub fn convert_reduced(
     policy: &AuthorizationPolicy,
 ) -> Result<Option<ir::AuthorizationPolicy>, ConvertError> {
     let has_references = matches!(policy.target, PolicyTarget::References(_));
-    if policy.action == PolicyAction::Audit || policy.dry_run || has_references {
+    let is_sent = matches!(policy.action, PolicyAction::Allow | PolicyAction::Deny);
+    if !is_sent || policy.dry_run || has_references {
         return Ok(None);
     }
     let converter = Converter { policy, mesh: None };
@@ -107,7 +108,7 @@ pub fn carrier(policy: &ir::AuthorizationPolicy) -> Carrier {
         condition.any_of.iter().chain(&condition.none_of).any(|test| matches!(test, Test::Glob(_)))
     };
     let mut conditions = conditions;
-    let is_of_request = policy.action == ir::Action::Audit
+    let is_of_request = matches!(policy.action, ir::Action::Audit | ir::Action::Custom)
         || conditions.any(|condition| !is_of_connection(&condition.attribute) || has_glob(condition));
     if is_of_request { Carrier::Request } else { Carrier::Connection }
 }
@@ -128,9 +129,11 @@ impl Converter<'_> {
                 PolicyAction::Allow => ir::Action::Allow,
                 PolicyAction::Deny => ir::Action::Deny,
                 PolicyAction::Audit => ir::Action::Audit,
+                PolicyAction::Custom => ir::Action::Custom,
             },
             dry_run: self.policy.dry_run,
             rules,
+            authorizer: None,
             source: Some(meta.source.clone()),
         }
     }

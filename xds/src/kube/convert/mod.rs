@@ -6,6 +6,7 @@
 pub mod attachment;
 pub(super) mod attribute;
 pub mod authorization;
+pub mod authorizer;
 pub mod peer_authentication;
 pub mod request_authentication;
 pub mod route;
@@ -49,12 +50,17 @@ pub fn policies(catalog: &Catalog, mesh: &MeshSettings) -> (Vec<MeshPolicy>, Vec
     let mut errors = Vec::new();
     for policy in catalog.authorization_policies.values() {
         match authorization::convert(policy, mesh) {
-            Ok(converted) => policies.push(MeshPolicy {
-                key: key(&converted),
-                scope: attachment::scope(&**policy, mesh),
-                carrier: authorization::carrier(&converted),
-                policy: converted,
-            }),
+            Ok(mut converted) => {
+                let named = policy.provider.as_ref();
+                converted.authorizer =
+                    named.and_then(|name| authorizer::authorizer(name, catalog, mesh).ok());
+                policies.push(MeshPolicy {
+                    key: key(&converted),
+                    scope: attachment::scope(&**policy, mesh),
+                    carrier: authorization::carrier(&converted),
+                    policy: converted,
+                });
+            }
             Err(error) => errors.push(error),
         }
     }

@@ -26,6 +26,7 @@ pub fn static_strict(mesh: &MeshSettings) -> AuthorizationPolicy {
         action: Action::Deny,
         dry_run: false,
         rules: vec![Rule { clauses: vec![clause(vec![no_identity()])] }],
+        authorizer: None,
         source: None,
     }
 }
@@ -73,6 +74,7 @@ pub fn convert(
         action: Action::Deny,
         dry_run: false,
         rules: vec![Rule { clauses: vec![clause(vec![no_identity(), condition])] }],
+        authorizer: None,
         source: Some(policy.meta.source.clone()),
     })
 }

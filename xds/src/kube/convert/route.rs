@@ -54,6 +54,7 @@ pub fn convert(route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> Vec
                 consumer_namespace: is_consumer.then(|| route.meta.namespace.clone()),
                 parent: host,
                 parent_port: parent.port,
+                order: ir::RouteOrder::Ranked,
                 created: route.meta.created,
                 hostnames: route.hostnames.clone(),
                 rules: rules.clone(),

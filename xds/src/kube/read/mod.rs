@@ -4,12 +4,15 @@
 //! objects is checked in [`super::references`].
 
 mod cluster;
+mod duration;
 mod filter;
 mod gateway;
+mod mesh_config;
 mod names;
 mod peer_authentication;
 mod policy;
 mod policy_values;
+mod provider;
 mod registry;
 mod request_authentication;
 mod route;
@@ -28,6 +31,7 @@ use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
 use super::istio::{
     AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
 };
+use super::mesh::ConfigMap;
 use super::problem::Severity;
 use super::reader::{Fields, Findings, Item};
 use super::yaml::shortened;
@@ -50,6 +54,7 @@ pub(super) enum Object {
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
     RequestAuthentication(RequestAuthentication),
+    ConfigMap(ConfigMap),
 }
 
 /// Reads `metadata`; `None` where the object has no usable name. Begins the object in `findings`.
@@ -115,7 +120,13 @@ fn timestamp(item: &Item<'_>, findings: &mut Findings) -> u64 {
 fn is_strict(kind: Kind) -> bool {
     !matches!(
         kind,
-        Kind::Namespace | Kind::Node | Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::ServiceAccount
+        Kind::Namespace
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::ServiceAccount
+            | Kind::ConfigMap
     )
 }
 
@@ -149,6 +160,7 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
             request_authentication::request_authentication(&mut fields, meta, findings)
                 .map(Object::RequestAuthentication)
         }
+        Kind::ConfigMap => mesh_config::config_map(&mut fields, meta, findings).map(Object::ConfigMap),
     };
     fields.ignore(&["spec", "status"]);
     fields.finish(findings);

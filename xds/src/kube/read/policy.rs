@@ -19,17 +19,11 @@ use crate::kube::convert::attribute::{AttributeError, parse_key};
 
 const TARGETS_MAX: usize = 16;
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum WrittenAction {
-    Policy(PolicyAction),
-    Custom,
-}
-
-const ACTIONS: [(&str, WrittenAction); 4] = [
-    ("ALLOW", WrittenAction::Policy(PolicyAction::Allow)),
-    ("DENY", WrittenAction::Policy(PolicyAction::Deny)),
-    ("AUDIT", WrittenAction::Policy(PolicyAction::Audit)),
-    ("CUSTOM", WrittenAction::Custom),
+const ACTIONS: [(&str, PolicyAction); 4] = [
+    ("ALLOW", PolicyAction::Allow),
+    ("DENY", PolicyAction::Deny),
+    ("AUDIT", PolicyAction::Audit),
+    ("CUSTOM", PolicyAction::Custom),
 ];
 
 pub(super) fn authorization_policy(
@@ -42,34 +36,74 @@ pub(super) fn authorization_policy(
         // Kubernetes takes a policy without spec: an ALLOW without rules for its namespace, which denies all.
         let target = PolicyTarget::Namespace;
         let action = PolicyAction::Allow;
-        return Some(AuthorizationPolicy { meta, target, action, dry_run, rules: Vec::new() });
+        let (provider, rules) = (None, Vec::new());
+        return Some(AuthorizationPolicy { meta, target, action, provider, dry_run, rules });
     };
     let mut fields = spec.fields(findings)?;
     let target = target(&mut fields, findings)?;
     let action = match fields.optional("action") {
-        Some(item) => match item.one_of(findings, &ACTIONS)? {
-            WrittenAction::Policy(action) => action,
-            WrittenAction::Custom => {
-                let fix = "use ALLOW, DENY or AUDIT, or remove the policy";
-                item.error(findings, "action CUSTOM is not supported yet", fix);
-                return None;
-            }
-        },
+        Some(item) => item.one_of(findings, &ACTIONS)?,
         None => PolicyAction::Allow,
     };
-    if let Some(item) = fields.optional("provider") {
-        item.error(findings, "provider goes only with action CUSTOM", "remove provider");
-    }
+    let provider = provider(&mut fields, action, findings);
     let list = fields.optional("rules");
     let rules = list.as_ref().map_or_else(Vec::new, |list| rules(list, action, findings));
     fields.finish(findings);
     if action != PolicyAction::Allow && list.as_ref().is_none_or(|list| list.list(findings).is_empty()) {
-        let severity = if action == PolicyAction::Deny { Severity::Error } else { Severity::Warning };
+        let severity = if action == PolicyAction::Audit { Severity::Warning } else { Severity::Error };
         let field = format!("{}.rules", spec.path);
         let message = "the policy has no rules, so it never matches";
         findings.add(severity, spec.node.at, &field, message, "write rules: [{}] to match everything");
     }
-    Some(AuthorizationPolicy { meta, target, action, dry_run, rules })
+    if action == PolicyAction::Custom {
+        custom_rules(&spec, &rules, dry_run, findings);
+    }
+    Some(AuthorizationPolicy { meta, target, action, provider, dry_run, rules })
+}
+
+/// Whom a CUSTOM policy asks. What stands for a policy without it denies what it takes.
+fn provider(fields: &mut Fields<'_>, action: PolicyAction, findings: &mut Findings) -> Option<Arc<str>> {
+    if action != PolicyAction::Custom {
+        if let Some(item) = fields.optional("provider") {
+            item.error(findings, "provider goes only with action CUSTOM", "remove provider");
+        }
+        return None;
+    }
+    let item = fields.required(findings, "provider")?;
+    let mut fields = item.fields(findings)?;
+    let name = fields.required(findings, "name").and_then(|item| item.filled(findings));
+    fields.finish(findings);
+    name.map(Arc::from)
+}
+
+/// As Istio's admission: what tells who somebody is cannot decide who is asked about them.
+fn custom_rules(spec: &Item<'_>, rules: &[PolicyRule], dry_run: bool, findings: &mut Findings) {
+    const IDENTITY_KEYS: [&str; 4] =
+        ["source.principal", "source.namespace", "source.serviceAccount", "source.trustDomain"];
+    let of_source = |source: &Source| {
+        let fields = [
+            &source.principals,
+            &source.request_principals,
+            &source.namespaces,
+            &source.service_accounts,
+            &source.trust_domains,
+        ];
+        fields.into_iter().any(|values| !values.is_empty())
+    };
+    let of_when =
+        |when: &When| when.key.starts_with("request.auth.") || IDENTITY_KEYS.contains(&when.key.as_ref());
+    for (index, rule) in rules.iter().enumerate() {
+        if rule.from.iter().any(of_source) || rule.when.iter().any(of_when) {
+            let field = format!("{}.rules[{index}]", spec.path);
+            let message = "a CUSTOM rule cannot look at who the client is, or at its token";
+            let fix = "use ipBlocks, the operation and request headers, and leave the rest to the provider";
+            findings.add(Severity::Error, spec.node.at, &field, message, fix);
+        }
+    }
+    if dry_run {
+        let message = "nobody is asked for a trial: with istio.io/dry-run a CUSTOM policy has no effect";
+        spec.warning(findings, message, "remove the annotation to have the provider asked");
+    }
 }
 
 /// The spellings that Go's `strconv.ParseBool` takes for true; any other counts as false.

@@ -226,12 +226,7 @@ fn backend(
 
 /// What a rule without matches stands for.
 fn match_all() -> HttpMatch {
-    HttpMatch {
-        path: PathMatch::Prefix(Arc::from("/")),
-        method: None,
-        headers: Vec::new(),
-        query: Vec::new(),
-    }
+    HttpMatch::default()
 }
 
 fn http_match(item: &Item<'_>, findings: &mut Findings) -> Option<HttpMatch> {
@@ -244,7 +239,7 @@ fn http_match(item: &Item<'_>, findings: &mut Findings) -> Option<HttpMatch> {
     let headers = conditions(&mut fields, findings, "headers", Named::Header);
     let query = conditions(&mut fields, findings, "queryParams", Named::QueryParameter);
     fields.finish(findings);
-    Some(HttpMatch { path: path?, method, headers, query })
+    Some(HttpMatch { path: path?, method, headers, query, ..HttpMatch::default() })
 }
 
 fn method(item: &Item<'_>, findings: &mut Findings) -> Option<Arc<str>> {

@@ -3,6 +3,7 @@
 mod attachment;
 mod cases;
 mod corpus;
+mod custom;
 mod filters;
 mod fuzz;
 mod golden;

@@ -162,7 +162,7 @@ fn defaults_are_those_of_the_schema() {
         loaded.problems
     );
     let converted = routes(&loaded.catalog, &MeshSettings::default()).remove(0);
-    let all = HttpMatch { path: PathMatch::Prefix("/".into()), method: None, headers: vec![], query: vec![] };
+    let all = HttpMatch::default();
     assert_eq!(converted.rules[0].matches, std::slice::from_ref(&all));
     assert_eq!(converted.rules[0].backends[0].weight, 1);
     assert_eq!(converted.rules[1].matches[1], all);
@@ -173,6 +173,7 @@ fn defaults_are_those_of_the_schema() {
             method: Some("GET".into()),
             headers: vec![ValueMatch { name: "x-a".into(), value: ValueTest::Exact("b".into()) }],
             query: vec![ValueMatch { name: "Q".into(), value: ValueTest::Regex("1".into()) }],
+            ..HttpMatch::default()
         }
     );
     let bare = load(&format!("{SERVICES}{}", route("  parentRefs: [{group: '', kind: Service, name: web}]")));
