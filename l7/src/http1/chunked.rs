@@ -176,10 +176,41 @@ fn hex(byte: u8) -> Result<u64, Http1Error> {
 
 /// `tchar` of RFC 9110 section 5.6.2.
 pub fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    byte < 128 && TOKEN >> byte & 1 == 1
 }
+
+/// A bit for each ASCII character.
+const TOKEN: u128 = {
+    let mut bits = 0;
+    let mut byte = 0_u8;
+    while byte < 128 {
+        if byte.is_ascii_alphanumeric()
+            || matches!(
+                byte,
+                b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
+            )
+        {
+            bits |= 1_u128 << byte;
+        }
+        byte += 1;
+    }
+    bits
+};
 
 /// A byte that may stand in a field value: visible, space, tab or obs-text (RFC 9110 section 5.5).
 pub(super) fn is_field_value(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_token;
+
+    #[test]
+    fn tokens_are_those_of_the_rfc() {
+        for byte in 0..=255_u8 {
+            let named = byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(is_token(byte), named, "{byte}");
+        }
+    }
 }

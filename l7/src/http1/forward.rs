@@ -152,8 +152,8 @@ pub fn redirect_reply<'a>(
 
 /// The fields of a received head that may go to the next hop.
 pub fn end_to_end<'h, 'b>(headers: &'h [Header<'b>]) -> impl Iterator<Item = &'h Header<'b>> {
-    let goes_on =
-        |header: &&Header<'b>| !is_hop_by_hop(header.name) && !is_named_by_connection(headers, header.name);
+    let named = NamedByConnection::of(headers);
+    let goes_on = move |header: &&Header<'b>| !is_hop_by_hop(header.name) && !named.has(header.name);
     headers.iter().filter(goes_on)
 }
 
@@ -191,27 +191,41 @@ fn write_framing(out: &mut Vec<u8>, framing: BodyFraming) {
 
 /// Fields that concern one connection, or that are written anew by this module.
 fn is_hop_by_hop(name: &str) -> bool {
-    const NAMES: [&str; 10] = [
-        "connection",
-        "content-length",
-        "host",
-        "http2-settings",
-        "keep-alive",
-        "proxy-connection",
-        "te",
-        "transfer-encoding",
-        "upgrade",
-        "proxy-authenticate",
-    ];
-    NAMES.iter().any(|hop| name.eq_ignore_ascii_case(hop))
+    // Hardly any name has the length of one of these.
+    let names: &[&str] = match name.len() {
+        2 => &["te"],
+        4 => &["host"],
+        7 => &["upgrade"],
+        10 => &["connection", "keep-alive"],
+        14 => &["content-length", "http2-settings"],
+        16 => &["proxy-connection"],
+        17 => &["transfer-encoding"],
+        18 => &["proxy-authenticate"],
+        _ => return false,
+    };
+    names.iter().any(|hop| name.eq_ignore_ascii_case(hop))
 }
 
-fn is_named_by_connection(headers: &[Header<'_>], name: &str) -> bool {
-    headers
-        .iter()
-        .filter(|header| header.name.eq_ignore_ascii_case("connection"))
-        .flat_map(|header| header.value.split(|&b| b == b','))
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+/// What the Connection fields of a head name, besides themselves.
+#[derive(Clone, Copy)]
+struct NamedByConnection<'h, 'b> {
+    /// The fields from the first Connection field on; empty where there is none.
+    headers: &'h [Header<'b>],
+}
+
+impl<'h, 'b> NamedByConnection<'h, 'b> {
+    fn of(headers: &'h [Header<'b>]) -> Self {
+        let first = headers.iter().position(|header| header.name.eq_ignore_ascii_case("connection"));
+        Self { headers: first.and_then(|first| headers.get(first..)).unwrap_or_default() }
+    }
+
+    fn has(self, name: &str) -> bool {
+        self.headers
+            .iter()
+            .filter(|header| header.name.eq_ignore_ascii_case("connection"))
+            .flat_map(|header| header.value.split(|&b| b == b','))
+            .any(|option| option.trim_ascii().eq_ignore_ascii_case(name.as_bytes()))
+    }
 }
 
 /// `TE: trailers` is the only coding preference that may pass.

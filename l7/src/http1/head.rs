@@ -1,10 +1,14 @@
 //! Heads of requests and responses: found, parsed, checked, and their framing decided.
 
+use std::mem::MaybeUninit;
+
+use arrayvec::ArrayVec;
+
 use crate::ir::Header;
 
 use super::authority::is_authority;
 use super::body::BodyFraming;
-use super::chunked::{is_field_value, is_token};
+use super::chunked::is_token;
 use super::error::Http1Error;
 use super::{HEAD_BYTES_MAX, HEADERS_MAX, METHOD_BYTES_MAX, TARGET_BYTES_MAX};
 
@@ -15,11 +19,11 @@ pub enum Version {
 }
 
 /// Room for the field lines of one head, borrowed from the bytes that are parsed.
-pub type HeaderStorage<'b> = [Header<'b>; HEADERS_MAX];
+pub type HeaderStorage<'b> = ArrayVec<Header<'b>, HEADERS_MAX>;
 
 /// Storage to be passed to the parsers.
 pub fn empty_headers<'b>() -> HeaderStorage<'b> {
-    [Header { name: "", value: b"" }; HEADERS_MAX]
+    ArrayVec::new()
 }
 
 /// A request head whose framing is known and whose parts may be matched.
@@ -94,9 +98,9 @@ pub fn parse_request<'b, 'h>(
     let head = head.strip_prefix(b"\r\n").unwrap_or(head);
     check_lines(head)?;
     let (method, target, version) = request_line(head)?;
-    let mut parsed = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut request = httparse::Request::new(&mut parsed);
-    complete(request.parse(head).map_err(head_error)?)?;
+    let mut parsed = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut request = httparse::Request::new(&mut []);
+    complete(request.parse_with_uninit_headers(head, &mut parsed).map_err(head_error)?)?;
     let headers = keep_headers(request.headers, storage)?;
 
     let (target, absolute) = split_target(method, target)?;
@@ -131,9 +135,11 @@ pub fn parse_response<'b, 'h>(
     storage: &'h mut HeaderStorage<'b>,
 ) -> Result<Response<'b, 'h>, Http1Error> {
     check_lines(head)?;
-    let mut parsed = [httparse::EMPTY_HEADER; HEADERS_MAX];
-    let mut response = httparse::Response::new(&mut parsed);
-    complete(response.parse(head).map_err(head_error)?)?;
+    let mut parsed = [const { MaybeUninit::uninit() }; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut []);
+    let config = httparse::ParserConfig::default();
+    let read = config.parse_response_with_uninit_headers(&mut response, head, &mut parsed);
+    complete(read.map_err(head_error)?)?;
     let status = response.code.filter(|code| (100..=599).contains(code)).ok_or(Http1Error::Malformed)?;
     let version = version(response.version)?;
     let headers = keep_headers(response.headers, storage)?;
@@ -149,19 +155,23 @@ pub fn parse_response<'b, 'h>(
 
 /// Only CRLF ends a line, no line is folded, and no control byte stands anywhere else.
 fn check_lines(head: &[u8]) -> Result<(), Http1Error> {
-    let mut previous = 0;
-    for &byte in head {
-        match (previous, byte) {
-            (b'\r', b'\n') => {}
-            (b'\r', _) | (_, b'\n') => return Err(Http1Error::BareLineEnd),
-            (b'\n', b' ' | b'\t') => return Err(Http1Error::FoldedLine),
-            (_, b'\r') => {}
-            (_, byte) if !is_field_value(byte) => return Err(Http1Error::Malformed),
-            _ => {}
-        }
-        previous = byte;
+    // Without a way out of the loop the compiler compares many bytes at once.
+    let is_control = |byte: u8| matches!(byte, 0..=8 | 11 | 12 | 14..=31 | 127);
+    if head.iter().fold(false, |found, &byte| found | is_control(byte)) {
+        return Err(Http1Error::Malformed);
     }
-    Ok(())
+    let mut ends = 0;
+    for at in memchr::memchr_iter(b'\n', head) {
+        ends += 1;
+        if at.checked_sub(1).and_then(|before| head.get(before)) != Some(&b'\r') {
+            return Err(Http1Error::BareLineEnd);
+        }
+        if matches!(head.get(at + 1), Some(b' ' | b'\t')) {
+            return Err(Http1Error::FoldedLine);
+        }
+    }
+    // Each line feed has its own, so one more is a bare one.
+    if memchr::memchr_iter(b'\r', head).count() == ends { Ok(()) } else { Err(Http1Error::BareLineEnd) }
 }
 
 /// `method SP target SP HTTP/1.x CRLF` with single spaces. Read by hand because httparse is lenient here.
@@ -348,14 +358,16 @@ fn keep_headers<'b, 'h>(
     parsed: &[httparse::Header<'b>],
     storage: &'h mut HeaderStorage<'b>,
 ) -> Result<&'h [Header<'b>], Http1Error> {
-    for (slot, header) in storage.iter_mut().zip(parsed) {
+    storage.clear();
+    for header in parsed {
         // The parser accepts what it calls a token; hold it to the RFC's.
         if header.name.is_empty() || !header.name.bytes().all(is_token) {
             return Err(Http1Error::Malformed);
         }
-        *slot = Header { name: header.name, value: header.value.trim_ascii() };
+        let header = Header { name: header.name, value: header.value.trim_ascii() };
+        storage.try_push(header).map_err(|_| Http1Error::HeadTooLarge)?;
     }
-    storage.get(..parsed.len()).ok_or(Http1Error::HeadTooLarge)
+    Ok(storage)
 }
 
 #[cfg(test)]
