@@ -1,0 +1,100 @@
+//! Floods on the ports of a node proxy: the flooder is stopped, memory stays, and neighbours go on.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail the test
+
+mod flood_support;
+mod session_support;
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use flood_support::{Flood, Peer, anonymous_memory, block, floods};
+use session_support::{Bed, Pki, Setup, inside, ping, pods};
+
+/// What one connection may cost, and some for the process around it.
+const MEMORY_MAX: usize = 8 << 20;
+
+/// Somebody else's work, which goes on for as long as this lives.
+struct Neighbour {
+    stop: Arc<AtomicBool>,
+    waits: Arc<Mutex<Vec<Duration>>>,
+    working: std::thread::JoinHandle<()>,
+}
+
+impl Neighbour {
+    fn new(bed: &Bed, server: SocketAddr) -> Self {
+        let socket = bed.connect("other", server).unwrap();
+        socket.set_nodelay(true).unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = stop.clone();
+        let waits = Arc::<Mutex<Vec<Duration>>>::default();
+        let told = waits.clone();
+        let working = std::thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let start = Instant::now();
+                ping(&socket).unwrap();
+                told.lock().unwrap().push(start.elapsed());
+            }
+        });
+        Self { stop, waits, working }
+    }
+
+    /// How often it was answered since it was last asked, and the longest wait.
+    fn answered(&self) -> (usize, Duration) {
+        let waits = std::mem::take(&mut *self.waits.lock().unwrap());
+        (waits.len(), waits.into_iter().max().unwrap_or_default())
+    }
+
+    fn end(self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.working.join().expect("the neighbour's work goes on");
+    }
+}
+
+/// Runs all floods one after the other, each on a connection of its own.
+fn withstand(bed: &Bed, server: SocketAddr, floods: Vec<Flood>, connect: impl Fn() -> Peer) {
+    let neighbour = Neighbour::new(bed, server);
+    let (mut failures, mut total) = (Vec::new(), 0);
+    // What a connection costs at all is paid once.
+    drop(connect());
+    for flood in floods {
+        let name = flood.name;
+        let before = anonymous_memory();
+        match flood.run(connect()) {
+            Ok(peak) => {
+                let grown = peak.saturating_sub(before);
+                let (answered, longest) = neighbour.answered();
+                println!(
+                    "{name}: {} KiB; a neighbour was answered {answered} times, at the longest in {longest:?}",
+                    grown >> 10
+                );
+                total += answered;
+                if grown > MEMORY_MAX {
+                    failures.push(format!("{name}: {grown} bytes more are held"));
+                }
+            }
+            Err(complaint) => failures.push(complaint),
+        }
+    }
+    neighbour.end();
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert!(total > 20, "a neighbour was answered {total} times");
+}
+
+#[test]
+fn floods_of_a_tunnel_are_stopped() {
+    inside("floods_of_a_tunnel_are_stopped", || {
+        let bed = Bed::with(&pods(), &Setup { workers: 1, ..Setup::default() });
+        let server = bed.serve_pieces("server", 8080);
+        let head = block(&[(":method", "CONNECT"), (":authority", &server.to_string())]);
+        let listener = SocketAddr::new(bed.ip("server"), 15008);
+        withstand(&bed, server, floods(&head), || {
+            let leaf = bed.pki.leaf(&["spiffe://cluster.local/ns/app/sa/raw"], 2090);
+            let config = Pki::client(leaf, &rustls::version::TLS13);
+            Peer::tls(bed.connect("plain", listener).unwrap(), config)
+        });
+        bed.until_idle();
+    });
+}
