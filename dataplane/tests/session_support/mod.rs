@@ -39,9 +39,11 @@ use model::{Identity, Service, Workload};
 use tunnel::tls::{Credentials, CryptoPolicy};
 use xds::control::desired::ResourceKind;
 use xds::control::index::{Indexed, Indexer};
+use xds::control::last_good::InForce;
 use xds::control::{ClusterView, ControlConfig};
 use xds::decode::Address;
 use xds::delta::Sink;
+use xds::kube::{Catalog, MeshSettings, Problem};
 use xds::proto::ADDRESS_TYPE;
 use xds::publish::Publisher;
 use xds::store::Store;
@@ -171,8 +173,23 @@ impl Bed {
     fn index(&mut self, yaml: &str) {
         let loaded = xds::kube::load_documents(vec![("bed.yaml", yaml)]);
         assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
-        let Indexed { desired, view, problems } = self.indexer.build(&loaded.catalog, 1);
+        let problems = self.build(&loaded.catalog);
         assert!(problems.is_empty(), "{problems:?}");
+    }
+
+    /// As [`Bed::apply`] for what may have faults: what is in force remains so where the new is refused. The complaints.
+    pub fn apply_faulty(&mut self, yaml: &str, in_force: &mut InForce) -> Vec<String> {
+        let loaded = xds::kube::load_documents(vec![("bed.yaml", yaml)]);
+        let mut problems = in_force.update(loaded, std::path::Path::new(""));
+        problems.extend(xds::kube::check_references(in_force.catalog(), &MeshSettings::default()));
+        problems.extend(self.build(in_force.catalog()));
+        self.publish();
+        self.settle();
+        problems.iter().map(ToString::to_string).collect()
+    }
+
+    fn build(&mut self, catalog: &Catalog) -> Vec<Problem> {
+        let Indexed { desired, view, problems } = self.indexer.build(catalog, 1);
         let mut names = BTreeSet::new();
         for kind in ResourceKind::ALL {
             for (name, resource) in desired.resources(kind) {
@@ -188,6 +205,7 @@ impl Bed {
         if let Some(snapshot) = self.store.snapshot() {
             self.state.snapshot = snapshot;
         }
+        problems
     }
 
     /// Makes the network of each pod, has the node listen for those that are enrolled, and captures them.
