@@ -16,7 +16,7 @@ pub(crate) struct Certificates {
 }
 
 impl Certificates {
-    /// Makes a root and the leaves `client` and `server`.
+    /// Makes a root and the leaves `client`, `server` and `waypoint`.
     pub(crate) fn generate() -> Result<Self, Failure> {
         let directory = tempfile::tempdir()?;
         let mut root = CertificateParams::new(Vec::<String>::new())?;
@@ -25,7 +25,7 @@ impl Certificates {
         let root = CertifiedIssuer::self_signed(root, KeyPair::generate()?)?;
         let this = Self { directory };
         fs::write(this.root(), root.pem())?;
-        for name in ["client", "server"] {
+        for name in ["client", "server", "waypoint"] {
             let key = KeyPair::generate()?;
             let mut leaf = CertificateParams::new(Vec::<String>::new())?;
             leaf.distinguished_name = DistinguishedName::new();
@@ -33,7 +33,9 @@ impl Certificates {
             leaf.extended_key_usages =
                 vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
             leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-            fs::write(this.certificate(name), leaf.signed_by(&key, &root)?.pem())?;
+            let certificate = leaf.signed_by(&key, &root)?.pem();
+            fs::write(this.bundle(name), format!("{certificate}{}", key.serialize_pem()))?;
+            fs::write(this.certificate(name), certificate)?;
             fs::write(this.key(name), key.serialize_pem())?;
         }
         Ok(this)
@@ -45,6 +47,11 @@ impl Certificates {
 
     pub(crate) fn certificate(&self, name: &str) -> PathBuf {
         self.directory.path().join(format!("{name}.pem"))
+    }
+
+    /// Certificate and key in one file.
+    pub(crate) fn bundle(&self, name: &str) -> PathBuf {
+        self.directory.path().join(format!("{name}.bundle"))
     }
 
     pub(crate) fn key(&self, name: &str) -> PathBuf {

@@ -73,3 +73,27 @@ pub(crate) fn pin(core: usize) -> Result<(), Failure> {
         Err(format!("CPU {core} is not in this process's set").into())
     }
 }
+
+/// Idle connections take two descriptors in the load and two in each proxy; children inherit the limit.
+pub(crate) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    // Without the privilege the soft limit still rises to the hard one; a lack shows when connections are opened.
+    let wanted = Rlimit { current: Some(1_048_576), maximum: Some(1_048_576) };
+    if setrlimit(Resource::Nofile, wanted).is_err() {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+/// Descriptors that a child may have at most.
+pub(crate) fn descriptor_limit() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).maximum.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX)
+}
+
+/// CPU time of the calling thread.
+pub(crate) fn thread_cpu_time() -> std::time::Duration {
+    let text = fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let nanoseconds = text.split(' ').next().and_then(|text| text.parse().ok()).unwrap_or(0);
+    std::time::Duration::from_nanos(nanoseconds)
+}

@@ -4,17 +4,25 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+
+use dataplane::net::NetworkNamespace;
 
 use crate::Failure;
 use crate::machine;
 
-/// A program and its arguments.
+/// A program, its arguments, and where it runs.
 #[derive(Debug, Clone)]
 pub(crate) struct Program {
     pub(crate) path: PathBuf,
     pub(crate) arguments: Vec<OsString>,
+    /// Set beside what this process has.
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// The network that it starts out in; `None` is this thread's.
+    pub(crate) network: Option<NetworkNamespace>,
+    /// Where its output goes; `None` is this process's.
+    pub(crate) log: Option<PathBuf>,
 }
 
 impl Program {
@@ -22,7 +30,27 @@ impl Program {
         path: impl Into<PathBuf>,
         arguments: impl IntoIterator<Item = A>,
     ) -> Self {
-        Self { path: path.into(), arguments: arguments.into_iter().map(Into::into).collect() }
+        Self {
+            path: path.into(),
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            environment: Vec::new(),
+            network: None,
+            log: None,
+        }
+    }
+
+    fn spawn(&self) -> Result<Child, Failure> {
+        let mut command = Command::new(&self.path);
+        command.args(&self.arguments).envs(self.environment.iter().cloned()).stdin(Stdio::null());
+        if let Some(path) = &self.log {
+            let log = fs::File::options().append(true).create(true).open(path)?;
+            command.stdout(log.try_clone()?).stderr(log);
+        }
+        let child = match &self.network {
+            Some(network) => network.within(|| command.spawn())?,
+            None => command.spawn(),
+        };
+        child.map_err(|error| format!("cannot start {}: {error}", self.path.display()).into())
     }
 }
 
@@ -35,9 +63,7 @@ pub(crate) struct Process {
 impl Process {
     /// Starts `program` on every CPU of this process.
     pub(crate) fn start_anywhere(program: &Program) -> Result<Self, Failure> {
-        let child = Command::new(&program.path).args(&program.arguments).stdin(Stdio::null()).spawn();
-        let child = child.map_err(|error| format!("cannot start {}: {error}", program.path.display()))?;
-        Ok(Self { child })
+        Ok(Self { child: program.spawn()? })
     }
 
     /// Starts `program` on `core` and leaves the calling thread on `back_to`.
@@ -55,7 +81,7 @@ impl Process {
             if let Some(status) = self.child.try_wait()? {
                 return Err(format!("the process ended at start: {status}").into());
             }
-            if is_listening(address) {
+            if self.is_listening(address) {
                 return Ok(());
             }
             if Instant::now() > deadline {
@@ -75,14 +101,58 @@ impl Process {
         Duration::from_nanos(nanoseconds.sum())
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// How often its threads were switched away from, by their own wish or not.
+    pub(crate) fn context_switches(&self) -> u64 {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id()));
+        let counts = tasks.into_iter().flatten().flatten().map(|task| {
+            let text = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let lines = text.lines().filter(|line| line.contains("ctxt_switches:"));
+            lines.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok()).sum::<u64>()
+        });
+        counts.sum()
+    }
+
     /// Memory that belongs to this process alone, in bytes.
     pub(crate) fn private_bytes(&self) -> u64 {
+        self.memory("Private_")
+    }
+
+    /// Memory that is resident, shared or not, in bytes.
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.memory("Rss:")
+    }
+
+    /// Sum of the lines of its memory map that begin so.
+    fn memory(&self, prefix: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap_or_default();
         let kib = text
             .lines()
-            .filter(|line| line.starts_with("Private_"))
+            .filter(|line| line.starts_with(prefix))
             .filter_map(|line| line.split_whitespace().nth(1).and_then(|value| value.parse::<u64>().ok()));
         kib.sum::<u64>() * 1024
+    }
+
+    /// The exit status, if it has ended by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().ok().flatten()
+    }
+
+    /// Looks the port up in the kernel's table of its network: a probe by connecting would count as traffic.
+    fn is_listening(&self, address: SocketAddr) -> bool {
+        const LISTEN: &str = "0A";
+        let port = format!(":{:04X}", address.port());
+        ["tcp", "tcp6"].iter().any(|table| {
+            let table = fs::read_to_string(format!("/proc/{}/net/{table}", self.child.id()));
+            table.unwrap_or_default().lines().skip(1).any(|line| {
+                let mut columns = line.split_whitespace().skip(1);
+                let local = columns.next().unwrap_or_default();
+                local.ends_with(&port) && columns.nth(1) == Some(LISTEN)
+            })
+        })
     }
 }
 
@@ -92,17 +162,4 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Looks the port up in the kernel's table: a probe by connecting would count as traffic.
-fn is_listening(address: SocketAddr) -> bool {
-    const LISTEN: &str = "0A";
-    let port = format!(":{:04X}", address.port());
-    ["/proc/net/tcp", "/proc/net/tcp6"].iter().any(|table| {
-        fs::read_to_string(table).unwrap_or_default().lines().skip(1).any(|line| {
-            let mut columns = line.split_whitespace().skip(1);
-            let local = columns.next().unwrap_or_default();
-            local.ends_with(&port) && columns.nth(1) == Some(LISTEN)
-        })
-    })
 }

@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 
 use crate::Failure;
 use crate::certificates::{Certificates, identity};
-use crate::machine::{Cores, Machine, pin};
+use crate::machine::{self, Cores, Machine, pin};
 use crate::process::{Process, Program};
 use crate::runtimes::free_address;
 use crate::sockets;
@@ -121,7 +121,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let machine = Machine::read();
     println!("{machine}");
     println!("congestion control of every socket: {}; both roles on CPU {}", args.congestion, cores.measured);
-    raise_descriptor_limit();
+    machine::raise_descriptor_limit();
     pin(cores.load)?;
     let bench = Bench { args, cores, certificates: Certificates::generate()?, corelane: corelane(args)? };
     let mut rows: Vec<Row> =
@@ -185,17 +185,6 @@ fn corelane(args: &Args) -> Result<PathBuf, Failure> {
             path.display()
         )
         .into())
-    }
-}
-
-/// Idle connections take two descriptors in this process and two in each peer.
-fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    // Without the privilege the soft limit still rises to the hard one; a lack shows when connections are opened.
-    let wanted = Rlimit { current: Some(1_048_576), maximum: Some(1_048_576) };
-    if setrlimit(Resource::Nofile, wanted).is_err() {
-        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
 }
 

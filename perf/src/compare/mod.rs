@@ -1,22 +1,114 @@
-//! Corelane beside Envoy, HAProxy, nginx and plain relays: the same work through each, in interleaved rounds.
+//! Corelane beside Envoy, HAProxy, nginx and plain relays: the same HTTP load through each, in interleaved rounds.
+//!
+//! - [`http`]: load generator and backend.
+//! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
+//! - [`peers`]: the topologies and their configurations.
+//! - [`work`]: what is done with each, and what is read off.
+//! - [`result`]: the report; [`verdict`]: ratios, targets and checks from its rows; [`text`]: tables.
 
+mod agent;
+pub(crate) mod http;
+mod mesh;
+mod peers;
+mod programs;
 pub(crate) mod result;
+mod run;
+mod site;
+mod syscalls;
 mod text;
+mod verdict;
+mod work;
 
 use std::path::PathBuf;
+
+use dataplane::mesh::sandbox;
 
 use crate::Failure;
 use result::Report;
 
 #[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Everything runs in network namespaces of its own, as root or with user namespaces. The proxies share one CPU; load generator
+and backend share another. scripts/setup-peers brings Envoy, HAProxy and nginx. Exit status 1 if a check failed.")]
 pub(crate) struct Args {
-    /// Prints the tables of an earlier run's JSON file.
+    /// Run this topology only; may be given several times. `--list` names them.
+    #[arg(long = "peer", value_name = "NAME")]
+    peers: Vec<String>,
+    /// Do this work only; may be given several times. `--list` names them.
+    #[arg(long = "work", value_name = "NAME")]
+    works: Vec<String>,
+    /// Also the proxies of this file: YAML with names and command lines.
     #[arg(long, value_name = "FILE")]
-    show: PathBuf,
+    peer_file: Option<PathBuf>,
+    /// Short measurements of the main topologies, one round: shows that everything works. The default.
+    #[arg(long, conflicts_with = "full")]
+    short: bool,
+    /// Measurements whose figures are worth something, of all topologies; about an hour.
+    #[arg(long)]
+    full: bool,
+    /// Interleaved rounds [default: 1, with --full 5].
+    #[arg(long)]
+    rounds: Option<usize>,
+    /// Seconds of each measurement of requests [default: 0.3, with --full 3].
+    #[arg(long)]
+    seconds: Option<f64>,
+    /// Idle connections [default: 200, with --full 10000].
+    #[arg(long)]
+    idle: Option<usize>,
+    /// Congestion control of all sockets that set none, on loopback as in namespaces [default: the host's on loopback;
+    /// cubic in namespaces].
+    #[arg(long, value_name = "NAME")]
+    congestion: Option<String>,
+    /// Writes the report here.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The corelane binary; by default the one beside this program.
+    #[arg(long, value_name = "FILE")]
+    corelane: Option<PathBuf>,
+    /// Where envoy, haproxy and nginx are.
+    #[arg(long, value_name = "DIR", default_value = "target/peers")]
+    peers_in: PathBuf,
+    /// Keeps configurations and logs here.
+    #[arg(long, value_name = "DIR")]
+    keep: Option<PathBuf>,
+    /// Lists topologies and works, and does nothing.
+    #[arg(long)]
+    list: bool,
+    /// Prints the tables of an earlier run's JSON file, and does nothing.
+    #[arg(long, value_name = "FILE")]
+    show: Option<PathBuf>,
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
-    let report = Report::parse(&std::fs::read(&args.show)?)?;
+    if let Some(path) = &args.show {
+        let report = Report::parse(&std::fs::read(path)?)?;
+        println!("{}", text::Shown(&report));
+        return Ok(());
+    }
+    if args.list {
+        return list(args);
+    }
+    if !sandbox::is_inside() {
+        return Err(sandbox::reexecute().into());
+    }
+    let report = run::Run::prepare(args)?.carry_out()?;
     println!("{}", text::Shown(&report));
+    if let Some(path) = &args.json {
+        std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
+    }
+    match report.checks.iter().find(|check| !check.passed) {
+        Some(check) => Err(format!("a check failed: {}: {}", check.name, check.text).into()),
+        None => Ok(()),
+    }
+}
+
+fn list(args: &Args) -> Result<(), Failure> {
+    for spec in run::specs(args)? {
+        println!("{:28} {}", spec.name, spec.description);
+    }
+    println!();
+    for kind in work::ALL {
+        println!("{:28} {}", kind.name(), kind.facts(&run::scale(args)).description);
+    }
     Ok(())
 }

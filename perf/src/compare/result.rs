@@ -244,11 +244,12 @@ pub(crate) struct Check {
 }
 
 /// Names of works and figures.
-#[allow(dead_code)] // also for those who read files only
 pub(crate) mod names {
     /// Closed loops on keep-alive connections: as many requests as the proxies can take.
     pub(crate) const REQUESTS: &str = "requests";
-    /// The same through many routes and policies.
+    /// The same on fewer connections.
+    pub(crate) const REQUESTS_16: &str = "requests-16";
+    /// As [`REQUESTS`], through many routes and policies.
     pub(crate) const REQUESTS_MANY_RULES: &str = "requests-many-rules";
     /// A fixed rate; latency counts from the scheduled time.
     pub(crate) const RATE: &str = "rate";
@@ -306,7 +307,6 @@ impl Report {
 }
 
 impl Figure {
-    #[allow(dead_code)] // also for those who read files only
     pub(crate) fn new(unit: &str, better: Better, samples: Vec<Option<f64>>) -> Self {
         let present: Vec<f64> = samples.iter().copied().flatten().collect();
         Self { unit: unit.to_owned(), better, spread: Spread::of(&present), samples }

@@ -47,7 +47,7 @@ fn table_of(report: &Report, work: &Work) -> Table {
 fn targets(report: &Report) -> Table {
     let mut table = Table::new();
     table.set_header(["", "what", "ours", "against", "measured", "bar", ""]);
-    for target in &report.targets {
+    for target in report.targets.iter().filter(|target| target.verdict != Verdict::NotMeasured) {
         table.add_row([
             target.id.clone(),
             target.text.clone(),
@@ -76,6 +76,20 @@ fn summary(report: &Report, out: &mut impl Write) -> fmt::Result {
     for lost in lost {
         let (peer, ours, work) = (&lost.peer, &lost.ours, &lost.work);
         writeln!(out, "{peer} beats {ours} at {work}: {} of ours is {} of its", lost.figure, lost.value)?;
+    }
+    let unmeasured = report.targets.iter().filter(|target| target.verdict == Verdict::NotMeasured);
+    let unmeasured: Vec<_> = unmeasured
+        .map(|target| {
+            format!(
+                "{} ({} against {})",
+                target.id,
+                target.ours,
+                target.against.as_deref().unwrap_or("itself")
+            )
+        })
+        .collect();
+    if !unmeasured.is_empty() {
+        writeln!(out, "targets not measured: {}", unmeasured.join(", "))?;
     }
     for missing in &report.missing {
         writeln!(out, "not run: {}: {}", missing.topology, missing.reason)?;

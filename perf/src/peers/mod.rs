@@ -17,6 +17,8 @@ pub(crate) enum Command {
     Echo(crate::runtimes::EchoArgs),
     /// A TCP relay on one runtime.
     Relay(crate::runtimes::RelayArgs),
+    /// The HTTP backend of `perf compare`.
+    HttpBackend(crate::compare::http::backend::Args),
     /// The discovery client and workers of `perf scale`.
     ScaleNode(crate::scale::node::Args),
 }
@@ -61,6 +63,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::TokioH2Client(args) => on_tokio(tokio_h2::client(args)),
         Command::TokioH2Server(args) => on_tokio(tokio_h2::server(args)),
+        Command::HttpBackend(args) => crate::compare::http::backend::run(&args),
         Command::Echo(args) => crate::runtimes::echo(&args),
         Command::ScaleNode(args) => crate::scale::node::run(&args),
         Command::Relay(args) => crate::runtimes::relay(&args),

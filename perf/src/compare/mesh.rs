@@ -1,0 +1,384 @@
+//! A mesh for whole node proxies: the embedded control plane, a node agent for each node, one client and one server.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dataplane::capture::{self, Redirection};
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::oneshot;
+use xds::control::plane::{ControlPlane, SERVER_NAME};
+use xds::control::{ControlConfig, ListenAddress, NodeCredential};
+
+use super::agent::{Agent, Pod};
+use super::peers::Rules;
+use super::site::{BACKEND_PORT, CLIENT, SERVER, SERVICE, Site};
+use crate::Failure;
+
+/// Names of the nodes of the client and of the server.
+pub(super) const NODES: [&str; 2] = ["node-a", "node-b"];
+/// Where a node proxy finds the control plane, in its own network.
+const CONTROL: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 15012);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What governs the traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Mesh {
+    /// Bytes in tunnels; an identity may connect or not.
+    L4,
+    /// Routes at the client's node, a policy of methods and paths at the server's.
+    L7(Rules),
+    /// Routes at the client's node, and a server outside the mesh.
+    Hop(Rules),
+}
+
+/// Runs until it is dropped; then the pods are left alone again.
+#[derive(Debug)]
+pub(super) struct Running {
+    agents: Vec<Agent>,
+    environments: Vec<Vec<(String, String)>>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+    captured: Vec<dataplane::net::NetworkNamespace>,
+}
+
+impl Running {
+    /// Everything but the proxies; `folder` is for its files and must exist.
+    pub(super) fn start(site: &Site, mesh: Mesh, folder: &Path) -> Result<Self, Failure> {
+        let yaml = folder.join("mesh");
+        fs::create_dir_all(&yaml)?;
+        fs::write(yaml.join("mesh.yaml"), resources(mesh))?;
+        let (stop, stopped) = oneshot::channel();
+        let (told, started) = mpsc::channel();
+        let (yaml, state, nodes) = (yaml, folder.join("control"), site.nodes.clone());
+        let thread = std::thread::spawn(move || {
+            let ended = serve(yaml, state, &nodes, &told, stopped);
+            if let Err(error) = ended {
+                // Nobody listens any more if the start was waited for in vain.
+                let _ = told.send(Err(error.to_string()));
+            }
+        });
+        let environments = started.recv_timeout(PATIENCE)??;
+        let mut running = Self {
+            agents: Vec::new(),
+            environments,
+            stop: Some(stop),
+            thread: Some(thread),
+            captured: Vec::new(),
+        };
+        let server_is_in = !matches!(mesh, Mesh::Hop(_));
+        let pods = [("client", &site.client, true), ("server", &site.server, server_is_in)];
+        for ((name, network, is_in), node) in pods.into_iter().zip(NODES) {
+            let pod = is_in.then(|| Pod { name: name.to_owned(), network: network.clone() });
+            running.agents.push(Agent::start(&folder.join(format!("{node}.sock")), pod)?);
+            if is_in {
+                capture::enroll(network, &Redirection { ipv6: false, ..Redirection::default() })?;
+                running.captured.push(network.clone());
+            }
+        }
+        Ok(running)
+    }
+
+    /// The environment of a node's proxy, as `corelane proxy` and ztunnel read it.
+    pub(super) fn environment(&self, node: usize) -> Vec<(String, String)> {
+        let mut pairs = self.environments.get(node).cloned().unwrap_or_default();
+        if let Some(agent) = self.agents.get(node) {
+            pairs.push(("INPOD_UDS".to_owned(), agent.path().display().to_string()));
+        }
+        pairs
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        for pod in &self.captured {
+            // The namespace goes with the run at the latest.
+            let _ = capture::leave(pod);
+        }
+        if let Some(stop) = self.stop.take() {
+            // It may have ended by itself.
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+type Started = Result<Vec<Vec<(String, String)>>, String>;
+
+/// The control plane's thread.
+fn serve(
+    yaml: PathBuf,
+    state: PathBuf,
+    nodes: &[dataplane::net::NetworkNamespace],
+    told: &mpsc::Sender<Started>,
+    stopped: oneshot::Receiver<()>,
+) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut config = ControlConfig::new(yaml, &state, NODES[0]);
+        config.nodes = NODES.map(|node| NodeCredential { node: Arc::from(node), token: None }).to_vec();
+        let ListenAddress::Unix(socket) = config.listen.clone() else {
+            return Err("the control plane has no socket file".into());
+        };
+        let control = ControlPlane::start(config).await?;
+        let problems = control.problems().borrow().clone();
+        if let Some(problem) = problems.first() {
+            return Err(format!("the mesh of the comparison is wrong: {problem:?}").into());
+        }
+        let mut environments = Vec::new();
+        for (node, network) in NODES.into_iter().zip(nodes) {
+            let listener = network.within(|| std::net::TcpListener::bind(CONTROL))??;
+            listener.set_nonblocking(true)?;
+            tokio::spawn(forward(TcpListener::from_std(listener)?, socket.clone()));
+            let token = control.token_path(node).ok_or("a node has no token")?;
+            environments.push(environment(node, control.root_path(), token));
+        }
+        told.send(Ok(environments))?;
+        // An error means that the owner is gone, which is the same.
+        let _ = stopped.await;
+        control.shutdown().await;
+        Ok(())
+    })
+}
+
+/// The control plane serves a socket file; a node proxy of another make dials addresses only.
+async fn forward(listener: TcpListener, socket: PathBuf) {
+    while let Ok((mut near, _)) = listener.accept().await {
+        let socket = socket.clone();
+        tokio::spawn(async move {
+            if let Ok(mut far) = UnixStream::connect(socket).await {
+                // Either side may end it.
+                let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+            }
+        });
+    }
+}
+
+fn environment(node: &str, root: &Path, token: &Path) -> Vec<(String, String)> {
+    let address = format!("https://{CONTROL}");
+    let root = root.display().to_string();
+    let pairs = [
+        ("XDS_ADDRESS", address.clone()),
+        ("CA_ADDRESS", address),
+        ("ALT_XDS_HOSTNAME", SERVER_NAME.to_owned()),
+        ("ALT_CA_HOSTNAME", SERVER_NAME.to_owned()),
+        ("XDS_ROOT_CA", root.clone()),
+        ("CA_ROOT_CA", root),
+        ("AUTH_TOKEN", token.display().to_string()),
+        ("NODE_NAME", node.to_owned()),
+        ("POD_NAME", format!("proxy-{node}")),
+        ("POD_NAMESPACE", "istio-system".to_owned()),
+        ("IPV6_ENABLED", "false".to_owned()),
+        ("ISTIO_META_DNS_CAPTURE", "false".to_owned()),
+        // A line for each connection is what a node writes; it goes to a file.
+        ("RUST_LOG", "info".to_owned()),
+    ];
+    pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
+}
+
+// === The mesh as YAML ===
+
+fn resources(mesh: Mesh) -> String {
+    let mut yaml = String::from(
+        "apiVersion: v1\nkind: Namespace\nmetadata:\n  name: perf\n  labels:\n    istio.io/dataplane-mode: ambient\n",
+    );
+    for node in NODES {
+        document(&mut yaml, &format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n"));
+    }
+    let outside = matches!(mesh, Mesh::Hop(_));
+    document(&mut yaml, &pod("client", NODES[0], &CLIENT.to_string(), false));
+    document(&mut yaml, &pod("server", NODES[1], &SERVER.to_string(), outside));
+    let port = if mesh == Mesh::L4 {
+        "name: tcp\n    appProtocol: tcp"
+    } else {
+        "name: http\n    appProtocol: http"
+    };
+    document(
+        &mut yaml,
+        &format!(
+            "apiVersion: v1
+kind: Service
+metadata:
+  name: app
+  namespace: perf
+spec:
+  clusterIP: {}
+  selector:
+    app: server
+  ports:
+  - port: {}
+    targetPort: {BACKEND_PORT}
+    {port}
+",
+            SERVICE.ip(),
+            SERVICE.port()
+        ),
+    );
+    match mesh {
+        Mesh::L4 => document(&mut yaml, &connection_policy()),
+        Mesh::L7(rules) => {
+            routes(&mut yaml, rules);
+            policies(&mut yaml, rules);
+        }
+        Mesh::Hop(rules) => routes(&mut yaml, rules),
+    }
+    yaml
+}
+
+fn document(yaml: &mut String, text: &str) {
+    yaml.push_str("---\n");
+    yaml.push_str(text);
+}
+
+fn pod(name: &str, node: &str, ip: &str, outside: bool) -> String {
+    let mode = if outside { "\n    istio.io/dataplane-mode: none" } else { "" };
+    format!(
+        "apiVersion: v1
+kind: ServiceAccount
+metadata:
+  name: {name}
+  namespace: perf
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: {name}
+  namespace: perf
+  labels:
+    app: {name}{mode}
+spec:
+  nodeName: {node}
+  serviceAccountName: {name}
+  containers:
+  - name: main
+    image: main
+    ports:
+    - containerPort: {BACKEND_PORT}
+status:
+  podIP: {ip}
+  podIPs:
+  - ip: {ip}
+"
+    )
+}
+
+fn connection_policy() -> String {
+    "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: app
+  namespace: perf
+spec:
+  action: ALLOW
+  rules:
+  - from:
+    - source:
+        principals: [\"cluster.local/ns/perf/sa/client\"]
+"
+    .to_owned()
+}
+
+/// One route, or a thousand: an HTTPRoute holds sixteen rules at most.
+fn routes(yaml: &mut String, rules: Rules) {
+    let route = |name: &str, rules: &str| {
+        format!(
+            "apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata:
+  name: {name}
+  namespace: perf
+spec:
+  parentRefs:
+  - group: \"\"
+    kind: Service
+    name: app
+    port: {}
+  rules:
+{rules}",
+            SERVICE.port()
+        )
+    };
+    let backend = format!("    backendRefs:\n    - name: app\n      port: {}\n", SERVICE.port());
+    let path = |value: &str| {
+        format!("  - matches:\n    - path:\n        type: PathPrefix\n        value: {value}\n")
+    };
+    document(yaml, &route("version-1", &format!("{}{backend}", path("/v1"))));
+    if rules == Rules::One {
+        return;
+    }
+    let numbers: Vec<usize> = (0..1000).collect();
+    for (index, numbers) in numbers.chunks(16).enumerate() {
+        let mut text = String::new();
+        for number in numbers {
+            // Writing into a String cannot fail.
+            let _ = write!(
+                text,
+                "{}      headers:\n      - name: x-tenant\n        value: tenant-{number}\n{backend}",
+                path(&format!("/svc/{number}/api"))
+            );
+        }
+        document(yaml, &route(&format!("tenants-{index}"), &text));
+    }
+}
+
+/// One policy of methods, paths and a template; or a hundred, of which the last allows what is asked for.
+fn policies(yaml: &mut String, rules: Rules) {
+    let policy = |name: &str, paths: &str| {
+        format!(
+            "apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: {name}
+  namespace: perf
+spec:
+  selector:
+    matchLabels:
+      app: server
+  action: ALLOW
+  rules:
+  - from:
+    - source:
+        principals: [\"cluster.local/ns/perf/sa/client\"]
+    to:
+    - operation:
+        methods: [\"GET\", \"POST\"]
+        paths: [{paths}]
+"
+        )
+    };
+    match rules {
+        Rules::One => {
+            document(yaml, &policy("app", "\"/\", \"/api/*\", \"*/healthz\", \"/v1/{*}/users/{**}\""));
+        }
+        Rules::Many => {
+            for number in 0..99 {
+                let paths = format!("\"/team-{number}/{{*}}/users/{{**}}\", \"/team-{number}/{{**}}/edit\"");
+                document(yaml, &policy(&format!("p{number:02}"), &paths));
+            }
+            document(yaml, &policy("z", "\"/svc/{*}/api/{**}\", \"/\""));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mesh_is_without_problems() {
+        for mesh in [Mesh::L4, Mesh::L7(Rules::One), Mesh::L7(Rules::Many), Mesh::Hop(Rules::Many)] {
+            let folder = tempfile::tempdir().unwrap();
+            fs::write(folder.path().join("mesh.yaml"), resources(mesh)).unwrap();
+            let loaded = xds::kube::load_dir(folder.path());
+            assert!(loaded.problems.is_empty(), "{mesh:?}: {:?}", loaded.problems.first());
+            assert_eq!(loaded.catalog.pods.len(), 2);
+        }
+    }
+}

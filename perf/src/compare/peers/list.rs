@@ -1,0 +1,343 @@
+//! All topologies that come with the program.
+
+use super::super::result::{Kind, Layer, Network};
+use super::haproxy::Between;
+use super::{NodeMesh, Refusal, Spec, Starter};
+
+/// The part of a [`Spec`] that does not depend on the network.
+struct Base {
+    name: &'static str,
+    label: &'static str,
+    kind: Kind,
+    layer: Layer,
+    processes: &'static [&'static str],
+    description: &'static str,
+    refusal: Refusal,
+    has_many_rules: bool,
+    starter: Starter,
+}
+
+impl Base {
+    fn on(&self, network: Network, suffix: &str) -> Spec {
+        Spec {
+            name: format!("{}{suffix}", self.name),
+            label: self.label,
+            kind: self.kind,
+            network,
+            layer: self.layer,
+            processes: self.processes.iter().map(|name| (*name).to_owned()).collect(),
+            description: self.description,
+            refusal: self.refusal,
+            has_many_rules: self.has_many_rules,
+            starter: self.starter.clone(),
+        }
+    }
+}
+
+/// In the order in which they are run and shown. Those in namespaces have a name that ends in `-ns`, or are ours.
+pub(in crate::compare) fn all() -> Vec<Spec> {
+    let anywhere = [floors(), envoys(), conventional()].concat_bases();
+    let mut specs: Vec<Spec> = anywhere.iter().map(|base| base.on(Network::Loopback, "")).collect();
+    specs.extend(tunnels().iter().map(|base| base.on(Network::Loopback, "")));
+    specs.extend(anywhere.iter().map(|base| base.on(Network::Namespaces, "-ns")));
+    specs.extend(nodes().iter().map(|base| base.on(Network::Namespaces, "")));
+    specs
+}
+
+trait Concat {
+    fn concat_bases(self) -> Vec<Base>;
+}
+
+impl<const N: usize> Concat for [Vec<Base>; N] {
+    fn concat_bases(self) -> Vec<Base> {
+        self.into_iter().flatten().collect()
+    }
+}
+
+fn floors() -> Vec<Base> {
+    let floor = |name, label, processes, description, layer, starter| Base {
+        name,
+        label,
+        kind: Kind::Floor,
+        layer,
+        processes,
+        description,
+        refusal: Refusal::Nothing,
+        has_many_rules: false,
+        starter,
+    };
+    vec![
+        floor("none", "no proxy", &[], "The load talks to the backend.", Layer::None, Starter::Nothing),
+        floor(
+            "relay-pair",
+            "two plain relays",
+            &["client", "server"],
+            "Two processes that copy bytes between sockets (tokio, one thread, 16 KiB at a time): what a pair costs without any protocol.",
+            Layer::L4,
+            Starter::Relays,
+        ),
+    ]
+}
+
+fn envoys() -> Vec<Base> {
+    let envoy = |name, label, processes, description, layer, refusal, starter| Base {
+        name,
+        label,
+        kind: Kind::Peer,
+        layer,
+        processes,
+        description,
+        refusal,
+        has_many_rules: name == "envoy-hop",
+        starter,
+    };
+    let pair: &[&str] = &["client", "server"];
+    let sidecars = |http2, telemetry| Starter::Sidecars { http2, telemetry };
+    vec![
+        envoy(
+            "envoy-sidecar",
+            "Envoy sidecars",
+            pair,
+            "As Istio sets sidecars up: HTTP routing, RBAC with methods, paths and a path template, mutual TLS with HTTP/1.1, Istio's four metrics with 25 tags at each.",
+            Layer::L7,
+            Refusal::Policy,
+            sidecars(false, true),
+        ),
+        envoy(
+            "envoy-sidecar-h2",
+            "Envoy sidecars, HTTP/2",
+            pair,
+            "As envoy-sidecar, with HTTP/2 between the two.",
+            Layer::L7,
+            Refusal::Policy,
+            sidecars(true, true),
+        ),
+        envoy(
+            "envoy-sidecar-plain-stats",
+            "Envoy sidecars, no telemetry",
+            pair,
+            "As envoy-sidecar, without Istio's metrics.",
+            Layer::L7,
+            Refusal::Policy,
+            sidecars(false, false),
+        ),
+        envoy(
+            "envoy-l4",
+            "Envoy, TCP",
+            pair,
+            "tcp_proxy at both, a mutual TLS connection for each connection, RBAC of the identity.",
+            Layer::L4,
+            Refusal::Nothing,
+            Starter::EnvoyL4,
+        ),
+        envoy(
+            "envoy-hbone",
+            "Envoy, HBONE",
+            pair,
+            "Envoy in ztunnel's place: each connection a CONNECT stream in pooled mutual TLS, RBAC of the identity.",
+            Layer::L4,
+            Refusal::Nothing,
+            Starter::EnvoyHbone,
+        ),
+        envoy(
+            "envoy-waypoint",
+            "Envoy, HBONE with waypoint",
+            &["client", "waypoint", "server"],
+            "HBONE to a waypoint with routing, RBAC with a path template and Istio's metrics, HBONE to the server's side: three Envoys.",
+            Layer::L7,
+            Refusal::Policy,
+            Starter::EnvoyWaypoint,
+        ),
+        envoy(
+            "envoy-hop",
+            "Envoy, one HTTP hop",
+            &["proxy"],
+            "One Envoy without TLS: HTTP routing and Istio's metrics. With many rules: 1,000 routes with a header each and 100 policies of templates.",
+            Layer::L7,
+            Refusal::PolicyOfMany,
+            Starter::EnvoyHop,
+        ),
+    ]
+}
+
+fn conventional() -> Vec<Base> {
+    let peer = |name, label, processes, description, layer, refusal, starter| Base {
+        name,
+        label,
+        kind: Kind::Peer,
+        layer,
+        processes,
+        description,
+        refusal,
+        has_many_rules: name == "haproxy-hop",
+        starter,
+    };
+    let pair: &[&str] = &["client", "server"];
+    vec![
+        peer(
+            "haproxy-sidecar",
+            "HAProxy pair",
+            pair,
+            "HTTP rules at both, a policy of methods, paths and a regular expression at the server, mutual TLS with HTTP/1.1; no telemetry.",
+            Layer::L7,
+            Refusal::Policy,
+            Starter::Haproxy(Between::Http1),
+        ),
+        peer(
+            "haproxy-sidecar-h2",
+            "HAProxy pair, HTTP/2",
+            pair,
+            "As haproxy-sidecar, with HTTP/2 between the two.",
+            Layer::L7,
+            Refusal::Policy,
+            Starter::Haproxy(Between::Http2),
+        ),
+        peer(
+            "haproxy-l4",
+            "HAProxy pair, TCP",
+            pair,
+            "TCP mode, a mutual TLS connection for each connection.",
+            Layer::L4,
+            Refusal::Nothing,
+            Starter::Haproxy(Between::Bytes),
+        ),
+        peer(
+            "haproxy-hop",
+            "HAProxy, one HTTP hop",
+            &["proxy"],
+            "One HAProxy without TLS and telemetry. With many rules: 1,000 use_backend rules with a header each and 100 ACLs of regular expressions.",
+            Layer::L7,
+            Refusal::PolicyOfMany,
+            Starter::HaproxyHop,
+        ),
+        peer(
+            "nginx-hop",
+            "nginx, one HTTP hop",
+            &["proxy"],
+            "One nginx without TLS and telemetry.",
+            Layer::L7,
+            Refusal::Route,
+            Starter::NginxHop,
+        ),
+    ]
+}
+
+fn tunnels() -> Vec<Base> {
+    let tunnel = |name, label, description, driver, workers, congestion| Base {
+        name,
+        label,
+        kind: Kind::Ours,
+        layer: Layer::L4,
+        processes: &["client", "server"],
+        description,
+        refusal: Refusal::Nothing,
+        has_many_rules: false,
+        starter: Starter::Tunnel { driver, workers, congestion },
+    };
+    vec![
+        tunnel(
+            "corelane-l4",
+            "Corelane, L4",
+            "`corelane tunnel client` and `server`: each connection a CONNECT stream in pooled mutual TLS (HBONE); congestion control of the host, as all others.",
+            "io_uring",
+            1,
+            None,
+        ),
+        tunnel(
+            "corelane-l4-reno",
+            "Corelane, L4, reno",
+            "As corelane-l4, with `--congestion reno`, as we advise between processes of one machine.",
+            "io_uring",
+            1,
+            Some("reno"),
+        ),
+        tunnel(
+            "corelane-l4-epoll",
+            "Corelane, L4, epoll",
+            "As corelane-l4, waiting with epoll.",
+            "epoll",
+            1,
+            None,
+        ),
+        tunnel(
+            "corelane-l4-2-workers",
+            "Corelane, L4, two workers",
+            "As corelane-l4, two workers in each process, on the one CPU of the proxies.",
+            "io_uring",
+            2,
+            None,
+        ),
+    ]
+}
+
+fn nodes() -> Vec<Base> {
+    let node = |name, label, description, layer, processes, refusal, mesh, driver, workers| Base {
+        name,
+        label,
+        kind: Kind::Ours,
+        layer,
+        processes,
+        description,
+        refusal,
+        has_many_rules: mesh != NodeMesh::L4,
+        starter: Starter::Nodes { mesh, driver, workers, program: None },
+    };
+    let pair: &[&str] = &["client", "server"];
+    vec![
+        node(
+            "corelane-node-l4",
+            "Corelane nodes, L4",
+            "Two whole `corelane proxy` processes with control plane and node agent: HBONE, an identity policy, all metrics and the access log.",
+            Layer::L4,
+            pair,
+            Refusal::Nothing,
+            NodeMesh::L4,
+            "io_uring",
+            1,
+        ),
+        node(
+            "corelane-l7",
+            "Corelane nodes, L7",
+            "Two whole `corelane proxy` processes: each request routed at the client's node and decided at the server's by a policy of methods, paths and a path template, HBONE between, Istio's metrics and the access log. With many rules: 1,000 routes with a header each and 100 policies of templates.",
+            Layer::L7,
+            pair,
+            Refusal::Policy,
+            NodeMesh::L7,
+            "io_uring",
+            1,
+        ),
+        node(
+            "corelane-l7-epoll",
+            "Corelane nodes, L7, epoll",
+            "As corelane-l7, waiting with epoll.",
+            Layer::L7,
+            pair,
+            Refusal::Policy,
+            NodeMesh::L7,
+            "epoll",
+            1,
+        ),
+        node(
+            "corelane-l7-2-workers",
+            "Corelane nodes, L7, two workers",
+            "As corelane-l7, two workers in each process, on the one CPU of the proxies.",
+            Layer::L7,
+            pair,
+            Refusal::Policy,
+            NodeMesh::L7,
+            "io_uring",
+            2,
+        ),
+        node(
+            "corelane-hop",
+            "Corelane node, one HTTP hop",
+            "One whole `corelane proxy` process at the client: each request routed to a server outside the mesh, in plain text; Istio's metrics and the access log. With many rules: 1,000 routes with a header each.",
+            Layer::L7,
+            &["proxy"],
+            Refusal::Route,
+            NodeMesh::Hop,
+            "io_uring",
+            1,
+        ),
+    ]
+}

@@ -1,0 +1,162 @@
+//! The topologies: what stands between the load and the backend, and how it is started.
+
+mod custom;
+mod envoy;
+mod haproxy;
+mod list;
+mod start;
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::http::client::Target;
+use super::mesh;
+use super::programs::Programs;
+use super::result::{Kind, Layer, Network, Topology};
+use super::site::{Redirected, Site};
+use crate::Failure;
+use crate::certificates::Certificates;
+use crate::machine::Cores;
+use crate::process::Process;
+use custom::Custom;
+use haproxy::Between;
+use start::Start;
+
+pub(super) use custom::read as read_custom;
+pub(super) use list::all;
+
+/// What a request meets at one hop beside the route that it takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::compare) enum Rules {
+    One,
+    /// A thousand routes and a hundred policies, of which the last ones fit.
+    Many,
+}
+
+/// One arrangement.
+#[derive(Debug, Clone)]
+pub(super) struct Spec {
+    pub(super) name: String,
+    pub(super) label: &'static str,
+    pub(super) kind: Kind,
+    pub(super) network: Network,
+    pub(super) layer: Layer,
+    pub(super) processes: Vec<String>,
+    pub(super) description: &'static str,
+    pub(super) refusal: Refusal,
+    /// Whether there is a form of it with many rules.
+    pub(super) has_many_rules: bool,
+    pub(super) starter: Starter,
+}
+
+/// What proves that the rules are in force: a request that they refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// It has no rules.
+    Nothing,
+    /// What no route takes.
+    Route,
+    /// What a route takes and no policy allows.
+    Policy,
+    /// It has policies only in its form with many rules.
+    PolicyOfMany,
+}
+
+impl Refusal {
+    /// Path and status.
+    fn request(self, rules: Rules) -> Option<(&'static str, u16)> {
+        match (self, rules) {
+            (Self::Nothing, _) => None,
+            (Self::Route, _) | (Self::PolicyOfMany, Rules::One) => Some(("/denied/", 404)),
+            (Self::Policy, _) | (Self::PolicyOfMany, Rules::Many) => Some(("/v1/denied/", 403)),
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Starter {
+    Nothing,
+    Relays,
+    Sidecars {
+        http2: bool,
+        telemetry: bool,
+    },
+    EnvoyL4,
+    EnvoyHbone,
+    EnvoyWaypoint,
+    EnvoyHop,
+    Haproxy(Between),
+    HaproxyHop,
+    NginxHop,
+    /// `corelane tunnel`, both roles.
+    Tunnel {
+        driver: &'static str,
+        workers: usize,
+        congestion: Option<&'static str>,
+    },
+    /// Whole node proxies: `corelane proxy`, or what takes its place.
+    Nodes {
+        mesh: NodeMesh,
+        driver: &'static str,
+        workers: usize,
+        program: Option<PathBuf>,
+    },
+    Custom(Custom),
+}
+
+/// [`Mesh`] without the number of rules.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum NodeMesh {
+    L4,
+    L7,
+    Hop,
+}
+
+/// What every start needs.
+#[derive(Debug)]
+pub(super) struct Setup {
+    pub(super) certificates: Certificates,
+    pub(super) programs: Programs,
+    pub(super) cores: Cores,
+    /// Configurations and logs.
+    pub(super) folder: PathBuf,
+}
+
+/// A topology at work. Its processes end when it is dropped.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) processes: Vec<Process>,
+    pub(super) backend: Process,
+    pub(super) target: Target,
+    _mesh: Option<mesh::Running>,
+    _redirected: Option<Redirected>,
+}
+
+impl Spec {
+    pub(super) fn topology(&self) -> Topology {
+        Topology {
+            name: self.name.clone(),
+            label: self.label.to_owned(),
+            kind: self.kind,
+            network: self.network,
+            layer: self.layer,
+            processes: self.processes.clone(),
+            description: self.description.to_owned(),
+        }
+    }
+
+    /// Starts everything and waits until a request is answered, and one that shall be refused is refused.
+    pub(super) fn start(&self, setup: &Setup, site: &Site, rules: Rules) -> Result<Running, Failure> {
+        // Its files carry its name; those of an earlier start are of no use any more.
+        let folder = setup.folder.join(&self.name);
+        if folder.exists() {
+            fs::remove_dir_all(&folder)?;
+        }
+        fs::create_dir_all(&folder)?;
+        let start = Start { spec: self, setup, site, rules, folder };
+        let backend = start.backend()?;
+        let mut running = start.proxies(backend)?;
+        start.prove(&mut running).map_err(|error| start.explained(&error.to_string()))?;
+        Ok(running)
+    }
+}
