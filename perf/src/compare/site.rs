@@ -131,7 +131,7 @@ impl Site {
         let table = |hook: &str, matches: String, port: u16| {
             format!(
                 "table ip {TABLE} {{
-  chain redirect {{
+  chain lead {{
     type nat hook {hook} priority -100; policy accept;
     {matches} redirect to :{port}
   }}
