@@ -177,8 +177,6 @@ fn environment(node: &str, root: &Path, token: &Path) -> Vec<(String, String)> {
         ("POD_NAMESPACE", "istio-system".to_owned()),
         ("IPV6_ENABLED", "false".to_owned()),
         ("ISTIO_META_DNS_CAPTURE", "false".to_owned()),
-        // A line for each connection is what a node writes; it goes to a file.
-        ("RUST_LOG", "info".to_owned()),
     ];
     pairs.map(|(name, value)| (name.to_owned(), value)).to_vec()
 }

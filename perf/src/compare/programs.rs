@@ -44,8 +44,12 @@ pub(super) fn facts(name: &str, path: &Path, argument: &str) -> ProgramFacts {
             // nginx tells it on its standard error.
             let text = [output.stdout, output.stderr].concat();
             let text = String::from_utf8_lossy(&text).into_owned();
-            text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default().to_owned()
+            let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+            line.replace(&path.display().to_string(), name)
         },
     );
-    ProgramFacts { name: name.to_owned(), path: path.display().to_string(), version }
+    // As it is seen from here: where this machine keeps it is of no interest to others.
+    let here = std::env::current_dir().unwrap_or_default();
+    let path = path.strip_prefix(here).unwrap_or(path).display().to_string();
+    ProgramFacts { name: name.to_owned(), path, version }
 }

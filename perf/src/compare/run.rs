@@ -21,7 +21,7 @@ use crate::certificates::Certificates;
 use crate::machine::{self, Cores, Machine};
 
 /// Those in namespaces whose short form adds nothing to that of their twins on loopback.
-const FULL_ONLY: [&str; 9] = [
+const FULL_ONLY: [&str; 10] = [
     "relay-pair-ns",
     "envoy-sidecar-h2-ns",
     "envoy-sidecar-plain-stats-ns",
@@ -29,6 +29,7 @@ const FULL_ONLY: [&str; 9] = [
     "envoy-waypoint-ns",
     "haproxy-sidecar-ns",
     "haproxy-l4-ns",
+    "corelane-l7-log",
     "corelane-l7-epoll",
     "corelane-l7-2-workers",
 ];

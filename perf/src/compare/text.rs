@@ -4,7 +4,8 @@ use std::fmt::{self, Write};
 
 use comfy_table::Table;
 
-use super::result::{Kind, Report, Verdict, Winner, Work};
+use super::result::{Figure, Kind, Report, Verdict, Winner, Work};
+use crate::statistics::Spread;
 
 /// Everything that a person looks at after a run.
 pub(super) struct Shown<'a>(pub(super) &'a Report);
@@ -35,13 +36,26 @@ fn table_of(report: &Report, work: &Work) -> Table {
     for topology in &report.topologies {
         let Some(row) = report.row(&topology.name, &work.name) else { continue };
         let mut cells = vec![topology.name.clone()];
-        cells.extend(work.headline.iter().map(|name| {
-            let spread = row.figures.get(name).and_then(|figure| figure.spread);
-            spread.map_or_else(|| "-".to_owned(), |spread| spread.to_string())
-        }));
+        cells.extend(work.headline.iter().map(|name| row.figures.get(name).map_or_else(String::new, shown)));
         table.add_row(cells);
     }
     table
+}
+
+/// Its spread, in a unit that leaves few digits; of one round the one value.
+fn shown(figure: &Figure) -> String {
+    let Some(spread) = figure.spread else { return "-".to_owned() };
+    let (by, unit) = match figure.unit.as_str() {
+        "bytes" if spread.median >= 1e6 => (1e6, " MB"),
+        "bytes" if spread.median >= 1e4 => (1e3, " KB"),
+        _ => (1.0, ""),
+    };
+    let spread = Spread { min: spread.min / by, median: spread.median / by, max: spread.max / by };
+    if figure.samples.iter().flatten().count() == 1 {
+        let text = spread.to_string();
+        return format!("{}{unit}", text.split('/').next().unwrap_or_default());
+    }
+    format!("{spread}{unit}")
 }
 
 fn targets(report: &Report) -> Table {

@@ -25,7 +25,7 @@ use serde::Deserialize;
 
 use super::super::result::{Kind, Layer, Network};
 use super::super::site::Site;
-use super::{NodeMesh, Refusal, Spec, Starter};
+use super::{NodeMesh, Nodes, Refusal, Spec, Starter, WITH_ACCESS_LOG};
 use crate::Failure;
 use crate::certificates::Certificates;
 
@@ -75,8 +75,8 @@ fn spec(custom: Custom) -> Result<Spec, Failure> {
     let name = custom.name.clone();
     let (starter, count, network) = match &custom.node_proxy {
         Some(program) if count == 0 => {
-            let (mesh, program) = (NodeMesh::L4, Some(program.clone()));
-            (Starter::Nodes { mesh, driver: "", workers: 1, program }, 2, Network::Namespaces)
+            let (mesh, log, program) = (NodeMesh::L4, WITH_ACCESS_LOG, Some(program.clone()));
+            (Starter::Nodes(Nodes { mesh, driver: "", workers: 1, log, program }), 2, Network::Namespaces)
         }
         None if (1..=2).contains(&count) => (Starter::Custom(custom.clone()), count, custom.network),
         _ => return Err(format!("peer {name}: give one or two commands, or node_proxy alone").into()),

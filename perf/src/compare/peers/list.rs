@@ -2,7 +2,7 @@
 
 use super::super::result::{Kind, Layer, Network};
 use super::haproxy::Between;
-use super::{NodeMesh, Refusal, Spec, Starter};
+use super::{NodeMesh, Nodes, Refusal, Spec, Starter, WITH_ACCESS_LOG, WITHOUT_ACCESS_LOG};
 
 /// The part of a [`Spec`] that does not depend on the network.
 struct Base {
@@ -270,74 +270,69 @@ fn tunnels() -> Vec<Base> {
     ]
 }
 
-fn nodes() -> Vec<Base> {
-    let node = |name, label, description, layer, processes, refusal, mesh, driver, workers| Base {
+/// One arrangement of node proxies.
+fn node(
+    name: &'static str,
+    label: &'static str,
+    description: &'static str,
+    (mesh, driver, workers, log): (NodeMesh, &'static str, usize, &'static str),
+) -> Base {
+    let (layer, refusal) = match mesh {
+        NodeMesh::L4 => (Layer::L4, Refusal::Nothing),
+        NodeMesh::L7 => (Layer::L7, Refusal::Policy),
+        NodeMesh::Hop => (Layer::L7, Refusal::Route),
+    };
+    Base {
         name,
         label,
         kind: Kind::Ours,
         layer,
-        processes,
+        processes: if mesh == NodeMesh::Hop { &["proxy"] } else { &["client", "server"] },
         description,
         refusal,
         has_many_rules: mesh != NodeMesh::L4,
-        starter: Starter::Nodes { mesh, driver, workers, program: None },
-    };
-    let pair: &[&str] = &["client", "server"];
+        starter: Starter::Nodes(Nodes { mesh, driver, workers, log, program: None }),
+    }
+}
+
+fn nodes() -> Vec<Base> {
+    let (quiet, logging) = (WITHOUT_ACCESS_LOG, WITH_ACCESS_LOG);
     vec![
         node(
             "corelane-node-l4",
             "Corelane nodes, L4",
-            "Two whole `corelane proxy` processes with control plane and node agent: HBONE, an identity policy, all metrics and the access log.",
-            Layer::L4,
-            pair,
-            Refusal::Nothing,
-            NodeMesh::L4,
-            "io_uring",
-            1,
+            "Two whole `corelane proxy` processes with control plane and node agent: HBONE, an identity policy, all metrics, a line in the access log for each connection.",
+            (NodeMesh::L4, "io_uring", 1, logging),
         ),
         node(
             "corelane-l7",
             "Corelane nodes, L7",
-            "Two whole `corelane proxy` processes: each request routed at the client's node and decided at the server's by a policy of methods, paths and a path template, HBONE between, Istio's metrics and the access log. With many rules: 1,000 routes with a header each and 100 policies of templates.",
-            Layer::L7,
-            pair,
-            Refusal::Policy,
-            NodeMesh::L7,
-            "io_uring",
-            1,
+            "Two whole `corelane proxy` processes: each request routed at the client's node and decided at the server's by a policy of methods, paths and a path template, HBONE between, Istio's metrics; no access log, as the others. With many rules: 1,000 routes with a header each and 100 policies of templates.",
+            (NodeMesh::L7, "io_uring", 1, quiet),
+        ),
+        node(
+            "corelane-l7-log",
+            "Corelane nodes, L7, access log",
+            "As corelane-l7, with a line in the access log of each node for each request, written to a file.",
+            (NodeMesh::L7, "io_uring", 1, logging),
         ),
         node(
             "corelane-l7-epoll",
             "Corelane nodes, L7, epoll",
             "As corelane-l7, waiting with epoll.",
-            Layer::L7,
-            pair,
-            Refusal::Policy,
-            NodeMesh::L7,
-            "epoll",
-            1,
+            (NodeMesh::L7, "epoll", 1, quiet),
         ),
         node(
             "corelane-l7-2-workers",
             "Corelane nodes, L7, two workers",
             "As corelane-l7, two workers in each process, on the one CPU of the proxies.",
-            Layer::L7,
-            pair,
-            Refusal::Policy,
-            NodeMesh::L7,
-            "io_uring",
-            2,
+            (NodeMesh::L7, "io_uring", 2, quiet),
         ),
         node(
             "corelane-hop",
             "Corelane node, one HTTP hop",
-            "One whole `corelane proxy` process at the client: each request routed to a server outside the mesh, in plain text; Istio's metrics and the access log. With many rules: 1,000 routes with a header each.",
-            Layer::L7,
-            &["proxy"],
-            Refusal::Route,
-            NodeMesh::Hop,
-            "io_uring",
-            1,
+            "One whole `corelane proxy` process at the client: each request routed to a server outside the mesh, in plain text; Istio's metrics, no access log. With many rules: 1,000 routes with a header each.",
+            (NodeMesh::Hop, "io_uring", 1, quiet),
         ),
     ]
 }

@@ -95,16 +95,28 @@ pub(super) enum Starter {
         congestion: Option<&'static str>,
     },
     /// Whole node proxies: `corelane proxy`, or what takes its place.
-    Nodes {
-        mesh: NodeMesh,
-        driver: &'static str,
-        workers: usize,
-        program: Option<PathBuf>,
-    },
+    Nodes(Nodes),
     Custom(Custom),
 }
 
-/// [`Mesh`] without the number of rules.
+/// How node proxies are started.
+#[derive(Debug, Clone)]
+pub(super) struct Nodes {
+    pub(super) mesh: NodeMesh,
+    pub(super) driver: &'static str,
+    pub(super) workers: usize,
+    /// What they log.
+    pub(super) log: &'static str,
+    /// What takes the place of `corelane`.
+    pub(super) program: Option<PathBuf>,
+}
+
+/// A line for each connection, as a node has it by default.
+pub(super) const WITH_ACCESS_LOG: &str = "info";
+/// No line for each request: the other proxies of the comparison write none.
+pub(super) const WITHOUT_ACCESS_LOG: &str = "info,access=warn";
+
+/// [`super::mesh::Mesh`] without the number of rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NodeMesh {
     L4,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::custom::Custom;
-use super::{NodeMesh, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
+use super::{NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
 use crate::Failure;
 use crate::certificates::identity;
 use crate::compare::http::Ask;
@@ -58,7 +58,7 @@ impl Start<'_> {
         };
         // A sidecar is redirected to; a tunnel has its own port, and one hop has no proxy at the server.
         let redirected = match starter {
-            Starter::Nothing | Starter::Nodes { .. } => None,
+            Starter::Nothing | Starter::Nodes(_) => None,
             Starter::Relays | Starter::Sidecars { .. } | Starter::EnvoyL4 | Starter::Haproxy(_) => {
                 Some(self.site.redirect(true)?)
             }
@@ -72,8 +72,8 @@ impl Start<'_> {
             Starter::Haproxy(_) => self.haproxies()?,
             Starter::HaproxyHop | Starter::NginxHop => self.hop()?,
             Starter::Tunnel { driver, workers, congestion } => self.tunnel(driver, *workers, *congestion)?,
-            Starter::Nodes { mesh: kind, driver, workers, program } => {
-                let (running, processes) = self.nodes(*kind, driver, *workers, program.as_deref())?;
+            Starter::Nodes(nodes) => {
+                let (running, processes) = self.nodes(nodes)?;
                 mesh = Some(running);
                 processes
             }
@@ -232,18 +232,12 @@ impl Start<'_> {
         self.launch_all(vec![role("client", outbound.listen, &peer), role("server", door.listen, &allowed)])
     }
 
-    fn nodes(
-        &self,
-        mesh: NodeMesh,
-        driver: &str,
-        workers: usize,
-        program: Option<&Path>,
-    ) -> Result<(mesh::Running, Vec<Process>), Failure> {
-        let path = match program {
+    fn nodes(&self, nodes: &Nodes) -> Result<(mesh::Running, Vec<Process>), Failure> {
+        let path = match &nodes.program {
             Some(path) => path,
             None => self.corelane()?,
         };
-        let mesh = match mesh {
+        let mesh = match nodes.mesh {
             NodeMesh::L4 => Mesh::L4,
             NodeMesh::L7 => Mesh::L7(self.rules),
             NodeMesh::Hop => Mesh::Hop(self.rules),
@@ -254,9 +248,10 @@ impl Start<'_> {
         for (index, network) in self.site.nodes.iter().enumerate().take(count) {
             let mut start = Program::new(path, ["proxy"]);
             let mut environment = running.environment(index);
-            environment.push(("ZTUNNEL_WORKER_THREADS".to_owned(), workers.to_string()));
-            if program.is_none() {
-                environment.push(("CORELANE_DRIVER".to_owned(), driver.to_owned()));
+            environment.push(("ZTUNNEL_WORKER_THREADS".to_owned(), nodes.workers.to_string()));
+            environment.push(("RUST_LOG".to_owned(), nodes.log.to_owned()));
+            if nodes.program.is_none() {
+                environment.push(("CORELANE_DRIVER".to_owned(), nodes.driver.to_owned()));
                 environment.push(("CORELANE_LAYER_7".to_owned(), "true".to_owned()));
             }
             start.environment =
