@@ -4,7 +4,7 @@
 //! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
 //! - [`peers`]: the topologies and their configurations.
 //! - [`work`]: what is done with each, and what is read off.
-//! - [`result`]: the report; [`verdict`]: ratios, targets and checks from its rows; [`text`]: tables.
+//! - [`result`]: the report; [`verdict`] and [`targets`]: what follows from its rows; [`text`]: tables.
 
 mod agent;
 pub(crate) mod http;
@@ -15,6 +15,7 @@ pub(crate) mod result;
 mod run;
 mod site;
 mod syscalls;
+mod targets;
 mod text;
 mod verdict;
 mod work;

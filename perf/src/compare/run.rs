@@ -14,6 +14,7 @@ use super::result::{
     Check, Figure, Form, Kind, Missing, Network, Placement, ProcessRow, ProgramFacts, Report, Row, SCHEMA,
 };
 use super::site::Site;
+use super::targets;
 use super::verdict;
 use super::work::{self, Sample, Scale, unit};
 use crate::Failure;
@@ -232,7 +233,7 @@ impl<'a> Run<'a> {
             checks: Vec::new(),
         };
         report.ratios = verdict::ratios(&report);
-        report.targets = verdict::targets(&report);
+        report.targets = targets::targets(&report);
         let failures = self.failures.join("; ");
         report.checks = vec![Check {
             name: "replies".to_owned(),

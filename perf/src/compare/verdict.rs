@@ -1,8 +1,6 @@
-//! What follows from the rows: ratios by paired rounds, the targets, and whether the figures can be trusted.
+//! What follows from the rows: ratios by paired rounds, and whether the figures can be trusted.
 
-use super::result::{
-    Better, Check, Figure, Kind, Layer, Network, Ratio, Report, Target, Topology, Verdict, Winner, names,
-};
+use super::result::{Better, Check, Figure, Kind, Layer, Network, Ratio, Report, Topology, Winner, names};
 use crate::statistics::Spread;
 
 /// Each of ours over each other on the same network, for the figures that are shown first.
@@ -48,7 +46,7 @@ fn ratio(report: &Report, work: &str, figure: &str, ours: &Topology, peer: &Topo
     })
 }
 
-fn paired(our: &Figure, their: &Figure) -> Option<Spread> {
+pub(super) fn paired(our: &Figure, their: &Figure) -> Option<Spread> {
     let pairs = our.samples.iter().zip(&their.samples);
     let ratios: Vec<f64> = pairs
         .filter_map(|pair| Some(((*pair.0)?, (*pair.1)?)))
@@ -56,215 +54,6 @@ fn paired(our: &Figure, their: &Figure) -> Option<Spread> {
         .map(|(our, their)| our / their)
         .collect();
     Spread::of(&ratios)
-}
-
-// === Targets ===
-
-/// What a target's figure is taken over.
-#[derive(Clone, Copy)]
-enum Against {
-    /// The same figure of another topology, at the same work.
-    Peer(&'static str),
-    /// Our own figure at another work.
-    Work(&'static str),
-    /// Nothing: the bar is absolute. Divided by this for the reader's unit.
-    Nothing(f64, &'static str),
-    /// The same of the first process alone.
-    OneProcess(f64, &'static str),
-}
-
-struct Bar {
-    id: &'static str,
-    text: &'static str,
-    work: &'static str,
-    figure: &'static str,
-    ours: &'static str,
-    against: Against,
-    at_most: f64,
-}
-
-const fn bar(
-    id: &'static str,
-    text: &'static str,
-    work: &'static str,
-    figure: &'static str,
-    ours: &'static str,
-    against: Against,
-    at_most: f64,
-) -> Bar {
-    Bar { id, text, work, figure, ours, against, at_most }
-}
-
-/// The bars, as they were set before anything was measured.
-fn bars() -> Vec<Bar> {
-    use Against::{Nothing, OneProcess, Peer, Work};
-    use names::{
-        BULK_DOWN_1, BULK_DOWN_8, CONNECTIONS, CPU_PER_GB, CPU_PER_REQUEST, IDLE, LATENCY_P50, LATENCY_P99,
-        PRIVATE_PER_CONNECTION_SIDE, RATE, REQUESTS, REQUESTS_16, REQUESTS_MANY_RULES, RESIDENT_READY,
-        SINGLE,
-    };
-    let (l4, reno, node) = ("corelane-l4", "corelane-l4-reno", "corelane-node-l4");
-    let (l7, hop) = ("corelane-l7", "corelane-hop");
-    let requests =
-        |id, text, ours, peer, at_most| bar(id, text, REQUESTS, CPU_PER_REQUEST, ours, Peer(peer), at_most);
-    let mut bars = vec![
-        requests("P1", "a request through a pair, CPU", l4, "envoy-sidecar", 0.1),
-        requests("P2", "a request through a pair, CPU", l4, "envoy-hbone", 0.65),
-        bar(
-            "P3",
-            "a request, redirected, 16 connections, CPU",
-            REQUESTS_16,
-            CPU_PER_REQUEST,
-            node,
-            Peer("ztunnel"),
-            0.7,
-        ),
-    ];
-    for work in [BULK_DOWN_1, BULK_DOWN_8] {
-        bars.push(bar(
-            "P4",
-            "bulk, as each sets its sockets, CPU",
-            work,
-            CPU_PER_GB,
-            reno,
-            Peer("envoy-hbone"),
-            0.45,
-        ));
-        bars.push(bar("P4", "bulk, all sockets alike, CPU", work, CPU_PER_GB, l4, Peer("envoy-hbone"), 0.65));
-        bars.push(bar("P4", "bulk, CPU", work, CPU_PER_GB, node, Peer("ztunnel"), 0.45));
-    }
-    bars.extend([
-        bar(
-            "P5",
-            "a new connection per request, CPU",
-            CONNECTIONS,
-            CPU_PER_REQUEST,
-            l4,
-            Peer("envoy-hbone"),
-            0.35,
-        ),
-        bar(
-            "P5",
-            "a new connection per request, CPU",
-            CONNECTIONS,
-            CPU_PER_REQUEST,
-            node,
-            Peer("ztunnel"),
-            0.4,
-        ),
-        bar("P7", "one closed loop, median latency", SINGLE, LATENCY_P50, node, Peer("ztunnel"), 0.5),
-        bar("P7", "2,000 a second, median latency", RATE, LATENCY_P50, l4, Peer("envoy-sidecar"), 0.4),
-        bar("P7", "2,000 a second, p99 latency", RATE, LATENCY_P99, l4, Peer("envoy-sidecar"), 0.4),
-        bar("P7", "2,000 a second, median latency", RATE, LATENCY_P50, l4, Peer("haproxy-sidecar-h2"), 0.8),
-        bar("P7", "2,000 a second, p99 latency", RATE, LATENCY_P99, l4, Peer("haproxy-sidecar-h2"), 0.8),
-        requests("P8", "an L7 request through a pair, CPU", l7, "envoy-sidecar-ns", 0.15),
-        requests("P8", "an L7 request through a pair, CPU", l7, "haproxy-sidecar-h2-ns", 1.0),
-        requests("P9", "an HTTP hop, CPU", hop, "envoy-hop-ns", 0.25),
-        requests("P9", "an HTTP hop, CPU", hop, "haproxy-hop-ns", 1.1),
-        requests("P9", "an HTTP hop, CPU", hop, "nginx-hop-ns", 1.1),
-        bar(
-            "P10",
-            "1,000 routes, 100 policies, CPU",
-            REQUESTS_MANY_RULES,
-            CPU_PER_REQUEST,
-            l7,
-            Work(REQUESTS),
-            1.15,
-        ),
-        bar(
-            "P10",
-            "1,000 routes at one hop, CPU",
-            REQUESTS_MANY_RULES,
-            CPU_PER_REQUEST,
-            hop,
-            Work(REQUESTS),
-            1.15,
-        ),
-        bar(
-            "P11",
-            "resident when ready, one process",
-            IDLE,
-            RESIDENT_READY,
-            node,
-            OneProcess(1e6, "MB"),
-            8.0,
-        ),
-        bar("P11", "resident when ready, one process", IDLE, RESIDENT_READY, l4, OneProcess(1e6, "MB"), 8.0),
-        bar(
-            "P11",
-            "an idle connection, each side",
-            IDLE,
-            PRIVATE_PER_CONNECTION_SIDE,
-            node,
-            Nothing(1e3, "KB"),
-            1.2,
-        ),
-        bar(
-            "P11",
-            "an idle tunnel stream, each side",
-            IDLE,
-            PRIVATE_PER_CONNECTION_SIDE,
-            l4,
-            Nothing(1e3, "KB"),
-            1.0,
-        ),
-        requests("P14", "two workers against one, CPU", "corelane-l4-2-workers", l4, 1.05),
-        requests("P14", "two workers against one, CPU", "corelane-l7-2-workers", l7, 1.05),
-    ]);
-    bars
-}
-
-/// All targets, measured or not.
-pub(super) fn targets(report: &Report) -> Vec<Target> {
-    bars().into_iter().map(|bar| bar.target(report)).collect()
-}
-
-impl Bar {
-    fn target(&self, report: &Report) -> Target {
-        let row = report.row(self.ours, self.work);
-        let our = row.and_then(|row| row.figures.get(self.figure));
-        let divided = |by: f64| {
-            let scaled = move |spread: Spread| Spread {
-                min: spread.min / by,
-                median: spread.median / by,
-                max: spread.max / by,
-            };
-            move |figure: &Figure| figure.spread.map(scaled)
-        };
-        let of = |topology: &str, work: &str| report.row(topology, work)?.figures.get(self.figure);
-        let (value, against, unit) = match self.against {
-            Against::Peer(peer) => {
-                let value = our.and_then(|our| paired(our, of(peer, self.work)?));
-                (value, Some(peer.to_owned()), "times")
-            }
-            Against::Work(work) => {
-                let value = our.and_then(|our| paired(our, of(self.ours, work)?));
-                (value, Some(format!("{} at {work}", self.ours)), "times")
-            }
-            Against::Nothing(by, unit) => (our.and_then(divided(by)), None, unit),
-            Against::OneProcess(by, unit) => {
-                let first = row.and_then(|row| row.processes.first()?.figures.get(self.figure));
-                (first.and_then(divided(by)), None, unit)
-            }
-        };
-        let verdict = match value {
-            None => Verdict::NotMeasured,
-            Some(value) if value.median <= self.at_most => Verdict::Reached,
-            Some(_) => Verdict::Missed,
-        };
-        Target {
-            id: self.id.to_owned(),
-            text: self.text.to_owned(),
-            work: self.work.to_owned(),
-            figure: self.figure.to_owned(),
-            ours: self.ours.to_owned(),
-            against,
-            value,
-            bar: self.at_most,
-            unit: unit.to_owned(),
-            verdict,
-        }
-    }
 }
 
 // === Checks ===
@@ -326,20 +115,5 @@ mod tests {
         let value = paired(&ours, &theirs).unwrap();
         assert!((value.min - 0.5).abs() < 1e-9 && (value.max - 0.75).abs() < 1e-9);
         assert!(paired(&figure(&[None]), &figure(&[Some(1.0)])).is_none());
-    }
-
-    #[test]
-    fn every_bar_names_topologies_and_works_that_exist() {
-        let names: Vec<_> = super::super::peers::all().into_iter().map(|spec| spec.name).collect();
-        let works: Vec<_> = super::super::work::ALL.iter().map(|work| work.name()).collect();
-        for bar in bars() {
-            assert!(names.iter().any(|name| name == bar.ours), "{}", bar.ours);
-            assert!(works.contains(&bar.work), "{}", bar.work);
-            match bar.against {
-                Against::Peer("ztunnel") | Against::Nothing(..) | Against::OneProcess(..) => {}
-                Against::Peer(peer) => assert!(names.iter().any(|name| name == peer), "{peer}"),
-                Against::Work(work) => assert!(works.contains(&work), "{work}"),
-            }
-        }
     }
 }

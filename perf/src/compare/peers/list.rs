@@ -36,22 +36,13 @@ impl Base {
 
 /// In the order in which they are run and shown. Those in namespaces have a name that ends in `-ns`, or are ours.
 pub(in crate::compare) fn all() -> Vec<Spec> {
-    let anywhere = [floors(), envoys(), conventional()].concat_bases();
+    let anywhere: Vec<Base> =
+        [floors(), envoy_sidecars(), envoys(), conventional()].into_iter().flatten().collect();
     let mut specs: Vec<Spec> = anywhere.iter().map(|base| base.on(Network::Loopback, "")).collect();
     specs.extend(tunnels().iter().map(|base| base.on(Network::Loopback, "")));
     specs.extend(anywhere.iter().map(|base| base.on(Network::Namespaces, "-ns")));
     specs.extend(nodes().iter().map(|base| base.on(Network::Namespaces, "")));
     specs
-}
-
-trait Concat {
-    fn concat_bases(self) -> Vec<Base>;
-}
-
-impl<const N: usize> Concat for [Vec<Base>; N] {
-    fn concat_bases(self) -> Vec<Base> {
-        self.into_iter().flatten().collect()
-    }
 }
 
 fn floors() -> Vec<Base> {
@@ -79,144 +70,116 @@ fn floors() -> Vec<Base> {
     ]
 }
 
-fn envoys() -> Vec<Base> {
-    let envoy = |name, label, processes, description, layer, refusal, starter| Base {
-        name,
-        label,
-        kind: Kind::Peer,
-        layer,
-        processes,
-        description,
-        refusal,
-        has_many_rules: name == "envoy-hop",
-        starter,
-    };
-    let pair: &[&str] = &["client", "server"];
+/// The two of a pair.
+const PAIR: &[&str] = &["client", "server"];
+
+fn peer(
+    (name, label): (&'static str, &'static str),
+    processes: &'static [&'static str],
+    description: &'static str,
+    (layer, refusal): (Layer, Refusal),
+    starter: Starter,
+) -> Base {
+    let has_many_rules = refusal == Refusal::PolicyOfMany;
+    let kind = Kind::Peer;
+    Base { name, label, kind, layer, processes, description, refusal, has_many_rules, starter }
+}
+
+fn envoy_sidecars() -> Vec<Base> {
     let sidecars = |http2, telemetry| Starter::Sidecars { http2, telemetry };
     vec![
-        envoy(
-            "envoy-sidecar",
-            "Envoy sidecars",
-            pair,
+        peer(
+            ("envoy-sidecar", "Envoy sidecars"),
+            PAIR,
             "As Istio sets sidecars up: HTTP routing, RBAC with methods, paths and a path template, mutual TLS with HTTP/1.1, Istio's four metrics with 25 tags at each.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             sidecars(false, true),
         ),
-        envoy(
-            "envoy-sidecar-h2",
-            "Envoy sidecars, HTTP/2",
-            pair,
+        peer(
+            ("envoy-sidecar-h2", "Envoy sidecars, HTTP/2"),
+            PAIR,
             "As envoy-sidecar, with HTTP/2 between the two.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             sidecars(true, true),
         ),
-        envoy(
-            "envoy-sidecar-plain-stats",
-            "Envoy sidecars, no telemetry",
-            pair,
+        peer(
+            ("envoy-sidecar-plain-stats", "Envoy sidecars, no telemetry"),
+            PAIR,
             "As envoy-sidecar, without Istio's metrics.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             sidecars(false, false),
         ),
-        envoy(
-            "envoy-l4",
-            "Envoy, TCP",
-            pair,
+    ]
+}
+
+fn envoys() -> Vec<Base> {
+    vec![
+        peer(
+            ("envoy-l4", "Envoy, TCP"),
+            PAIR,
             "tcp_proxy at both, a mutual TLS connection for each connection, RBAC of the identity.",
-            Layer::L4,
-            Refusal::Nothing,
+            (Layer::L4, Refusal::Nothing),
             Starter::EnvoyL4,
         ),
-        envoy(
-            "envoy-hbone",
-            "Envoy, HBONE",
-            pair,
+        peer(
+            ("envoy-hbone", "Envoy, HBONE"),
+            PAIR,
             "Envoy in ztunnel's place: each connection a CONNECT stream in pooled mutual TLS, RBAC of the identity.",
-            Layer::L4,
-            Refusal::Nothing,
+            (Layer::L4, Refusal::Nothing),
             Starter::EnvoyHbone,
         ),
-        envoy(
-            "envoy-waypoint",
-            "Envoy, HBONE with waypoint",
+        peer(
+            ("envoy-waypoint", "Envoy, HBONE with waypoint"),
             &["client", "waypoint", "server"],
             "HBONE to a waypoint with routing, RBAC with a path template and Istio's metrics, HBONE to the server's side: three Envoys.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             Starter::EnvoyWaypoint,
         ),
-        envoy(
-            "envoy-hop",
-            "Envoy, one HTTP hop",
+        peer(
+            ("envoy-hop", "Envoy, one HTTP hop"),
             &["proxy"],
             "One Envoy without TLS: HTTP routing and Istio's metrics. With many rules: 1,000 routes with a header each and 100 policies of templates.",
-            Layer::L7,
-            Refusal::PolicyOfMany,
+            (Layer::L7, Refusal::PolicyOfMany),
             Starter::EnvoyHop,
         ),
     ]
 }
 
 fn conventional() -> Vec<Base> {
-    let peer = |name, label, processes, description, layer, refusal, starter| Base {
-        name,
-        label,
-        kind: Kind::Peer,
-        layer,
-        processes,
-        description,
-        refusal,
-        has_many_rules: name == "haproxy-hop",
-        starter,
-    };
-    let pair: &[&str] = &["client", "server"];
     vec![
         peer(
-            "haproxy-sidecar",
-            "HAProxy pair",
-            pair,
+            ("haproxy-sidecar", "HAProxy pair"),
+            PAIR,
             "HTTP rules at both, a policy of methods, paths and a regular expression at the server, mutual TLS with HTTP/1.1; no telemetry.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             Starter::Haproxy(Between::Http1),
         ),
         peer(
-            "haproxy-sidecar-h2",
-            "HAProxy pair, HTTP/2",
-            pair,
+            ("haproxy-sidecar-h2", "HAProxy pair, HTTP/2"),
+            PAIR,
             "As haproxy-sidecar, with HTTP/2 between the two.",
-            Layer::L7,
-            Refusal::Policy,
+            (Layer::L7, Refusal::Policy),
             Starter::Haproxy(Between::Http2),
         ),
         peer(
-            "haproxy-l4",
-            "HAProxy pair, TCP",
-            pair,
+            ("haproxy-l4", "HAProxy pair, TCP"),
+            PAIR,
             "TCP mode, a mutual TLS connection for each connection.",
-            Layer::L4,
-            Refusal::Nothing,
+            (Layer::L4, Refusal::Nothing),
             Starter::Haproxy(Between::Bytes),
         ),
         peer(
-            "haproxy-hop",
-            "HAProxy, one HTTP hop",
+            ("haproxy-hop", "HAProxy, one HTTP hop"),
             &["proxy"],
             "One HAProxy without TLS and telemetry. With many rules: 1,000 use_backend rules with a header each and 100 ACLs of regular expressions.",
-            Layer::L7,
-            Refusal::PolicyOfMany,
+            (Layer::L7, Refusal::PolicyOfMany),
             Starter::HaproxyHop,
         ),
         peer(
-            "nginx-hop",
-            "nginx, one HTTP hop",
+            ("nginx-hop", "nginx, one HTTP hop"),
             &["proxy"],
             "One nginx without TLS and telemetry.",
-            Layer::L7,
-            Refusal::Route,
+            (Layer::L7, Refusal::Route),
             Starter::NginxHop,
         ),
     ]
