@@ -9,6 +9,7 @@ mod proxy;
 mod replay;
 mod shutdown;
 mod tunnel;
+mod waypoint;
 
 use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
@@ -59,6 +60,8 @@ enum Command {
     Mesh(mesh::MeshArguments),
     /// Be the proxy of this node, in ztunnel's place: configured by ztunnel's environment variables.
     Proxy(proxy::ProxyArguments),
+    /// Be a waypoint, in the place of Istio's: configured by the environment of its pod.
+    Waypoint(waypoint::WaypointArguments),
     /// Print the version.
     Version,
     /// Find everything that is wrong with a folder of YAML: file, line, field and the mend.
@@ -105,28 +108,28 @@ impl CommandLine {
     fn run(self) -> Result<ExitCode, BoxError> {
         let Self { log, log_json, command } = self;
         let filter = |default: &str| log.as_deref().unwrap_or(default).to_owned();
-        if !matches!(command, Command::Proxy(_)) {
-            let human = LogForm::Human(Format::default().with_target(false));
-            start_logging(&filter(command.log_filter()), if log_json { LogForm::Json } else { human })?;
+        let configured = match &command {
+            // Its configuration says what is logged.
+            Command::Proxy(arguments) => Some(proxy::configure(arguments)?),
+            Command::Waypoint(_) => Some(waypoint::configure()?),
+            _ => None,
+        };
+        if let Some(config) = configured {
+            let json = log_json || config.log.json;
+            start_logging(&filter(&config.log.filter), if json { LogForm::Json } else { LogForm::Plain })?;
+            return proxy::run(config);
         }
+        let human = LogForm::Human(Format::default().with_target(false));
+        start_logging(&filter(command.log_filter()), if log_json { LogForm::Json } else { human })?;
         match command {
-            Command::Proxy(_) => {
-                // Its configuration says what is logged.
-                let config = proxy::configure()?;
-                let json = log_json || config.log.json;
-                start_logging(
-                    &filter(&config.log.filter),
-                    if json { LogForm::Json } else { LogForm::Plain },
-                )?;
-                proxy::run(config)
-            }
             Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
             Command::Mesh(mesh) => mesh.run(),
             Command::Check(check) => check.run(),
             Command::Replay(replay) => replay.run(),
             Command::Conformance(conformance) => conformance.run(),
             Command::Inspect(inspect) => inspect.run().map(|()| ExitCode::SUCCESS),
-            Command::Version => Ok(version()),
+            // Those that are configured by their environment run already.
+            Command::Version | Command::Proxy(_) | Command::Waypoint(_) => Ok(version()),
         }
     }
 }

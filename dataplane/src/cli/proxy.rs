@@ -6,9 +6,12 @@ use std::process::ExitCode;
 use clap::Args;
 use tokio::task::LocalSet;
 
+use super::waypoint::{self, PilotArguments};
 use crate::config::{Config, Environment, Host, MESH_CONFIG_FILE};
 use crate::proxy;
 use crate::worker::BoxError;
+
+const WAYPOINT: &str = "waypoint";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -20,13 +23,26 @@ a second signal ends at once.
 
 Exit status: 0 asked to end, 1 the configuration cannot be used or the node agent breaks its protocol.")]
 pub(super) struct ProxyArguments {
-    /// The role that ztunnel's manifests name. There is one.
-    #[arg(hide = true, value_parser = ["ztunnel"])]
+    /// The role that manifests name: that of ztunnel's, or of Istio's waypoints.
+    #[arg(hide = true, value_parser = ["ztunnel", WAYPOINT])]
     role: Option<String>,
+
+    #[command(flatten)]
+    pilot: PilotArguments,
 }
 
 /// Reads the configuration: its log settings are needed before anything runs.
-pub(super) fn configure() -> Result<Config, BoxError> {
+pub(super) fn configure(arguments: &ProxyArguments) -> Result<Config, BoxError> {
+    if arguments.role.as_deref() == Some(WAYPOINT) {
+        return waypoint::configure();
+    }
+    with_host(|host| Ok(Config::read(&Environment::of_process(), host)?))
+}
+
+/// Reads a configuration with what is known of this machine.
+pub(super) fn with_host(
+    read: impl FnOnce(&Host<'_>) -> Result<Config, BoxError>,
+) -> Result<Config, BoxError> {
     let mesh_config = match std::fs::read_to_string(MESH_CONFIG_FILE) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
@@ -37,7 +53,7 @@ pub(super) fn configure() -> Result<Config, BoxError> {
         mesh_config: mesh_config.as_deref(),
         has_file: Path::exists,
     };
-    Ok(Config::read(&Environment::of_process(), &host)?)
+    read(&host)
 }
 
 pub(super) fn run(config: Config) -> Result<ExitCode, BoxError> {

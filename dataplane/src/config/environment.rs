@@ -36,6 +36,20 @@ impl Environment {
         Self(pairs.collect())
     }
 
+    /// What is known by another name too; a value of its own wins.
+    pub(super) fn alias(&mut self, theirs: &str, ours: &str) {
+        if let Some(value) = self.filled(theirs).map(str::to_owned) {
+            self.set_default(ours, &value);
+        }
+    }
+
+    /// Gives a variable a value, unless it has one.
+    pub(super) fn set_default(&mut self, name: &str, value: &str) {
+        if self.filled(name).is_none() {
+            self.0.insert(name.to_owned(), value.to_owned());
+        }
+    }
+
     /// The value as it is, empty ones included.
     pub(super) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)

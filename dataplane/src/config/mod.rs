@@ -7,6 +7,7 @@ mod control_plane;
 mod environment;
 mod proxy_config;
 mod values;
+mod waypoint;
 mod workers;
 
 use std::collections::BTreeMap;
@@ -19,13 +20,14 @@ use model::Identity;
 use tunnel::tls::CryptoPolicy;
 
 use crate::net::Congestion;
-use crate::session::EndpointChoice;
+use crate::session::{EndpointChoice, WAYPOINT_CONNECTION_WINDOW, WAYPOINT_STREAM_WINDOW};
 use crate::worker::DriverChoice;
 
 pub use control_plane::{ControlPlane, Upstream};
 pub use environment::{ConfigError, Environment};
 pub use proxy_config::MESH_CONFIG_FILE;
 use proxy_config::ProxyConfig;
+pub use waypoint::LABELS_FILE;
 
 const DEFAULT_CLUSTER_ID: &str = "Kubernetes";
 const DEFAULT_DOMAIN: &str = "cluster.local";
@@ -123,6 +125,8 @@ pub enum Mode {
     Shared,
     /// For one workload, in the namespace that the proxy runs in.
     Dedicated(WorkloadName),
+    /// For what is behind the waypoint whose instance this pod is.
+    Waypoint(WorkloadName),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -227,10 +231,13 @@ pub struct OwnSettings {
 
 impl Config {
     pub fn read(variables: &Environment, host: &Host<'_>) -> Result<Self, ConfigError> {
+        Self::read_as(variables, host, mode(variables)?)
+    }
+
+    fn read_as(variables: &Environment, host: &Host<'_>, mode: Mode) -> Result<Self, ConfigError> {
         refuse_unknown(variables)?;
         refuse_unsupported(variables)?;
         let proxy_config = ProxyConfig::read(variables, host.mesh_config)?;
-        let mode = mode(variables)?;
         let cluster_id =
             ["ISTIO_META_CLUSTER_ID", "CLUSTER_ID"].iter().find_map(|name| variables.filled(name));
         let cluster_id = cluster_id.unwrap_or(DEFAULT_CLUSTER_ID).to_owned();
@@ -246,9 +253,9 @@ impl Config {
             agent_socket: variables.filled("INPOD_UDS").unwrap_or(DEFAULT_SOCKET).into(),
             reuses_port: variables.flag("INPOD_PORT_REUSE", true)?,
             sockets: Sockets::read(variables, &mode)?,
-            mode,
             pool: PoolSettings::read(variables)?,
-            http2: Http2Settings::read(variables)?,
+            http2: Http2Settings::read(variables, &mode)?,
+            mode,
             termination_deadline: termination_deadline(variables)?,
             workers: workers::count(variables, proxy_config.concurrency, host.cpus)?,
             ipv6: variables.flag("IPV6_ENABLED", true)?,
@@ -449,23 +456,17 @@ impl PoolSettings {
 
 impl Http2Settings {
     /// Within what RFC 9113 allows.
-    fn read(variables: &Environment) -> Result<Self, ConfigError> {
+    fn read(variables: &Environment, mode: &Mode) -> Result<Self, ConfigError> {
         const WINDOW_MAX: u64 = (1 << 31) - 1;
         const FRAME_SIZES: std::ops::RangeInclusive<u64> = (1 << 14)..=(1 << 24) - 1;
         let windows = 65_535..=WINDOW_MAX;
+        let (stream, connection) = match mode {
+            Mode::Shared | Mode::Dedicated(_) => (DEFAULT_STREAM_WINDOW, DEFAULT_CONNECTION_WINDOW),
+            Mode::Waypoint(_) => (WAYPOINT_STREAM_WINDOW, WAYPOINT_CONNECTION_WINDOW),
+        };
         Ok(Self {
-            stream_window: number(
-                variables,
-                "HTTP2_STREAM_WINDOW_SIZE",
-                windows.clone(),
-                DEFAULT_STREAM_WINDOW,
-            )?,
-            connection_window: number(
-                variables,
-                "HTTP2_CONNECTION_WINDOW_SIZE",
-                windows,
-                DEFAULT_CONNECTION_WINDOW,
-            )?,
+            stream_window: number(variables, "HTTP2_STREAM_WINDOW_SIZE", windows.clone(), stream)?,
+            connection_window: number(variables, "HTTP2_CONNECTION_WINDOW_SIZE", windows, connection)?,
             frame_size: number(variables, "HTTP2_FRAME_SIZE", FRAME_SIZES, DEFAULT_FRAME_SIZE)?,
         })
     }

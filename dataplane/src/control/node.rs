@@ -18,7 +18,8 @@ use xds::ca::{self, CaConfig};
 use xds::delta::{End, Subscription};
 use xds::local::LocalState;
 use xds::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, REQUEST_AUTHENTICATION_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE,
 };
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
@@ -33,7 +34,7 @@ use crate::access_log::Recorder;
 use crate::admin::{Pending, Readiness};
 use crate::config::Upstream;
 use crate::metrics::{ControlCounter, Metrics, TerminationReason, metrics};
-use crate::session::{Demander, LocalPod, NodeOptions, NodeState, PodEvent};
+use crate::session::{Demander, LocalPod, NodeOptions, NodeState, PodEvent, Role};
 use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle};
 use crate::zds::Pods;
 
@@ -279,7 +280,11 @@ fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
     let Upstream { server, credentials, .. } = config.discovery.clone()?;
     let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE, REQUEST_AUTHENTICATION_TYPE];
     let own = own.into_iter().filter(|_| config.layer_7);
-    let types = [ADDRESS_TYPE, AUTHORIZATION_TYPE].into_iter().chain(own);
+    let of_role = match config.options.role {
+        Role::NodeProxy => AUTHORIZATION_TYPE,
+        Role::Waypoint => WAYPOINT_POLICIES_TYPE,
+    };
+    let types = [ADDRESS_TYPE, of_role].into_iter().chain(own);
     let subscription = |type_url| match type_url {
         ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),
         _ => Subscription::wildcard(type_url),
@@ -288,7 +293,11 @@ fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
         server,
         credentials,
         node: config.identity.node(),
-        local_node: Arc::clone(&config.node),
+        // Whoever else runs on its node is nothing to a waypoint.
+        local_node: match config.options.role {
+            Role::NodeProxy => Arc::clone(&config.node),
+            Role::Waypoint => Arc::from(""),
+        },
         subscriptions: types.map(subscription).collect(),
         sources: config.sources.clone(),
     })

@@ -21,6 +21,7 @@ mod client;
 mod connection;
 mod deliver;
 mod events;
+mod join;
 mod pool;
 mod relay;
 mod server;
@@ -28,6 +29,7 @@ mod stream;
 
 pub use client::{DialError, DialOptions, InnerLink, RequestError};
 pub use connection::{Link, Peer};
+pub use join::JoinEnd;
 pub use pool::{Pool, PoolError};
 pub use relay::{Flow, StreamRelayEnd};
 pub use server::{Handler, IncomingRequest, ServeError, ServerOptions, serve};

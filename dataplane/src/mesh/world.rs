@@ -14,10 +14,11 @@ use futures::future::join_all;
 use model::Identity;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
+use tunnel::h2;
 use xds::control::plane::{ControlError, ControlPlane};
-use xds::control::{ClusterView, ControlConfig, NodeCredential, PodView};
+use xds::control::{ClusterView, ControlConfig, NodeCredential, PodView, WaypointPods};
 use xds::snapshot::Snapshot;
-use xds::transport::discovery::NodeIdentity;
+use xds::transport::discovery::{NodeIdentity, NodeKind};
 
 use super::fabric::{Fabric, FabricError};
 use super::service_proxy::VirtualPort;
@@ -26,10 +27,13 @@ use crate::access_log::Recorder;
 use crate::admin::{self, AdminSite, Binding, MetricsSite, ReadinessSite};
 use crate::capture::{self, Redirection};
 use crate::config::Upstream;
-use crate::control::{NodeConfig, NodeError, NodeProxy};
+use crate::control::{NodeConfig, NodeError, NodeProxy, PodError};
 use crate::metrics::Metrics;
 use crate::net::NetworkNamespace;
-use crate::session::{DNS_PORT, DnsOptions, LocalPod, NodeOptions};
+use crate::session::{
+    DNS_PORT, DnsOptions, LocalPod, NodeOptions, Role, WAYPOINT_CONNECTION_WINDOW, WAYPOINT_STREAM_WINDOW,
+    WAYPOINT_STREAMS_MAX,
+};
 use crate::worker::DriverChoice;
 
 /// Node of the pods that name none, where the configuration holds no Node at all.
@@ -66,6 +70,15 @@ pub enum WorldError {
     Admin { path: PathBuf, source: std::io::Error },
     #[error("the control plane has no token for node {0}")]
     Token(Arc<str>),
+}
+
+/// Why a waypoint does not run.
+#[derive(Debug, thiserror::Error)]
+enum WaypointError {
+    #[error(transparent)]
+    World(#[from] WorldError),
+    #[error(transparent)]
+    Pod(#[from] PodError),
 }
 
 /// The pods and Services as they are in force.
@@ -110,7 +123,11 @@ struct Placed {
 /// Owns what changes.
 struct Keeper {
     control: ControlPlane,
+    config: WorldConfig,
+    recorder: Recorder,
     nodes: BTreeMap<Arc<str>, NodeProxy>,
+    /// By the uid of the pod that each is.
+    waypoints: BTreeMap<Arc<str>, NodeProxy>,
     fabric: Fabric,
     workloads: Workloads,
     placed: BTreeMap<Arc<str>, Placed>,
@@ -131,7 +148,7 @@ impl World {
         let mut sites = Vec::new();
         for name in &names {
             let proxy = NodeProxy::start(node_config(&config, &control, name)?, recorder.clone())?;
-            sites.extend(open_sites(&proxy, &config.state_directory).await?);
+            sites.extend(open_sites(&proxy, &config.state_directory.join(&**name)).await?);
             nodes.insert(Arc::clone(name), proxy);
         }
         let (published, directory) = watch::channel(Arc::default());
@@ -140,8 +157,18 @@ impl World {
         let ready = nodes.values().map(NodeProxy::readiness).collect();
         let quit = nodes.values().map(NodeProxy::quit).collect();
         let driver = nodes.values().next().map_or(crate::worker::Driver::Epoll, NodeProxy::driver);
-        let mut keeper =
-            Keeper { control, nodes, fabric, workloads, placed: BTreeMap::new(), published, sites };
+        let mut keeper = Keeper {
+            control,
+            config,
+            recorder: recorder.clone(),
+            nodes,
+            waypoints: BTreeMap::new(),
+            fabric,
+            workloads,
+            placed: BTreeMap::new(),
+            published,
+            sites,
+        };
         let view = keeper.control.view().borrow_and_update().clone();
         keeper.apply(view).await;
         let keeper = tokio::task::spawn_local(keeper.run(stopped));
@@ -211,6 +238,7 @@ fn node_names(directory: &Path) -> Vec<Arc<str>> {
 fn control_config(config: &WorldConfig, nodes: &[Arc<str>]) -> ControlConfig {
     let first = nodes.first().map_or_else(|| Arc::from(DEFAULT_NODE), Arc::clone);
     let mut control = ControlConfig::new(&config.directory, config.state_directory.join("control"), first);
+    control.waypoints = WaypointPods::Made;
     control.nodes = nodes.iter().map(|node| NodeCredential { node: Arc::clone(node), token: None }).collect();
     control
 }
@@ -242,14 +270,46 @@ fn node_config(
     })
 }
 
-/// The three sites of a node proxy, as socket files.
-async fn open_sites(proxy: &NodeProxy, state: &Path) -> Result<Vec<JoinHandle<()>>, WorldError> {
-    let folder = state.join(&**proxy.node());
+/// As for the node that the pod runs on, whose token it has; but it serves the one pod.
+fn waypoint_config(
+    config: &WorldConfig,
+    control: &ControlPlane,
+    pod: &PodView,
+) -> Result<NodeConfig, WorldError> {
+    let node = node_config(config, control, &pod.node)?;
+    let identity = NodeIdentity {
+        kind: NodeKind::Waypoint,
+        instance_ip: pod.ips.first().copied(),
+        pod_name: pod.name.to_string(),
+        pod_namespace: pod.namespace.to_string(),
+        ..node.identity
+    };
+    let window = |http: h2::Config| h2::Config {
+        initial_stream_window: WAYPOINT_STREAM_WINDOW,
+        connection_window: WAYPOINT_CONNECTION_WINDOW,
+        ..http
+    };
+    let options = NodeOptions {
+        role: Role::Waypoint,
+        packet_mark: None,
+        keeps_source_address: false,
+        http_client: window(h2::Config::hbone_client()),
+        http_server: window(h2::Config {
+            max_concurrent_streams: WAYPOINT_STREAMS_MAX,
+            ..h2::Config::hbone_server()
+        }),
+        ..NodeOptions::default()
+    };
+    Ok(NodeConfig { identity, options, on_demand: false, ..node })
+}
+
+/// The three sites of a proxy, as socket files of a folder.
+async fn open_sites(proxy: &NodeProxy, folder: &Path) -> Result<Vec<JoinHandle<()>>, WorldError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| WorldError::Admin { path, source }
     };
-    std::fs::create_dir_all(&folder).map_err(failed(&folder))?;
+    std::fs::create_dir_all(folder).map_err(failed(folder))?;
     let [admin_path, metrics_path, ready_path] =
         ["admin.sock", "metrics.sock", "ready.sock"].map(|name| folder.join(name));
     let admin_site = Rc::new(AdminSite::new(Rc::new(proxy.inspect())));
@@ -292,7 +352,8 @@ impl Keeper {
             site.abort();
         }
         let deadline = Instant::now() + DRAIN;
-        join_all(self.nodes.into_values().map(|node| node.drain(deadline))).await;
+        let proxies = self.waypoints.into_values().chain(self.nodes.into_values());
+        join_all(proxies.map(|proxy| proxy.drain(deadline))).await;
         self.control.shutdown().await;
     }
 
@@ -316,10 +377,18 @@ impl Keeper {
         }
         let gone: Vec<_> = self.placed.keys().filter(|uid| !wanted.contains_key(*uid)).cloned().collect();
         for uid in gone {
+            if let Some(waypoint) = self.waypoints.remove(&uid) {
+                waypoint.drain(Instant::now() + DRAIN).await;
+            }
             self.remove(&uid);
         }
         for pod in wanted.values() {
             self.place(pod);
+        }
+        for pod in wanted.values().filter(|pod| pod.waypoint.is_some()) {
+            if let Err(error) = self.run_waypoint(pod).await {
+                tracing::error!(pod = %pod.uid, %error, "the waypoint does not run");
+            }
         }
         let joining: Vec<_> = wanted
             .values()
@@ -346,7 +415,8 @@ impl Keeper {
         if pod.enrolled && !self.nodes.contains_key(&pod.node) {
             tracing::error!(pod = %pod.uid, node = %pod.node, "no proxy runs for this new node; restart the mesh");
         }
-        let ports = pod.tcp_ports();
+        // A waypoint listens for itself.
+        let ports = if pod.waypoint.is_some() { Vec::new() } else { pod.tcp_ports() };
         let known = self.placed.get(&pod.uid);
         if known.is_some_and(|placed| placed.view.ips == pod.ips && placed.serving == ports) {
             if let Some(placed) = self.placed.get_mut(&pod.uid) {
@@ -372,6 +442,29 @@ impl Keeper {
         }
         let captured = known.and_then(|placed| placed.captured.clone());
         self.placed.insert(Arc::clone(&pod.uid), Placed { view: pod.clone(), serving: ports, captured });
+    }
+
+    /// Starts the waypoint that a pod is, unless it runs.
+    async fn run_waypoint(&mut self, pod: &PodView) -> Result<(), WaypointError> {
+        let Some(network) = self.fabric.pod(&pod.uid).map(|pod| pod.namespace.clone()) else { return Ok(()) };
+        if self.waypoints.contains_key(&pod.uid) {
+            return Ok(());
+        }
+        let config = waypoint_config(&self.config, &self.control, pod)?;
+        let proxy = NodeProxy::start(config, self.recorder.clone()).map_err(WorldError::from)?;
+        let folder = format!("{}.{}", pod.name, pod.namespace);
+        self.sites.extend(open_sites(&proxy, &self.config.state_directory.join(folder)).await?);
+        let local = LocalPod {
+            uid: Arc::clone(&pod.uid),
+            name: Arc::clone(&pod.name),
+            namespace: Arc::clone(&pod.namespace),
+            service_account: Arc::clone(&pod.service_account),
+            network,
+        };
+        proxy.add_pod(local).await?;
+        tracing::info!(pod = %pod.uid, node = %pod.node, "a waypoint runs");
+        self.waypoints.insert(Arc::clone(&pod.uid), proxy);
+        Ok(())
     }
 
     fn remove(&mut self, uid: &Arc<str>) {

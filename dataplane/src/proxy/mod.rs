@@ -110,10 +110,12 @@ async fn serve(config: &Config, node: &NodeProxy) -> ProxyError {
                 error = own_pod::serve(config, node) => error,
             }
         }
-        Mode::Dedicated(workload) => match dedicated(workload, node, proxy).await {
-            Ok(never) => match never {},
-            Err(error) => error,
-        },
+        Mode::Dedicated(workload) | Mode::Waypoint(workload) => {
+            match dedicated(workload, node, proxy).await {
+                Ok(never) => match never {},
+                Err(error) => error,
+            }
+        }
     }
 }
 
@@ -168,7 +170,7 @@ fn warn_of(config: &Config) {
             );
         }
     }
-    if config.node_name.is_empty() {
+    if config.node_name.is_empty() && config.mode == Mode::Shared {
         tracing::warn!("NODE_NAME is not set: certificates are asked for only when a pod has come");
     }
 }

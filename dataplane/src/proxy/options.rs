@@ -10,12 +10,12 @@ use socket2::TcpKeepalive;
 use tunnel::h2;
 use tunnel::pool::PoolConfig;
 use xds::local::LocalError;
-use xds::transport::discovery::{NodeIdentity, StateSources};
+use xds::transport::discovery::{NodeIdentity, NodeKind, StateSources};
 
 use super::{own_pod, pages, shown};
 use crate::config::{Config, Keepalive, LocalState, Mode};
 use crate::control::NodeConfig;
-use crate::session::{DnsOptions, NodeOptions, SearchDomains};
+use crate::session::{DnsOptions, NodeOptions, Role, SearchDomains, WAYPOINT_STREAMS_MAX};
 
 /// Why the local state cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,10 @@ fn node_identity(config: &Config) -> NodeIdentity {
     let texts = config.metadata.iter().map(|(key, text)| (key.clone(), Value::from(text.as_str())));
     let json = config.metadata_json.iter().map(|(key, value)| (key.clone(), value.clone()));
     NodeIdentity {
+        kind: match config.mode {
+            Mode::Shared | Mode::Dedicated(_) => NodeKind::NodeProxy,
+            Mode::Waypoint(_) => NodeKind::Waypoint,
+        },
         instance_ip: config.this_pod.ip,
         pod_name: config.this_pod.name.clone(),
         pod_namespace: config.this_pod.namespace.clone(),
@@ -93,7 +97,12 @@ fn node_options(config: &Config) -> NodeOptions {
         max_frame_size: config.http2.frame_size,
         ..role
     };
+    let role = match config.mode {
+        Mode::Shared | Mode::Dedicated(_) => Role::NodeProxy,
+        Mode::Waypoint(_) => Role::Waypoint,
+    };
     NodeOptions {
+        role,
         ipv6: config.ipv6,
         packet_mark: sockets.mark,
         keeps_source_address: sockets.keeps_source_address != Some(false),
@@ -105,7 +114,7 @@ fn node_options(config: &Config) -> NodeOptions {
         keepalive: sockets.keepalive.map(tcp_keepalive),
         user_timeout: sockets.keepalive.filter(|_| sockets.user_timeout).map(Keepalive::gives_up_after),
         http_client: http(h2::Config::hbone_client()),
-        http_server: http(h2::Config::hbone_server()),
+        http_server: http(accepted(role)),
         pool: PoolConfig {
             streams_per_connection_max: config.pool.streams_per_connection,
             unused_release: config.pool.unused_release,
@@ -118,6 +127,16 @@ fn node_options(config: &Config) -> NodeOptions {
         connections_max: config.own.connections_max,
         idle_timeout: config.own.idle_timeout,
         ..NodeOptions::default()
+    }
+}
+
+/// What accepted tunnels offer. To a waypoint a client with many connections opens several tunnels, which spread over the
+/// workers.
+fn accepted(role: Role) -> h2::Config {
+    let config = h2::Config::hbone_server();
+    match role {
+        Role::NodeProxy => config,
+        Role::Waypoint => h2::Config { max_concurrent_streams: WAYPOINT_STREAMS_MAX, ..config },
     }
 }
 

@@ -28,6 +28,7 @@ fn general(config: &Config) -> Value {
     let (mode, workload) = match &config.mode {
         Mode::Shared => ("Shared", Value::Null),
         Mode::Dedicated(name) => ("Dedicated", workload(name)),
+        Mode::Waypoint(name) => ("Waypoint", workload(name)),
     };
     json!({
         "proxy": config.proxies,

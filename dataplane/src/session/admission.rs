@@ -99,6 +99,7 @@ pub(super) fn admit(
         destination_ip: arrival.destination.ip(),
         destination_port: arrival.destination.port(),
         reads_requests: admission == Admission::ByRequest,
+        front: None,
     }));
     let in_force = Arc::ptr_eq(&connection.node.state().snapshot, &state.snapshot);
     connection.node.registry.note_admission(&connection.shared.pod, state, in_force);

@@ -13,11 +13,13 @@ use slab::Slab;
 use tunnel::h2::ErrorCode;
 use tunnel::tls::CipherSuite;
 
+use super::admission::Arrival;
 use super::http::Received;
 use super::load::LoadGuard;
 use super::node::Node;
 use super::pod::Pod;
 use super::state::LocalPod;
+use super::waypoint::Front;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, Party, Record, Stage, TlsFacts};
 use crate::link::CloseCause::TlsCertificateRevoked;
@@ -87,6 +89,22 @@ pub(super) struct Authorized {
     pub(super) destination_port: u16,
     /// HTTP is parsed: each request is decided on its own.
     pub(super) reads_requests: bool,
+    /// What was asked of us as a waypoint; `None` for the applications of pods.
+    pub(super) front: Option<Box<Front>>,
+}
+
+impl Authorized {
+    /// Of a connection to what is behind the waypoint that we are.
+    pub(super) fn of_waypoint(arrival: &Arrival, front: Front, reads_requests: bool) -> Self {
+        Self {
+            source: arrival.source.clone(),
+            source_ip: arrival.source_address.ip(),
+            destination_ip: arrival.destination.ip(),
+            destination_port: arrival.destination.port(),
+            reads_requests,
+            front: Some(Box::new(front)),
+        }
+    }
 }
 
 /// Keeps the head of a request in flight, which is decided again when policies change.

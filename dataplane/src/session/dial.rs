@@ -10,7 +10,7 @@ use tunnel::hbone;
 use xds::snapshot::resolve::{Refusal, Route, Target, Transport};
 
 use super::dns::ResolveError;
-use super::node::{Node, contexts_of};
+use super::node::{Node, Role, contexts_of};
 use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
 use crate::access_log::cause::CloseCause;
@@ -86,6 +86,10 @@ impl Dialler<'_> {
         route: &Route,
         facts: &mut UpstreamFacts,
     ) -> Result<Wire, CloseCause> {
+        if self.leads_back(route) {
+            tracing::debug!(waypoint = %self.workload.uid, "an endpoint behind the waypoint is the waypoint itself");
+            return Err(CloseCause::NoHealthyEndpoint);
+        }
         match &route.transport {
             Transport::Tcp { to: Target::Address(to) } => self.plain(*to).await.map(Wire::Socket),
             Transport::Tcp { to: Target::Name { hostname, port } } => {
@@ -118,6 +122,12 @@ impl Dialler<'_> {
                 Ok(Wire::Tunnel(stream))
             }
         }
+    }
+
+    /// Whether a waypoint would dial itself, or another instance of itself: they share the account that is theirs alone.
+    fn leads_back(&self, route: &Route) -> bool {
+        let is_ours = |it: &Arc<Workload>| it.identity == self.workload.identity;
+        self.node.options.role == Role::Waypoint && route.workload.as_ref().is_some_and(is_ours)
     }
 
     async fn plain(&self, to: SocketAddr) -> Result<Socket, CloseCause> {

@@ -16,9 +16,10 @@ use super::application::{dial_application, dial_application_tunnel};
 use super::connection::Connection;
 use super::http;
 use super::lookup::Lookup;
-use super::node::{Node, NodeOptions, contexts_of, workload_of};
+use super::node::{Node, NodeOptions, Role, contexts_of, workload_of};
 use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
+use super::waypoint;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, HttpFacts, Party};
 use crate::link::CloseCause::TlsCertificateRevoked;
@@ -118,6 +119,9 @@ impl Handler for Gate {
         }
         self.node.metrics.count(Counter::StreamsAccepted);
         let (node, pod, remote) = (self.node.clone(), self.pod.clone(), self.remote);
+        if node.options.role == Role::Waypoint {
+            return self.node.worker.spawn(waypoint::take(node, pod, request, remote));
+        }
         self.node.worker.spawn(async move {
             let source = Party {
                 address: Some(remote),
@@ -314,7 +318,7 @@ pub(super) fn mark_http(connection: &Connection) {
     connection.record.borrow_mut().http = Some(Box::<HttpFacts>::default());
 }
 
-fn log_authority(authority: &tunnel::hbone::Authority) -> Authority {
+pub(super) fn log_authority(authority: &tunnel::hbone::Authority) -> Authority {
     match &authority.host {
         Host::Ip(ip) => Authority::Address(SocketAddr::new(*ip, authority.port)),
         Host::Name(name) => Authority::Hostname(Arc::from(&**name), authority.port),

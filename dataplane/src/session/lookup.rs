@@ -95,6 +95,11 @@ impl Lookup<'_> {
         single.chain(service.and_then(|it| it.waypoint.as_ref())).chain(weighted)
     }
 
+    /// Whether this workload is the waypoint that is named, if one is.
+    pub(super) fn fronts(&self, waypoint: Option<&GatewayAddress>) -> bool {
+        waypoint.is_some_and(|waypoint| self.is_us(waypoint))
+    }
+
     /// Whether a waypoint is this workload: by a service that it belongs to, or by its address.
     fn is_us(&self, waypoint: &GatewayAddress) -> bool {
         match &waypoint.destination {

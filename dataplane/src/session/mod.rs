@@ -6,6 +6,7 @@
 //!   HTTPRoutes govern the service, each request is routed on its own;
 //! - [`inbound`](mod@inbound) (15008): what other proxies send is authorized and handed to the application;
 //! - [`passthrough`](mod@passthrough) (15006): what comes in plain text, likewise, without an identity;
+//! - [`waypoint`] (15008, in the place of all these where the proxy is a waypoint);
 //! - [`dns`] (15053, where it is turned on): names that the pod asks for.
 //!
 //! Invariants:
@@ -33,10 +34,15 @@ mod pod;
 mod registry;
 mod revocation;
 mod state;
+mod waypoint;
 
 pub use demand::{Demander, WAITING_MAX as DEMANDS_WAITING_MAX};
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
 pub use dns::{DNS_CONNECTIONS_MAX, DNS_PORT, DNS_QUERIES_MAX, DnsOptions, SearchDomains};
 pub use load::EndpointChoice;
-pub use node::{Node, NodeOptions, NodeParts, Ports};
+pub use node::{Node, NodeOptions, NodeParts, Ports, Role};
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};
+pub use waypoint::{
+    CONNECTION_WINDOW as WAYPOINT_CONNECTION_WINDOW, STREAM_WINDOW as WAYPOINT_STREAM_WINDOW,
+    STREAMS_MAX as WAYPOINT_STREAMS_MAX,
+};

@@ -53,9 +53,20 @@ impl Default for Ports {
     }
 }
 
+/// What the pods of a proxy are served as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Role {
+    /// Applications, whose connections are captured.
+    #[default]
+    NodeProxy,
+    /// The proxy's own pod: others are behind it.
+    Waypoint,
+}
+
 /// How to be a node proxy. The same for all workers of a node.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
+    pub role: Role,
     pub ports: Ports,
     /// Listens on IPv6 as well.
     pub ipv6: bool,
@@ -116,6 +127,7 @@ pub struct NodeOptions {
 impl Default for NodeOptions {
     fn default() -> Self {
         Self {
+            role: Role::default(),
             ports: Ports::default(),
             ipv6: true,
             packet_mark: Some(1337),

@@ -97,8 +97,9 @@ async fn prepare(
     let destination = state.snapshot.destination(client, to).map_err(|refusal| refused(&refusal))?;
     if let Some(entry) = governed(&state.snapshot, client, &destination, to.port()) {
         connection.record.borrow_mut().service = Some(entry.service.clone());
-        let (node, pod, service) = (node.clone(), pod.clone(), entry.key().clone());
-        return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, service, to })));
+        let goal = http::Goal::Service(entry.key().clone());
+        let (node, pod) = (node.clone(), pod.clone());
+        return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, goal, to })));
     }
     let dialler = Dialler { node, pod, workload: &workload, client: remote };
     match reach(connection, &state, &dialler, to).await? {

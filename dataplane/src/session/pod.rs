@@ -11,7 +11,7 @@ use model::Workload;
 use slab::Slab;
 use tunnel::hbone::Baggage;
 
-use super::node::Node;
+use super::node::{Node, Role};
 use super::state::LocalPod;
 use super::{dns, inbound, listening, outbound, passthrough};
 use crate::link::{Link, Pool};
@@ -52,17 +52,18 @@ impl Pod {
             listeners.push((bind(ports.inbound_hbone)?, inbound::serve));
         }
         let is_own = node.options.own_pod.as_ref() == Some(&local.uid);
-        if node.options.proxies && !is_own {
+        let is_captured = !is_own && node.options.role == Role::NodeProxy;
+        if node.options.proxies && is_captured {
             listeners.push((bind(ports.outbound)?, outbound::serve));
             listeners.push((bind(ports.inbound_plaintext)?, passthrough::serve));
         }
-        let names = if is_own { None } else { dns::Listeners::open(node, local)? };
+        let names = if is_captured { dns::Listeners::open(node, local)? } else { None };
         let pool = Pool::new(&node.worker, node.options.pool);
         let pod = Rc::new(Self {
             local: local.clone(),
             pool,
             accepted: RefCell::default(),
-            wears_clients: Cell::new(node.options.keeps_source_address && !is_own),
+            wears_clients: Cell::new(node.options.keeps_source_address && is_captured),
             closing: Rc::default(),
             gone: Rc::default(),
             live: Rc::default(),

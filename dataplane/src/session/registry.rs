@@ -18,6 +18,7 @@ use super::connection::{Authorized, Shared};
 use super::http::is_still_allowed;
 use super::node::{Node, workload_of};
 use super::state::{LocalPod, NodeState};
+use super::waypoint;
 use crate::access_log::cause::CloseCause;
 use crate::metrics::{Limit, WorkerMetrics};
 use crate::worker::{TICK, Tick, Worker};
@@ -53,6 +54,8 @@ enum Standing {
     On(Grounds),
     /// Not all of them on the same: the next state asks for all.
     Mixed,
+    /// Each on grounds of its own: every state asks for all.
+    Each,
 }
 
 impl Registry {
@@ -117,6 +120,13 @@ impl Registry {
         }
     }
 
+    /// Notes that a connection was admitted on grounds that no other need have.
+    pub(super) fn note_own_grounds(&self, pod: &Arc<LocalPod>) {
+        if let Some(of_pod) = self.pods.borrow_mut().get_mut(&Arc::as_ptr(pod)) {
+            of_pod.standing = Standing::Each;
+        }
+    }
+
     /// Asks the question of every authorized connection again, if its pod's grounds are not what they were, and cuts
     /// those whose answer is no.
     pub(super) fn enforce(&self, state: &NodeState) {
@@ -125,12 +135,14 @@ impl Registry {
             let unchanged = match (&of_pod.standing, &grounds) {
                 (Standing::None, _) => true,
                 (Standing::On(before), Some(now)) => before.is_same(now),
-                (Standing::On(_) | Standing::Mixed, _) => false,
+                (Standing::On(_) | Standing::Mixed | Standing::Each, _) => false,
             };
             if !unchanged {
                 let asked = of_pod.live.iter().filter(|(_, connection)| enforce(state, connection)).count();
                 self.asked_again.set(self.asked_again.get() + asked as u64);
-                of_pod.standing = grounds.map_or(Standing::Mixed, Standing::On);
+                if !matches!(of_pod.standing, Standing::Each) {
+                    of_pod.standing = grounds.map_or(Standing::Mixed, Standing::On);
+                }
             }
         }
     }
@@ -201,6 +213,9 @@ fn enforce(state: &NodeState, connection: &Shared) -> bool {
 fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -> bool {
     // A workload that is unknown now has no policies that could be trusted to be none.
     let Some(workload) = workload_of(state, &connection.pod) else { return false };
+    if let Some(front) = &authorized.front {
+        return waypoint::is_still_allowed(state, &workload, connection, authorized, front);
+    }
     let policies = state.snapshot.policies_for(&workload);
     let attributes = authorized.attributes();
     match judge(state, &workload, &policies, &attributes) {

@@ -76,9 +76,18 @@ pub enum DemandAnswer {
     Refused,
 }
 
+/// What a proxy is to a control plane: the first part of its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NodeKind {
+    #[default]
+    NodeProxy,
+    Waypoint,
+}
+
 /// The node as a node proxy names itself.
 #[derive(Debug, Clone, Default)]
 pub struct NodeIdentity {
+    pub kind: NodeKind,
     pub instance_ip: Option<IpAddr>,
     pub pod_name: String,
     pub pod_namespace: String,
@@ -91,6 +100,10 @@ impl NodeIdentity {
     pub fn node(&self) -> Node {
         let ip = self.instance_ip.unwrap_or(IpAddr::from([1, 1, 1, 1]));
         let (name, namespace) = (&self.pod_name, &self.pod_namespace);
+        let kind = match self.kind {
+            NodeKind::NodeProxy => "ztunnel",
+            NodeKind::Waypoint => "waypoint",
+        };
         let metadata = BTreeMap::from([
             ("NAME".to_owned(), name.clone()),
             ("NAMESPACE".to_owned(), namespace.clone()),
@@ -100,7 +113,7 @@ impl NodeIdentity {
         let derived = metadata.into_iter().map(|(key, value)| (key, text(value)));
         let given = self.metadata.iter().map(|(key, value)| (key.clone(), from_json(value)));
         Node {
-            id: format!("ztunnel~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
+            id: format!("{kind}~{ip}~{name}.{namespace}~{namespace}.svc.cluster.local"),
             metadata: Some(Struct { fields: derived.chain(given).collect() }),
             ..Node::default()
         }

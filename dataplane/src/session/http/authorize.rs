@@ -6,10 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, PolicySet, Verdict};
+use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, MatchedRule, PolicySet, Verdict};
 use l7::filter::Chain;
-use l7::ir::{ConnectionAttributes, RequestHead};
-use l7::jwt::{Authenticated, Rejection};
+use l7::ir::{ConnectionAttributes, Filters, RequestHead};
+use l7::jwt::{Authenticated, Rejection, Token};
 
 use super::conversation::converse;
 use super::{Books, Decision, Director, Filtered, Received, Reply, Upstream, Wire};
@@ -65,32 +65,12 @@ impl Director for Gate {
             return Decision::answer(Reply { cause: CloseCause::UnknownWorkload, ..DENIED });
         };
         let policies = state.snapshot.policies_for(&workload);
-        let attributes = self.arrival.attributes();
-        let Authenticated { token, edits } = match policies.tokens().authenticate(request, now()) {
-            Ok(authenticated) => authenticated,
-            Err(rejection) => {
-                let (status, body) = (rejection.status(), rejection.body());
-                let reply = Reply::text(status, body, CloseCause::TokenRefused);
-                let challenge = Rejection::challenge(request);
-                return Decision::answer(reply.with("www-authenticate", challenge));
-            }
+        let Permit { edits, .. } = match permit(&policies, &self.arrival, request, books) {
+            Ok(permit) => permit,
+            Err(reply) => return Decision::answer(reply),
         };
         let filtered = Filtered { chain: Chain::of_rule(edits.as_ref(), None), ..Filtered::default() };
-        let request = RequestHead { token: token.as_ref(), ..*request };
-        match policies.evaluate(&attributes, Some(&request)) {
-            Verdict::Allow(rule) => {
-                let rule = rule.map(|rule| policy_name(&rule.policy.namespace, &rule.policy.name));
-                books.facts.policy = rule;
-                Decision::forward((), filtered)
-            }
-            Verdict::Deny(denial) => {
-                books.facts.policy = match denial {
-                    Denial::Matched(rule) => Some(policy_name(&rule.policy.namespace, &rule.policy.name)),
-                    Denial::NoAllowMatched | Denial::Closed(_) => None,
-                };
-                Decision::answer(DENIED)
-            }
-        }
+        Decision::forward((), filtered)
     }
 
     async fn upstream(&self, (): &mut (), _books: &mut Books<'_>) -> Result<Upstream, Reply> {
@@ -107,6 +87,46 @@ impl Director for Gate {
     fn keep(&self, upstream: Upstream) {
         self.idle.replace(Some(upstream));
     }
+}
+
+/// What lets a request pass.
+#[derive(Debug)]
+pub(in crate::session) struct Permit {
+    pub(in crate::session) token: Option<Token>,
+    /// What is done to the request because of its token.
+    pub(in crate::session) edits: Option<Arc<Filters>>,
+}
+
+/// Asks tokens and policies about a request, and notes in the books which policy has decided.
+pub(in crate::session) fn permit(
+    policies: &PolicySet,
+    arrival: &Arrival,
+    request: &RequestHead<'_>,
+    books: &mut Books<'_>,
+) -> Result<Permit, Reply> {
+    let Authenticated { token, edits } =
+        policies.tokens().authenticate(request, now()).map_err(|rejection| {
+            let (status, body) = (rejection.status(), rejection.body());
+            let reply = Reply::text(status, body, CloseCause::TokenRefused);
+            reply.with("www-authenticate", Rejection::challenge(request))
+        })?;
+    let seen = RequestHead { token: token.as_ref(), ..*request };
+    let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
+    let verdict = match policies.evaluate(&arrival.attributes(), Some(&seen)) {
+        Verdict::Allow(rule) => {
+            books.facts.policy = rule.map(name);
+            Ok(())
+        }
+        Verdict::Deny(Denial::Matched(rule)) => {
+            books.facts.policy = Some(name(rule));
+            Err(DENIED)
+        }
+        Verdict::Deny(Denial::NoAllowMatched | Denial::Closed(_)) => {
+            books.facts.policy = None;
+            Err(DENIED)
+        }
+    };
+    verdict.map(|()| Permit { token, edits })
 }
 
 /// Whether a request that was allowed once is allowed still.

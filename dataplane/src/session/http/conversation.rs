@@ -45,7 +45,7 @@ struct Seen<C> {
 }
 
 /// Serves requests until the downstream closes, a request asks for it, or the connection is cut.
-pub(super) async fn converse<D: Director>(
+pub(in crate::session) async fn converse<D: Director>(
     connection: &Connection,
     downstream: &Wire,
     director: &D,

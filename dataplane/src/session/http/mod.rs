@@ -24,11 +24,12 @@ use l7::ir::{Filters, RequestHead};
 use super::dial::UpstreamFacts;
 pub(super) use super::dial::Wire;
 use super::load::LoadGuard;
-pub(super) use authorize::{Application, is_still_allowed, serve};
+pub(super) use authorize::{Application, Permit, is_still_allowed, permit, serve};
 pub(super) use books::Books;
+pub(super) use conversation::converse;
 pub(super) use head::Received;
 pub(super) use reply::Reply;
-pub(super) use route::{Caller, route};
+pub(super) use route::{Caller, Goal, Steering, Way, route};
 
 use reader::Reader;
 

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use l7::filter::{Chain, Dialled};
 use l7::ir::{Header, RequestHead, Scheme};
-use l7::router::{MatchedRoute, RouteMatch, Taken};
+use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
 use model::{NamespacedHostname, Workload};
-use xds::snapshot::resolve::{Client, Refusal, Route};
+use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
 use super::conversation::converse;
@@ -32,9 +32,34 @@ pub(in crate::session) struct Caller {
     pub(in crate::session) pod: Rc<Pod>,
     pub(in crate::session) workload: Arc<Workload>,
     pub(in crate::session) remote: SocketAddr,
-    pub(in crate::session) service: NamespacedHostname,
+    pub(in crate::session) goal: Goal,
     /// Where the client dialled.
     pub(in crate::session) to: SocketAddr,
+}
+
+/// Where requests go if no route says otherwise.
+#[derive(Debug, Clone)]
+pub(in crate::session) enum Goal {
+    Service(NamespacedHostname),
+    /// The address that was dialled, which is the workload's own: from its waypoint.
+    Workload(Arc<Workload>),
+}
+
+impl Goal {
+    /// The way to it for a client that dialled `to`. Who stands before it as its waypoint is passed over; a waypoint is
+    /// never led to itself.
+    pub(in crate::session) fn resolve(
+        &self,
+        state: &NodeState,
+        client: Client<'_>,
+        to: SocketAddr,
+        chooser: Chooser<'_>,
+    ) -> Result<Route, Refusal> {
+        match self {
+            Self::Service(service) => state.snapshot.resolve_backend(client, service, to.port(), chooser),
+            Self::Workload(workload) => state.snapshot.resolve_fronted(client, workload, to),
+        }
+    }
 }
 
 /// Serves the requests of a captured connection.
@@ -43,11 +68,12 @@ pub(in crate::session) async fn route(
     caller: Caller,
     downstream: &Wire,
 ) -> CloseCause {
-    let steering = Steering { connection, caller, idle: RefCell::default(), counted: Cell::new(false) };
+    let steering = Steering::new(connection, caller);
     converse(connection, downstream, &steering).await
 }
 
-struct Steering<'a> {
+/// Routes requests and reaches their endpoints.
+pub(in crate::session) struct Steering<'a> {
     connection: &'a Connection,
     caller: Caller,
     /// Most recently used last.
@@ -57,7 +83,8 @@ struct Steering<'a> {
 }
 
 /// A chosen endpoint, and the state in which it was chosen.
-struct Way {
+#[derive(Debug)]
+pub(in crate::session) struct Way {
     state: Arc<NodeState>,
     workload: Arc<Workload>,
     route: Route,
@@ -70,39 +97,15 @@ impl Director for Steering<'_> {
         let caller = &self.caller;
         let state = caller.node.state();
         let workload = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
-        let port = caller.to.port();
-        let routes = state.snapshot.routes_for(&caller.service, port, workload.identity.namespace());
-        self.describe_service(&state, &mut books.record);
-        let mut filtered = Filtered::default();
-        let (service, port) = match &routes {
-            // The routes are gone since the connection began: the service serves itself.
-            None => (caller.service.clone(), port),
-            Some(router) => match router.route(request) {
-                RouteMatch::NotFound => {
-                    return Decision::answer(Reply::text(404, "no route matches", CloseCause::NoRoute));
-                }
-                RouteMatch::Matched(matched) => {
-                    note(&matched, &mut books.facts);
-                    match matched.take(caller.node.random()) {
-                        Taken::Forwarded { service, port, filters } => {
-                            filtered.chain = filters;
-                            filtered.limit = matched.rule.timeouts.limit();
-                            (service.clone(), port)
-                        }
-                        Taken::Redirected(filters) => {
-                            return Decision::answer(redirected(&filters, port, request));
-                        }
-                        Taken::Failed(reason) => return Decision::answer(without_backend(&matched, reason)),
-                    }
-                }
-            },
+        let goal = caller.goal.clone();
+        let router = match &goal {
+            Goal::Service(service) => {
+                let (port, namespace) = (caller.to.port(), workload.identity.namespace());
+                state.snapshot.routes_for(service, port, namespace).cloned()
+            }
+            Goal::Workload(_) => None,
         };
-        let client = Client { workload: &workload, ip: caller.remote.ip() };
-        let chosen = state.snapshot.resolve_backend(client, &service, port, caller.node.chooser());
-        match chosen {
-            Ok(route) => Decision::forward(Box::new(Way { state, workload, route }), filtered),
-            Err(refusal) => Decision::answer(refused(&refusal)),
-        }
+        self.steer(state, workload, goal, router.as_deref(), request, books)
     }
 
     async fn upstream(&self, way: &mut Box<Way>, books: &mut Books<'_>) -> Result<Upstream, Reply> {
@@ -141,13 +144,68 @@ impl Director for Steering<'_> {
     }
 }
 
-impl Steering<'_> {
+impl<'a> Steering<'a> {
+    pub(in crate::session) fn new(connection: &'a Connection, caller: Caller) -> Self {
+        Self { connection, caller, idle: RefCell::default(), counted: Cell::new(false) }
+    }
+
+    pub(in crate::session) fn caller(&self) -> &Caller {
+        &self.caller
+    }
+
+    /// Chooses the endpoint of a request, which goes to `goal` if there is no router.
+    pub(in crate::session) fn steer(
+        &self,
+        state: Arc<NodeState>,
+        workload: Arc<Workload>,
+        goal: Goal,
+        router: Option<&Router>,
+        request: &RequestHead<'_>,
+        books: &mut Books<'_>,
+    ) -> Decision<Box<Way>> {
+        let caller = &self.caller;
+        self.describe_goal(&state, &goal, &mut books.record);
+        let mut filtered = Filtered::default();
+        let (goal, port) = match router {
+            // The routes may be gone since the connection began: the service serves itself.
+            None => (goal, caller.to.port()),
+            Some(router) => match router.route(request) {
+                RouteMatch::NotFound => {
+                    return Decision::answer(Reply::text(404, "no route matches", CloseCause::NoRoute));
+                }
+                RouteMatch::Matched(matched) => {
+                    note(&matched, &mut books.facts);
+                    match matched.take(caller.node.random()) {
+                        Taken::Forwarded { service, port, filters } => {
+                            filtered.chain = filters;
+                            filtered.limit = matched.rule.timeouts.limit();
+                            (Goal::Service(service.clone()), port)
+                        }
+                        Taken::Redirected(filters) => {
+                            let dialled = caller.to.port();
+                            return Decision::answer(redirected(&filters, dialled, request));
+                        }
+                        Taken::Failed(reason) => return Decision::answer(without_backend(&matched, reason)),
+                    }
+                }
+            },
+        };
+        let client = Client { workload: &workload, ip: caller.remote.ip() };
+        let to = SocketAddr::new(caller.to.ip(), port);
+        match goal.resolve(&state, client, to, caller.node.chooser()) {
+            Ok(route) => Decision::forward(Box::new(Way { state, workload, route }), filtered),
+            Err(refusal) => Decision::answer(refused(&refusal)),
+        }
+    }
+
     /// Until a request has an upstream, its books tell of the service alone, and not of another request.
-    fn describe_service(&self, state: &NodeState, record: &mut Record) {
-        let Caller { service, to, .. } = &self.caller;
+    fn describe_goal(&self, state: &NodeState, goal: &Goal, record: &mut Record) {
         UpstreamFacts::default().describe(record);
-        record.destination.address = Some(*to);
-        let entry = state.snapshot.service(&service.namespace, &service.hostname);
+        record.destination.address = Some(self.caller.to);
+        let entry = match goal {
+            Goal::Service(service) => state.snapshot.service(&service.namespace, &service.hostname),
+            Goal::Workload(_) => None,
+        };
         record.service = entry.map(|entry| entry.service.clone());
     }
 
