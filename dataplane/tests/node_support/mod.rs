@@ -34,6 +34,7 @@ pub mod raw;
 pub mod resources;
 #[path = "../session_support/traffic.rs"]
 pub mod traffic;
+pub mod waypoint;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -231,6 +232,11 @@ impl Bed {
 
     pub fn get(&self, name: &str) -> &Pod {
         self.pods.get(name).unwrap_or_else(|| panic!("no pod {name}"))
+    }
+
+    /// All addresses of a pod.
+    pub fn ips(&self, name: &str) -> [IpAddr; 2] {
+        self.get(name).ips
     }
 
     pub fn network(&self, name: &str) -> &NetworkNamespace {

@@ -35,6 +35,8 @@ pub struct Node {
     pub ips: Vec<IpAddr>,
     folder: PathBuf,
     environment: BTreeMap<String, String>,
+    /// The subcommand that it runs.
+    pub role: &'static str,
     /// What the proxy sees as `/etc/resolv.conf`; `None` is the machine's own.
     resolv_conf: Option<PathBuf>,
     process: Option<Child>,
@@ -66,7 +68,8 @@ impl Node {
             environment.insert(variable.to_owned(), value);
         }
         let (ips, name) = (ips.to_vec(), name.to_owned());
-        Self { name, agent, network, ips, folder, environment, resolv_conf: None, process: None }
+        let (role, resolv_conf, process) = ("proxy", None, None);
+        Self { name, agent, network, ips, folder, environment, role, resolv_conf, process }
     }
 
     /// Sets a variable of the proxy's environment, for its next start.
@@ -103,7 +106,7 @@ impl Node {
         let program = env!("CARGO_BIN_EXE_corelane");
         let Some(path) = &self.resolv_conf else {
             let mut command = Command::new(program);
-            command.arg("proxy");
+            command.arg(self.role);
             return command;
         };
         let mut command = Command::new("unshare");

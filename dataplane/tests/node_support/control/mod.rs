@@ -202,10 +202,10 @@ impl ControlPlane {
         self.script.state().asked.clone()
     }
 
-    /// The resource of a name.
+    /// The workload or the service of a name.
     pub fn get(&self, name: &str) -> Option<Resource> {
-        let state = self.script.state();
-        state.resources.iter().find(|((_, held), _)| held == name).map(|(_, (_, it))| it.clone())
+        let key = (ADDRESS_TYPE.to_owned(), name.to_owned());
+        self.script.state().resources.get(&key).map(|(_, it)| it.clone())
     }
 
     /// Reasons of refused responses, each told once.
