@@ -108,9 +108,9 @@ steps:
   - request: { from: app/other, to: 'bare.app:80', path: /nowhere, expect: { status: 200, pod: web } }
 - title: a pod's own waypoint is for its own address
   actions:
-  - request: { from: app/other, to: 'app/web:8080', path: /any, expect: { status: 200, pod: web } }
-  - request: { from: app/other, to: 'app/web:8080', path: /secret, expect: { status: 403 } }
-  - request: { from: app/other, to: 'app/web-2:8080', path: /secret, expect: { status: 200, pod: web-2 } }
+  - request: { from: app/other, to: 'pod/app/web:8080', path: /any, expect: { status: 200, pod: web } }
+  - request: { from: app/other, to: 'pod/app/web:8080', path: /secret, expect: { status: 403 } }
+  - request: { from: app/other, to: 'pod/app/web-2:8080', path: /secret, expect: { status: 200, pod: web-2 } }
 ";
 
 #[test]
