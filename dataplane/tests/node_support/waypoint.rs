@@ -73,7 +73,7 @@ impl Bed {
         self.enforce(&[], yaml);
         for pod in pods {
             let waypoint = Some(gateway_of_service(WAYPOINT, HBONE_PORT));
-            self.change(pod, |workload| workload.waypoint = waypoint.clone());
+            self.change(pod, |workload| workload.waypoint.clone_from(&waypoint));
         }
     }
 
@@ -156,8 +156,11 @@ impl Bed {
 
 /// One request; its answer must have a length.
 pub fn ask(mut socket: &TcpStream, method: &str, path: &str, headers: &[(&str, &str)]) -> io::Result<Answer> {
-    let fields: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    write!(socket, "{method} {path} HTTP/1.1\r\nhost: web\r\n{fields}\r\n")?;
+    write!(socket, "{method} {path} HTTP/1.1\r\nhost: web\r\n")?;
+    for (name, value) in headers {
+        write!(socket, "{name}: {value}\r\n")?;
+    }
+    socket.write_all(b"\r\n")?;
     let head = read_head(socket)?.ok_or(io::ErrorKind::UnexpectedEof)?;
     let status = head.get(9..12).and_then(|digits| digits.parse().ok()).ok_or(io::ErrorKind::InvalidData)?;
     let mut body = vec![0; length(&head)];
