@@ -107,6 +107,8 @@ fn requests_are_decided_by_who_calls_and_routed_and_say_who_called() {
         assert_eq!(bed.control.authority.issued().iter().filter(|it| **it == identity(WAYPOINT)).count(), 1);
         bed.nodes["b"].until_logged(&["dst.workload=\"server\"", &identity(WAYPOINT)]);
         bed.nodes[WAYPOINT].until_logged(&[&identity("client"), "403"]);
+        let labels = ["reporter=\"waypoint\"", "source_workload=\"client\"", "response_code=\"403\""];
+        assert!(bed.nodes[WAYPOINT].metric("istio_requests_total", &labels) > 0);
     });
 }
 

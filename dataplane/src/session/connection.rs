@@ -16,7 +16,7 @@ use tunnel::tls::CipherSuite;
 use super::admission::Arrival;
 use super::http::Received;
 use super::load::LoadGuard;
-use super::node::Node;
+use super::node::{Node, Role};
 use super::pod::Pod;
 use super::state::LocalPod;
 use super::waypoint::Front;
@@ -176,7 +176,7 @@ impl Connection {
         });
         node.worker.memory().take(CONNECTION_BYTES);
         let key = node.registry.add(shared.clone());
-        node.metrics.raise(Gauge::sockets(reporter(direction)));
+        node.metrics.raise(Gauge::sockets(reporter(node, direction)));
         Self {
             node: node.clone(),
             shared,
@@ -282,7 +282,7 @@ impl Connection {
         (request_bytes, response_bytes): (u64, u64),
     ) {
         let Some(facts) = &record.http else { return };
-        let reporter = reporter(self.shared.direction);
+        let reporter = reporter(&self.node, self.shared.direction);
         let key = RequestKey {
             reporter,
             source: subject(&record.source),
@@ -345,7 +345,7 @@ impl Connection {
         let subject =
             |party: &Party| Subject { workload: party.workload.clone(), identity: party.identity.clone() };
         Labels {
-            reporter: reporter(self.shared.direction),
+            reporter: reporter(&self.node, self.shared.direction),
             source: subject(&record.source),
             destination: subject(&record.destination),
             service: record.service.clone(),
@@ -372,7 +372,7 @@ impl Drop for Connection {
         self.close_books(CloseCause::Drained);
         self.node.registry.remove(&self.shared.pod, self.key);
         self.node.worker.memory().give_back(CONNECTION_BYTES);
-        self.node.metrics.lower(Gauge::sockets(reporter(self.shared.direction)));
+        self.node.metrics.lower(Gauge::sockets(reporter(&self.node, self.shared.direction)));
     }
 }
 
@@ -437,10 +437,11 @@ fn request_security(reporter: Reporter, record: &Record) -> ConnectionSecurity {
     }
 }
 
-fn reporter(direction: Direction) -> Reporter {
-    match direction {
-        Direction::Inbound => Reporter::Destination,
-        Direction::Outbound => Reporter::Source,
+fn reporter(node: &Node, direction: Direction) -> Reporter {
+    match (direction, node.options.role) {
+        (Direction::Inbound, Role::NodeProxy) => Reporter::Destination,
+        (Direction::Inbound, Role::Waypoint) => Reporter::Waypoint,
+        (Direction::Outbound, _) => Reporter::Source,
     }
 }
 
