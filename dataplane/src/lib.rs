@@ -11,6 +11,7 @@ pub mod cli;
 pub mod config;
 pub mod conformance;
 pub mod control;
+pub mod explain;
 pub mod link;
 pub mod mesh;
 pub mod metrics;

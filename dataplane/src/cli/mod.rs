@@ -2,6 +2,7 @@
 
 mod check;
 mod conformance;
+mod explain;
 mod inspect;
 mod log_line;
 mod mesh;
@@ -66,6 +67,8 @@ enum Command {
     Version,
     /// Find everything that is wrong with a folder of YAML: file, line, field and the mend.
     Check(check::CheckArguments),
+    /// Say what becomes of a request, and why: route, backend, endpoints, policy, with file and line.
+    Explain(explain::ExplainArguments),
     /// Feed a captured control-plane stream to the real client and store, and print the state.
     Replay(replay::ReplayArguments),
     /// Run case files against the very engine that serves.
@@ -80,7 +83,7 @@ impl Command {
         match self {
             // The report is what is wanted to be read.
             Self::Mesh(mesh) if mesh.has_plan() => "warn",
-            Self::Inspect(_) => "warn",
+            Self::Inspect(_) | Self::Explain(_) => "warn",
             _ => "info",
         }
     }
@@ -125,6 +128,7 @@ impl CommandLine {
             Command::Tunnel(tunnel) => tunnel.run().map(|()| ExitCode::SUCCESS),
             Command::Mesh(mesh) => mesh.run(),
             Command::Check(check) => check.run(),
+            Command::Explain(explain) => explain.run(),
             Command::Replay(replay) => replay.run(),
             Command::Conformance(conformance) => conformance.run(),
             Command::Inspect(inspect) => inspect.run().map(|()| ExitCode::SUCCESS),

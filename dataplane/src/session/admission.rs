@@ -7,6 +7,7 @@ use l7::authz::{ConnectionVerdict, Denial, MatchedRule, PolicySet, Verdict};
 use l7::ir::ConnectionAttributes;
 use model::{AppProtocol, Identity, NamespacedHostname, Service, Workload};
 use tracing::Level;
+use xds::snapshot::Snapshot;
 
 use super::connection::{Authorized, Connection};
 use super::node::workload_of;
@@ -40,7 +41,7 @@ impl Arrival {
 
 /// What policy says before the first byte is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Admission {
+pub(crate) enum Admission {
     Admitted,
     /// Each request is decided on its own.
     ByRequest,
@@ -89,7 +90,7 @@ pub(super) fn admit(
 ) -> Result<Admission, CloseCause> {
     let policies = state.snapshot.policies_for(workload);
     let attributes = arrival.attributes();
-    let admission = judge(state, workload, &policies, &attributes);
+    let admission = judge(&state.snapshot, workload, &policies, &attributes);
     Teller { at_info: connection.node.options.policy_decisions_at_info, workload, arrival }
         .tell(&policies, admission);
     let admission = admission.ok_or(CloseCause::PolicyDenied)?;
@@ -107,8 +108,8 @@ pub(super) fn admit(
 }
 
 /// What policy says of a connection; `None` denies it.
-pub(super) fn judge(
-    state: &NodeState,
+pub(crate) fn judge(
+    snapshot: &Snapshot,
     workload: &Workload,
     policies: &PolicySet,
     connection: &ConnectionAttributes<'_>,
@@ -117,7 +118,7 @@ pub(super) fn judge(
         ConnectionVerdict::Allow(_) => Some(Admission::Admitted),
         ConnectionVerdict::Deny(_) => None,
         // Declared not to be HTTP: what only requests have is absent.
-        ConnectionVerdict::NeedsRequest if is_opaque(state, workload, connection.destination_port) => {
+        ConnectionVerdict::NeedsRequest if is_opaque(snapshot, workload, connection.destination_port) => {
             policies.evaluate(connection, None).is_allowed().then_some(Admission::Admitted)
         }
         ConnectionVerdict::NeedsRequest => Some(Admission::ByRequest),
@@ -182,9 +183,9 @@ fn cause(denial: &Denial<'_>) -> String {
 }
 
 /// Whether a service declares the port as something that is not HTTP.
-fn is_opaque(state: &NodeState, workload: &Workload, target_port: u16) -> bool {
+fn is_opaque(snapshot: &Snapshot, workload: &Workload, target_port: u16) -> bool {
     workload.services.iter().any(|(key, ports)| {
-        let Some(entry) = state.snapshot.service(&key.namespace, &key.hostname) else { return false };
+        let Some(entry) = snapshot.service(&key.namespace, &key.hostname) else { return false };
         ports.iter().filter(|port| port.target_port == target_port).any(|port| {
             let declared = entry.service.port(port.service_port).map(|it| it.app_protocol);
             matches!(declared, Some(AppProtocol::Tcp | AppProtocol::Tls))

@@ -36,11 +36,15 @@ mod revocation;
 mod state;
 mod waypoint;
 
+pub(crate) use admission::{Admission, judge};
 pub use demand::{Demander, WAITING_MAX as DEMANDS_WAITING_MAX};
+pub(crate) use dns::names;
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
 pub use dns::{DNS_CONNECTIONS_MAX, DNS_PORT, DNS_QUERIES_MAX, DnsOptions, SearchDomains};
+pub(crate) use http::NORMALIZATION;
 pub use load::EndpointChoice;
 pub use node::{Node, NodeOptions, NodeParts, Ports, Role};
+pub(crate) use outbound::governed;
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};
 pub use waypoint::{
     CONNECTION_WINDOW as WAYPOINT_CONNECTION_WINDOW, STREAM_WINDOW as WAYPOINT_STREAM_WINDOW,

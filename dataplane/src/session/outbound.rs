@@ -164,7 +164,7 @@ async fn relay_plain(connection: &Connection, downstream: &Socket, upstream: &So
 }
 
 /// The routes of the addressed service, if requests to it are routed one by one. A waypoint does that itself.
-fn governed<'a>(
+pub(crate) fn governed<'a>(
     snapshot: &Snapshot,
     client: Client<'_>,
     destination: &Destination<'a>,

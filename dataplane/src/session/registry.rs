@@ -218,7 +218,7 @@ fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -
     }
     let policies = state.snapshot.policies_for(&workload);
     let attributes = authorized.attributes();
-    match judge(state, &workload, &policies, &attributes) {
+    match judge(&state.snapshot, &workload, &policies, &attributes) {
         Some(Admission::Admitted) => true,
         None => false,
         // A connection whose bytes are not read can no longer be judged.

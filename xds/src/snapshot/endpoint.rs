@@ -158,6 +158,41 @@ fn lighter<'a>(load: &dyn Load, first: Choice<'a>, second: Choice<'a>) -> Choice
     if other < one { second } else { first }
 }
 
+/// Whether an endpoint may be chosen, for those who ask why one is or is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unfit {
+    #[error("it is not ready")]
+    Unhealthy,
+    #[error("its capacity is 0")]
+    NoCapacity,
+    #[error("it has no address, or is on another network and no gateway leads there")]
+    Unreachable,
+    #[error("it does not serve this port")]
+    NoPort,
+    #[error("endpoints nearer to the client are preferred")]
+    Further,
+}
+
+/// Every endpoint of a service, with the port to dial where the endpoint may be chosen.
+pub(super) fn standings<'a>(
+    entry: &'a ServiceEntry,
+    service_port: u16,
+    client: &Workload,
+) -> Vec<(&'a Endpoint, Result<u16, Unfit>)> {
+    let request = Request::new(entry, service_port, Purpose::Destination, client, None);
+    let ranked = |endpoint: &'a Endpoint| {
+        let standing = request.standing(endpoint);
+        (
+            endpoint,
+            standing.and_then(|port| Ok((port, request.rank(&endpoint.workload).ok_or(Unfit::Further)?))),
+        )
+    };
+    let all: Vec<_> = entry.endpoints.iter().map(ranked).collect();
+    let best = all.iter().filter_map(|(_, standing)| standing.as_ref().ok().map(|(_, rank)| *rank)).max();
+    let nearest = |(port, rank)| if Some(rank) == best { Ok(port) } else { Err(Unfit::Further) };
+    all.into_iter().map(|(endpoint, standing)| (endpoint, standing.and_then(nearest))).collect()
+}
+
 /// What is asked of every endpoint.
 struct Request<'a, 'c> {
     entry: &'a ServiceEntry,
@@ -251,13 +286,23 @@ impl<'a, 'c> Request<'a, 'c> {
 
     /// The port to dial, if this endpoint may serve the request.
     fn eligible(&self, endpoint: &Endpoint) -> Option<u16> {
+        let avoided = self.avoid.is_some_and(|avoid| avoid.uid == endpoint.workload.uid);
+        self.standing(endpoint).ok().filter(|_| !avoided)
+    }
+
+    /// The same with the reason, for an endpoint that is not to be avoided.
+    fn standing(&self, endpoint: &Endpoint) -> Result<u16, Unfit> {
         let workload = &endpoint.workload;
-        let healthy = self.unhealthy_too || workload.health == Health::Healthy;
-        let avoided = self.avoid.is_some_and(|avoid| avoid.uid == workload.uid);
-        if !healthy || avoided || workload.capacity == 0 || !self.is_reachable(workload) {
-            return None;
+        if !self.unhealthy_too && workload.health != Health::Healthy {
+            return Err(Unfit::Unhealthy);
         }
-        self.port_of(endpoint)
+        if workload.capacity == 0 {
+            return Err(Unfit::NoCapacity);
+        }
+        if !self.is_reachable(workload) {
+            return Err(Unfit::Unreachable);
+        }
+        self.port_of(endpoint).ok_or(Unfit::NoPort)
     }
 
     fn is_reachable(&self, workload: &Workload) -> bool {

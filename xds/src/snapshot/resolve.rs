@@ -15,11 +15,11 @@ use model::{
     TunnelProtocol, Workload,
 };
 
-use super::endpoint::{Choosing, NoEndpoint, Purpose, Random, choose};
+use super::endpoint::{Choice, Choosing, Endpoint, NoEndpoint, Purpose, Random, choose, standings};
 use super::gateway::Far;
 use super::{ServiceEntry, Snapshot};
 
-pub use super::endpoint::{Chooser, Load};
+pub use super::endpoint::{Chooser, Load, Unfit};
 
 /// Where workloads take HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -57,6 +57,22 @@ pub struct Route {
     /// The workload at the other end of this hop: the chosen endpoint, or an instance of the waypoint.
     pub workload: Option<Arc<Workload>>,
     pub kind: RouteKind,
+}
+
+/// An endpoint of a service, as far as it may be chosen.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    pub workload: Arc<Workload>,
+    pub way: Result<Route, NotChosen>,
+}
+
+/// Why an endpoint is not gone to.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotChosen {
+    #[error(transparent)]
+    Unfit(Unfit),
+    #[error(transparent)]
+    Refused(Refusal),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -242,6 +258,27 @@ impl Snapshot {
         Ok(Route { transport, service: None, workload: Some(Arc::clone(workload)), kind: RouteKind::Direct })
     }
 
+    /// Every endpoint of a service port with the way to it, or why it is not chosen: what [`Snapshot::resolve_backend`]
+    /// chooses from, in no particular order. `requested` is the address that the client dialled, if it did.
+    pub fn candidates(
+        &self,
+        client: Client<'_>,
+        service: &NamespacedHostname,
+        port: u16,
+        requested: Option<IpAddr>,
+    ) -> Vec<Candidate> {
+        let Some(entry) = self.services.get(service) else { return Vec::new() };
+        let way = |(endpoint, standing): (&Endpoint, Result<u16, Unfit>)| {
+            let choosing = &mut Chooser::random(0).start();
+            let way = standing.map_err(NotChosen::Unfit).and_then(|target_port| {
+                let choice = Choice { endpoint, target_port };
+                self.to_chosen(client, entry, port, requested, choice, choosing).map_err(NotChosen::Refused)
+            });
+            Candidate { workload: Arc::clone(&endpoint.workload), way }
+        };
+        standings(entry, port, client.workload).into_iter().map(way).collect()
+    }
+
     fn to_workload(
         &self,
         client: Client<'_>,
@@ -266,6 +303,18 @@ impl Snapshot {
     ) -> Result<Route, Refusal> {
         let chosen = choose(entry, port, Purpose::Destination, client.workload, choosing);
         let choice = chosen.map_err(|error| no_endpoint(error, entry, port))?;
+        self.to_chosen(client, entry, port, requested, choice, choosing)
+    }
+
+    fn to_chosen(
+        &self,
+        client: Client<'_>,
+        entry: &Arc<ServiceEntry>,
+        port: u16,
+        requested: Option<IpAddr>,
+        choice: Choice<'_>,
+        choosing: &mut Choosing<'_>,
+    ) -> Result<Route, Refusal> {
         let (workload, service) = (&choice.endpoint.workload, &entry.service);
         if workload.network != client.workload.network {
             let far = Far { workload, service: Some(entry), kind: RouteKind::Direct };

@@ -19,7 +19,7 @@ mod cache;
 #[cfg(test)]
 mod fuzz;
 mod message;
-mod names;
+pub(crate) mod names;
 pub(super) mod resolv_conf;
 mod resolver;
 mod server;

@@ -6,20 +6,20 @@ const NAME_BYTES_MAX: usize = 253;
 
 /// A name to look up.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Candidate {
-    pub(super) name: String,
+pub(crate) struct Candidate {
+    pub(crate) name: String,
     /// How many labels of the asked name were kept, where a search domain was taken off.
-    pub(super) kept: Option<usize>,
+    pub(crate) kept: Option<usize>,
 }
 
 /// The search domains of Kubernetes for pods of a namespace.
-pub(super) fn cluster_search_domains(namespace: &str, domain: &str) -> Vec<String> {
+pub(crate) fn cluster_search_domains(namespace: &str, domain: &str) -> Vec<String> {
     vec![format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain.to_owned()]
 }
 
 /// What to look up for `host` (lower case, without the final dot), in order, none twice. At most three names for each
 /// search domain and three more.
-pub(super) fn candidates(host: &str, namespace: &str, domain: &str, search: &[String]) -> Vec<Candidate> {
+pub(crate) fn candidates(host: &str, namespace: &str, domain: &str, search: &[String]) -> Vec<Candidate> {
     let mut found: Vec<Candidate> = Vec::new();
     let mut add = |name: String, kept| {
         if name.len() <= NAME_BYTES_MAX && found.iter().all(|known| known.name != name) {
@@ -48,7 +48,7 @@ pub(super) fn candidates(host: &str, namespace: &str, domain: &str, search: &[St
 }
 
 /// `name` itself, then the wildcards that cover it, the most specific first.
-pub(super) fn with_wildcards<T>(name: &str, mut find: impl FnMut(&str) -> Option<T>) -> Option<(T, bool)> {
+pub(crate) fn with_wildcards<T>(name: &str, mut find: impl FnMut(&str) -> Option<T>) -> Option<(T, bool)> {
     if let Some(found) = find(name) {
         return Some((found, false));
     }

@@ -34,7 +34,7 @@ pub(super) use route::{Caller, Goal, Steering, Way, route};
 use reader::Reader;
 
 /// How paths are normalised before they are matched and forwarded: Istio's default.
-const NORMALIZATION: l7::path::Normalization = l7::path::Normalization::Base;
+pub(crate) const NORMALIZATION: l7::path::Normalization = l7::path::Normalization::Base;
 
 /// What is done to a request and to its response.
 #[derive(Debug, Default)]
