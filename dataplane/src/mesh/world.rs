@@ -16,7 +16,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tunnel::h2;
 use xds::control::plane::{ControlError, ControlPlane};
-use xds::control::{ClusterView, ControlConfig, NodeCredential, PodView, WaypointPods};
+use xds::control::{ClusterView, ControlConfig, GatewayClassNames, NodeCredential, PodView, WaypointPods};
 use xds::snapshot::Snapshot;
 use xds::transport::discovery::{NodeIdentity, NodeKind};
 
@@ -239,6 +239,7 @@ fn control_config(config: &WorldConfig, nodes: &[Arc<str>]) -> ControlConfig {
     let first = nodes.first().map_or_else(|| Arc::from(DEFAULT_NODE), Arc::clone);
     let mut control = ControlConfig::new(&config.directory, config.state_directory.join("control"), first);
     control.waypoints = WaypointPods::Made;
+    control.gateway_class = gateway_class();
     control.nodes = nodes.iter().map(|node| NodeCredential { node: Arc::clone(node), token: None }).collect();
     control
 }
@@ -268,6 +269,16 @@ fn node_config(
         sources: xds::transport::discovery::StateSources::default(),
         shown: serde_json::Value::Null,
     })
+}
+
+/// As istiod is told, where it is.
+fn gateway_class() -> GatewayClassNames {
+    let set = |name| std::env::var(name).ok().filter(|text: &String| !text.is_empty()).map(Arc::from);
+    let GatewayClassNames { name, controller } = GatewayClassNames::default();
+    GatewayClassNames {
+        name: set("PILOT_GATEWAY_API_DEFAULT_GATEWAYCLASS_NAME").unwrap_or(name),
+        controller: set("PILOT_GATEWAY_API_CONTROLLER_NAME").unwrap_or(controller),
+    }
 }
 
 /// As for the node that the pod runs on, whose token it has; but it serves the one pod.

@@ -126,6 +126,20 @@ func (c *Client) Label(ctx context.Context, namespace, key, value string) error 
 	return nil
 }
 
+// Get reads one object.
+func (c *Client) Get(ctx context.Context, version, kind, namespace, name string) (*unstructured.Unstructured, error) {
+	wanted := &unstructured.Unstructured{}
+	wanted.SetAPIVersion(version)
+	wanted.SetKind(kind)
+	wanted.SetNamespace(namespace)
+	wanted.SetName(name)
+	resource, err := c.resource(wanted)
+	if err != nil {
+		return nil, err
+	}
+	return resource.Get(ctx, name, metav1.GetOptions{})
+}
+
 // resource finds where an object belongs. A kind that is not known yet is looked up once more.
 func (c *Client) resource(object *unstructured.Unstructured) (dynamic.ResourceInterface, error) {
 	kind := object.GroupVersionKind()

@@ -3,8 +3,10 @@ package kubelet
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,6 +61,8 @@ func (p *pod) files(ctx context.Context, volume corev1.Volume) (map[string]strin
 		return p.configMap(ctx, volume.ConfigMap.Name)
 	case volume.Projected != nil:
 		return p.projected(ctx, volume.Projected.Sources)
+	case volume.DownwardAPI != nil:
+		return p.downward(volume.DownwardAPI.Items)
 	case volume.HostPath != nil:
 		return nil, os.MkdirAll(volume.HostPath.Path, 0o755)
 	}
@@ -94,6 +98,22 @@ func (p *pod) projected(ctx context.Context, sources []corev1.VolumeProjection) 
 			return nil, err
 		}
 		files[source.ServiceAccountToken.Path] = token
+	}
+	return files, nil
+}
+
+// downward gives files about the pod itself, as the kubelet writes them: labels a line each, in order.
+func (p *pod) downward(items []corev1.DownwardAPIVolumeFile) (map[string]string, error) {
+	files := map[string]string{}
+	for _, item := range items {
+		if item.FieldRef == nil || item.FieldRef.FieldPath != "metadata.labels" {
+			return nil, fmt.Errorf("only metadata.labels can be had from the downward API")
+		}
+		var lines strings.Builder
+		for _, name := range slices.Sorted(maps.Keys(p.object.Labels)) {
+			fmt.Fprintf(&lines, "%s=%q\n", name, p.object.Labels[name])
+		}
+		files[item.Path] = lines.String()
 	}
 	return files, nil
 }

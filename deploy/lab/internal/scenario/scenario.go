@@ -36,6 +36,7 @@ var All = []Scenario{
 	{"strict", "PeerAuthentication STRICT refuses plain text", strict},
 	{"readiness", "a pod that is not ready leaves the balancing", readiness},
 	{"service-entries", "ServiceEntry with STATIC, DNS and NONE", serviceEntries},
+	{"waypoint", "the waypoint of a Gateway: routes, policies of paths, identities", waypoint},
 	{"istioctl", "istioctl ztunnel-config reads the proxy's configuration dump", istioctl},
 	{"churn", "pods come and go under traffic", churn},
 	{"address-reuse", "a pod comes with the address of one that has just gone", addressReuse},

@@ -29,7 +29,7 @@ use self::policies::Policies;
 use self::services::ServiceTable;
 use self::slices::Memberships;
 use self::waypoints::Waypoints;
-use super::config::{ControlConfig, WaypointPods};
+use super::config::{ControlConfig, GatewayClassNames, WaypointPods};
 use super::desired::DesiredState;
 use super::view::{ClusterView, NamespaceView};
 use crate::kube::{Catalog, Labels, MeshSettings, Problem};
@@ -48,8 +48,7 @@ pub struct IndexSettings {
     pub mesh: MeshSettings,
     /// Node of the pods that name none.
     pub default_node: Arc<str>,
-    /// Name of the controller that serves the Gateways, beside the one of Istio's waypoints.
-    pub gateway_controller: Arc<str>,
+    pub gateway_class: GatewayClassNames,
     pub waypoint_pods: WaypointPods,
 }
 
@@ -89,7 +88,7 @@ impl Indexer {
                 cluster_id: config.cluster_id.clone(),
                 mesh: config.mesh.clone(),
                 default_node: config.default_node.clone(),
-                gateway_controller: config.gateway_class.controller.clone(),
+                gateway_class: config.gateway_class.clone(),
                 waypoint_pods: config.waypoints,
             },
             addresses: Addresses::new(config),

@@ -252,8 +252,11 @@ spec:
 ";
 
 fn behind(class: &str, more: &str) -> Indexed {
-    let config =
-        ControlConfig { waypoints: WaypointPods::Made, ..ControlConfig::new("unused", "unused", "node1") };
+    let config = ControlConfig {
+        waypoints: WaypointPods::Made,
+        gateway_class: GatewayClassNames { name: "foo".into(), controller: "example.com/ctl".into() },
+        ..ControlConfig::new("unused", "unused", "node1")
+    };
     let yaml = BEHIND.replace("CLASS", class) + &pod("ns", "web", "labels: {app: web}", "") + more;
     Indexer::new(&config).build(&catalog(&yaml), 1)
 }
@@ -328,11 +331,18 @@ fn routes_reach_waypoints_of_a_controller_of_ours_only() {
                    spec: {ports: [{port: 15008}]}}\n---\n";
     let own = pod("ns", "waypoint", "labels: {gateway.networking.k8s.io/gateway-name: waypoint}", "");
     for (controller, routes) in
-        [("istio.io/mesh-controller", 1), ("istio.io/gateway-controller", 1), ("example.com/other", 0)]
+        [("istio.io/mesh-controller", 1), ("example.com/ctl", 1), ("istio.io/gateway-controller", 0)]
     {
         let indexed = behind("c", &(class(controller) + service + &own));
         assert_eq!(held(&indexed, "node1", ResourceKind::HttpRoute).len(), routes, "{controller}");
         // Policies do not depend on it.
         assert!(enforced(&indexed, "ns/web.ns.svc.cluster.local").contains(&"ns/of-service".to_owned()));
+    }
+    // The configured class is there without its object, in the place of Istio's; it makes no waypoint by itself.
+    let made = |class: &str| behind(class, "").view.pods.len();
+    assert_eq!([made("istio-waypoint"), made("foo"), made("istio")], [2, 1, 1]);
+    for (class, routes) in [("foo", 1), ("istio", 0)] {
+        let indexed = behind(class, &(service.to_owned() + &own));
+        assert_eq!(held(&indexed, "node1", ResourceKind::HttpRoute).len(), routes, "{class}");
     }
 }

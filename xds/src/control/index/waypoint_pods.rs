@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use super::waypoints::{GATEWAY_MANAGED, GATEWAY_NAME, is_our_class};
+use super::waypoints::{GATEWAY_MANAGED, GATEWAY_NAME, is_our_class, is_waypoint_class};
 use super::{DATAPLANE_MODE, IndexSettings};
 use crate::control::config::WaypointPods;
 use crate::kube::cluster::{
@@ -35,7 +35,7 @@ pub(super) fn complete<'a>(catalog: &'a Catalog, settings: &IndexSettings) -> Co
     Cow::Owned(completed)
 }
 
-/// A waypoint of a class of ours whose address nobody else has been asked for, without an instance.
+/// A waypoint by its class whose address nobody else has been asked for, without an instance.
 fn lacks_pods(catalog: &Catalog, settings: &IndexSettings, gateway: &Gateway) -> bool {
     let takes_hbone = gateway.listeners.iter().any(|listener| &*listener.protocol == "HBONE");
     let is_made_elsewhere = !gateway.requested_addresses.is_empty() || !gateway.assigned_addresses.is_empty();
@@ -45,7 +45,7 @@ fn lacks_pods(catalog: &Catalog, settings: &IndexSettings, gateway: &Gateway) ->
     };
     takes_hbone
         && !is_made_elsewhere
-        && is_our_class(catalog, settings, &gateway.class)
+        && is_waypoint_class(catalog, settings, &gateway.class)
         && !catalog.pods.contains_key(&name)
         && !catalog.pods.values().any(is_instance)
 }

@@ -110,13 +110,14 @@ impl<'a> Waypoints<'a> {
     }
 
     fn resolve(&self, meta: &Meta, traffic: Traffic) -> Option<&Waypoint<'a>> {
-        let namespace_labels = self
-            .catalog
-            .namespaces
-            .get(&ObjectName::new("", meta.namespace.clone()))
-            .map(|namespace| &namespace.meta.labels);
-        let labels = std::iter::once(&meta.labels)
+        let of_namespace = self.catalog.namespaces.get(&ObjectName::new("", meta.namespace.clone()));
+        let namespace_labels = of_namespace.map(|namespace| &namespace.meta.labels);
+        // Of each object the label before the annotation, which older releases of Istio have.
+        let annotations = of_namespace.map(|namespace| &namespace.meta.annotations);
+        let labels = [&meta.labels, &meta.annotations]
+            .into_iter()
             .chain(namespace_labels)
+            .chain(annotations)
             .find(|labels| labels.contains_key(USE_WAYPOINT))?;
         let name = labels.get(USE_WAYPOINT)?;
         if &**name == "none" {
@@ -170,15 +171,23 @@ fn waypoint<'a>(catalog: &Catalog, settings: &IndexSettings, gateway: &'a Gatewa
     })
 }
 
-/// Whether the Gateways of a class are served by us: it is Istio's own, or its object names a controller that we are.
+/// Whether the Gateways of a class are served by us: its controller is that of the waypoints, or the configured one.
 pub(super) fn is_our_class(catalog: &Catalog, settings: &IndexSettings, class: &str) -> bool {
-    let object = catalog.gateway_classes.get(&ObjectName::new("", class));
-    match object {
-        Some(object) => {
-            let controller = &*object.controller_name;
-            controller == WAYPOINT_CONTROLLER || controller == &*settings.gateway_controller
-        }
-        None => class == WAYPOINT_CLASS,
+    controller(catalog, settings, class)
+        .is_some_and(|it| [WAYPOINT_CONTROLLER, &settings.gateway_class.controller].contains(&it))
+}
+
+/// Whether the Gateways of a class are waypoints by their class.
+pub(super) fn is_waypoint_class(catalog: &Catalog, settings: &IndexSettings, class: &str) -> bool {
+    controller(catalog, settings, class) == Some(WAYPOINT_CONTROLLER)
+}
+
+/// The controller of a class, whose object need not be there where Istio makes it.
+fn controller<'a>(catalog: &'a Catalog, settings: &'a IndexSettings, class: &str) -> Option<&'a str> {
+    match catalog.gateway_classes.get(&ObjectName::new("", class)) {
+        Some(object) => Some(&object.controller_name),
+        None if class == WAYPOINT_CLASS => Some(WAYPOINT_CONTROLLER),
+        None => (*class == *settings.gateway_class.name).then_some(&*settings.gateway_class.controller),
     }
 }
 

@@ -7,7 +7,7 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
-use super::super::catalog::{Catalog, Labels, MeshSettings, ObjectName, Objects};
+use super::super::catalog::{Catalog, Labels, MeshSettings, Meta, ObjectName, Objects};
 use super::super::cluster::{Pod, Service};
 use super::super::istio::{Attached, PolicyTarget, ServiceEntry, TargetRef, WorkloadEntry};
 use super::{peer_authentication, request_authentication};
@@ -165,6 +165,14 @@ enum Wish {
     Gateway(ObjectName),
 }
 
+/// The label goes before the annotation.
+fn wish_of(meta: &Meta, namespace: &Arc<str>) -> Wish {
+    match wish(&meta.labels, namespace) {
+        Wish::Unsaid => wish(&meta.annotations, namespace),
+        said => said,
+    }
+}
+
 fn wish(labels: &Labels, namespace: &Arc<str>) -> Wish {
     let written = |key: &str| labels.get(key).filter(|value| !value.is_empty());
     match written("istio.io/use-waypoint") {
@@ -177,13 +185,14 @@ fn wish(labels: &Labels, namespace: &Arc<str>) -> Wish {
     }
 }
 
-/// The waypoint of an object with these labels: its own word, else that of its namespace.
-pub fn waypoint_of(catalog: &Catalog, namespace: &Arc<str>, labels: &Labels) -> Option<ObjectName> {
+/// The waypoint of an object: its own word, else that of its namespace.
+pub fn waypoint_of(catalog: &Catalog, meta: &Meta) -> Option<ObjectName> {
+    let namespace = &meta.namespace;
     let of_namespace = || {
         let object = catalog.namespaces.get(&ObjectName::new("", namespace.clone()));
-        object.map_or(Wish::Unsaid, |object| wish(&object.meta.labels, namespace))
+        object.map_or(Wish::Unsaid, |object| wish_of(&object.meta, namespace))
     };
-    let wish = match wish(labels, namespace) {
+    let wish = match wish_of(meta, namespace) {
         Wish::Unsaid => of_namespace(),
         said => said,
     };
@@ -198,7 +207,7 @@ fn waypoint_of_service(catalog: &Catalog, service: &ServiceRef) -> Option<Object
         ServiceRef::Service(name) => &catalog.services.get(name)?.meta,
         ServiceRef::ServiceEntry(name) => &catalog.service_entries.get(name)?.meta,
     };
-    waypoint_of(catalog, &meta.namespace, &meta.labels)
+    waypoint_of(catalog, meta)
 }
 
 // === Services ===

@@ -8,7 +8,7 @@ use crate::kube::convert::attachment::{
     Waypoint, attaches_by_selector, attaches_to_waypoint, services_of_pod, waypoint_of,
 };
 use crate::kube::convert::{self, Carrier, Scope, ServiceRef, Subject, workload_policies};
-use crate::kube::{Catalog, Labels, MeshSettings, ObjectName};
+use crate::kube::{Catalog, Labels, MeshSettings, Meta, ObjectName};
 
 fn labels(object: &Value) -> Labels {
     let pairs = object.as_object().unwrap().iter();
@@ -135,13 +135,21 @@ fn a_pod_stands_behind_all_that_select_or_name_it() {
 #[test]
 fn a_waypoint_is_asked_for_by_the_object_then_by_its_namespace() {
     let catalog = catalog("");
-    let of = |labels: Value| waypoint_of(&catalog, &"app".into(), &self::labels(&labels));
+    let pod = &catalog.pods[&ObjectName::new("app", "web")].meta;
+    let said = |labels: Value, annotations: Value| {
+        let (labels, annotations) = (self::labels(&labels), self::labels(&annotations));
+        waypoint_of(&catalog, &Meta { labels, annotations, ..pod.clone() })
+    };
+    let of = |labels: Value| said(labels, json!({}));
     assert_eq!(of(json!({})), Some(ObjectName::new("app", "wp")));
     assert_eq!(of(json!({"istio.io/use-waypoint": "none"})), None);
     assert_eq!(
         of(json!({"istio.io/use-waypoint": "x", "istio.io/use-waypoint-namespace": "y"})),
         Some(ObjectName::new("y", "x"))
     );
+    let (none, other) = (json!({"istio.io/use-waypoint": "none"}), json!({"istio.io/use-waypoint": "x"}));
+    assert_eq!(said(json!({}), none.clone()), None);
+    assert_eq!(said(other, none), Some(ObjectName::new("app", "x")));
 }
 
 #[test]
