@@ -1,4 +1,4 @@
-//! The L7 engine: routes, policies, paths and HTTP/1.1 framing, without I/O.
+//! The L7 engine: routes, policies, paths, HTTP/1.1 framing and what HTTP/2 heads become, without I/O.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(
@@ -9,7 +9,9 @@
 pub mod authz;
 pub mod check;
 pub mod filter;
+pub mod grpc;
 pub mod http1;
+pub mod http2;
 pub mod ir;
 pub mod jwt;
 pub mod path;

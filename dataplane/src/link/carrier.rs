@@ -9,6 +9,8 @@ use std::fmt;
 use std::io;
 use std::rc::{Rc, Weak};
 
+use tunnel::h2::ErrorCode;
+
 use super::connection::Link;
 use super::stream::{Stream, StreamError, TunnelStream};
 use crate::net::Socket;
@@ -67,6 +69,14 @@ impl Carrier {
         match self {
             Self::Socket(socket) => socket.shutdown_write(),
             Self::Stream(stream) => stream.finish().map_err(broken),
+        }
+    }
+
+    /// Makes the end a reset.
+    pub(super) fn reset(&self) {
+        match self {
+            Self::Socket(socket) => socket.reset_on_close(),
+            Self::Stream(stream) => stream.cutter().cut(ErrorCode::CONNECT_ERROR),
         }
     }
 

@@ -106,7 +106,7 @@ impl Link {
     ) -> Result<InnerLink, DialError> {
         let to = outer.link().remote_address();
         let session = Session::client(context, expected, Config::hbone_client(), Instant::now())?;
-        let inner = InnerLink { link: Self::start_within(outer, session), handed_over: false };
+        let inner = InnerLink { link: Self::start_within(outer, session, Role::Client), handed_over: false };
         match inner.link.settled().await {
             Ok(_peer) => Ok(inner),
             Err(end) => Err(DialError::Link { to, end }),

@@ -17,6 +17,7 @@ use tunnel::session::{Session, SessionError};
 use tunnel::tls::{CipherSuite, CloseCause, VerifiedIdentity};
 
 use super::carrier::{Carried, Carrier};
+use super::clear::Arrivals;
 use super::events::Batch;
 use super::server::Handler;
 use super::stream::{Stream, StreamEnd, TunnelStream};
@@ -47,6 +48,8 @@ pub struct Peer {
 pub(super) enum Role {
     Client,
     Server(Rc<dyn Handler>),
+    /// Without TLS.
+    Queue(Arrivals),
 }
 
 /// One tunnel connection of a worker.
@@ -72,6 +75,10 @@ pub struct Link {
     starved: RefCell<Vec<Rc<Stream>>>,
     /// No new streams: GOAWAY was sent or received.
     pub(super) going_away: Cell<bool>,
+    /// There is no TLS on it, and its streams are messages.
+    clear: bool,
+    /// Its end is a reset of what carries it.
+    cut: Cell<bool>,
     /// Ends with the stream that it was made for.
     pub(super) single_use: Cell<bool>,
     /// Links within streams of this one.
@@ -106,10 +113,10 @@ impl Link {
     }
 
     /// The same within a stream of another link.
-    pub(super) fn start_within(outer: TunnelStream, session: Session) -> Rc<Self> {
+    pub(super) fn start_within(outer: TunnelStream, session: Session, role: Role) -> Rc<Self> {
         let link = outer.link().clone();
         let addresses = (link.local, link.remote);
-        let within = Self::start_on(&link.worker, Carrier::Stream(outer), addresses, session, Role::Client);
+        let within = Self::start_on(&link.worker, Carrier::Stream(outer), addresses, session, role);
         within.carrier.attach(&within);
         within
     }
@@ -121,6 +128,8 @@ impl Link {
         session: Session,
         role: Role,
     ) -> Rc<Self> {
+        // Without TLS there is nobody to prove anything.
+        let clear = !session.is_handshaking();
         let link = Rc::new(Self {
             worker: worker.clone(),
             carrier,
@@ -137,6 +146,8 @@ impl Link {
             send_blocked: Cell::new(false),
             starved: RefCell::default(),
             going_away: Cell::new(false),
+            clear,
+            cut: Cell::new(false),
             single_use: Cell::new(false),
             carried: RefCell::default(),
             fed: RefCell::default(),
@@ -144,6 +155,9 @@ impl Link {
             _live: worker.hold(),
         });
         worker.memory().take(LINK_BYTES);
+        if clear {
+            link.settled.open();
+        }
         let ticking: Weak<Self> = Rc::downgrade(&link);
         worker.tick_list().add(ticking);
         worker.spawn(link.clone().run());
@@ -208,7 +222,7 @@ impl Link {
     /// Takes no new streams and ends when the last one has ended. Before the handshake is over there is nobody to tell:
     /// then nothing happens.
     pub fn drain(self: &Rc<Self>) {
-        if self.peer.get().is_none() {
+        if !self.settled.is_open() {
             return;
         }
         if self.end.get().is_none() && !self.going_away.replace(true) {
@@ -221,6 +235,24 @@ impl Link {
     pub fn close(self: &Rc<Self>, cause: CloseCause, detail: impl Into<String>) {
         self.write(|session| session.close(cause));
         self.finish(LinkEnd { cause, detail: detail.into() });
+    }
+
+    /// Ends the link at once, and resets what carries it: the peer must not take what it got for the whole.
+    pub fn cut(self: &Rc<Self>) {
+        if self.end.get().is_none() {
+            self.cut.set(true);
+            self.carrier.reset();
+            self.close(CloseCause::LocalClose, "cut");
+        }
+    }
+
+    /// Whether it runs without TLS.
+    pub fn is_clear(&self) -> bool {
+        self.clear
+    }
+
+    pub(super) fn role(&self) -> &Role {
+        &self.role
     }
 
     // --- Writing ---
@@ -323,6 +355,10 @@ impl Link {
     // --- Reading ---
 
     async fn run(self: Rc<Self>) {
+        // What was received before there was a link.
+        if self.session.borrow().holds_input() {
+            self.read();
+        }
         while self.end.get().is_none() {
             if self.session.borrow().input_is_blocked() {
                 self.roused.wait().await;
@@ -446,7 +482,7 @@ impl Link {
 
     /// Whether others opened it to us.
     pub fn is_server(&self) -> bool {
-        matches!(self.role, Role::Server(_))
+        matches!(self.role, Role::Server(_) | Role::Queue(_))
     }
 
     // --- The end ---
@@ -482,13 +518,18 @@ impl Link {
         self.settled.open();
         self.roused.raise();
         self.queue_flush();
-        if let Role::Server(handler) = &self.role {
-            handler.ended(self, &end);
+        match &self.role {
+            Role::Client => {}
+            Role::Server(handler) => handler.ended(self, &end),
+            Role::Queue(arrivals) => arrivals.close(),
         }
     }
 
     /// Says the last words, and reads over what still comes so that they arrive.
     async fn linger(&self) {
+        if self.cut.get() {
+            return self.send_blocked.set(false);
+        }
         let last_words = async {
             while self.flush_queued.get() || self.send_blocked.get() {
                 self.roused.wait().await;

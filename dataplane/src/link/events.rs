@@ -70,9 +70,12 @@ impl<'l, 'b> Batch<'l, 'b> {
                 self.deliver(session);
                 self.headers(stream, headers, end_stream, session);
             }
-            // A tunnel's bytes are the payload; trailers only end it.
-            Event::Trailers { stream, .. } => {
+            Event::Trailers { stream, headers } => {
                 self.deliver(session);
+                // A tunnel's bytes are the payload; trailers only end it.
+                if self.link.is_clear() {
+                    self.keep_trailers(stream, headers);
+                }
                 self.end_of_stream(stream, session);
             }
             Event::Reset { stream, code, .. } => {
@@ -129,7 +132,31 @@ impl<'l, 'b> Batch<'l, 'b> {
         }
     }
 
+    fn keep_trailers(&self, id: StreamId, headers: Headers) {
+        if let Some(stream) = self.link.streams.borrow().get(&id) {
+            stream.keep_trailers(headers);
+        }
+    }
+
+    fn interim(&self, id: StreamId, headers: Headers, session: &mut Session) {
+        // They say nothing about a tunnel (RFC 9110 section 15.2).
+        if !self.link.is_clear() {
+            return;
+        }
+        let stream = self.link.streams.borrow().get(&id).cloned();
+        if let Some(stream) = stream
+            && !stream.keep_interim(headers)
+        {
+            session.reset(id, ErrorCode::ENHANCE_YOUR_CALM);
+            self.link.streams.borrow_mut().remove(&id);
+            stream.abort(StreamEnd::Reset(ErrorCode::ENHANCE_YOUR_CALM));
+        }
+    }
+
     fn headers(&mut self, id: StreamId, headers: Headers, end_stream: bool, session: &mut Session) {
+        if self.link.is_server() && self.link.is_clear() {
+            return self.link.queue(id, headers, end_stream, session);
+        }
         if self.link.is_server() {
             let Some(peer) = self.link.peer.get().cloned() else {
                 // The session promises the identity first; without one there is nothing to decide by.
@@ -143,9 +170,8 @@ impl<'l, 'b> Batch<'l, 'b> {
             self.requests.push(IncomingRequest::new(stream, headers, peer));
             return;
         }
-        // Informational responses say nothing about a tunnel (RFC 9110 section 15.2).
         if headers.status().is_some_and(|status| (100..200).contains(&status)) {
-            return;
+            return self.interim(id, headers, session);
         }
         let stream = self.link.streams.borrow().get(&id).cloned();
         if let Some(stream) = stream {

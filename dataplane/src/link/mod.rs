@@ -7,6 +7,8 @@
 //! - Server role: [`serve`] takes an accepted socket; each request arrives at a [`Handler`].
 //! - Client role: [`Pool::open`] gives a stream to a next hop over a shared link, dialling one where needed;
 //!   [`Link::dial`] makes a link of its own; [`Link::within`] makes one within a stream of another, for another network.
+//! - Without TLS: [`Link::clear_server`] and [`Link::clear_client`], for HTTP/2 with applications. Their streams are messages:
+//!   heads, payload and trailers.
 //!
 //! Invariants:
 //! - Payload for an application's socket is written inside the read turn of the link, without waking a task. Only what
@@ -17,19 +19,23 @@
 //! - The session is borrowed only within one call, and no foreign code runs meanwhile: handlers are called after it.
 
 mod carrier;
+mod clear;
 mod client;
 mod connection;
 mod deliver;
 mod events;
 mod join;
+mod message;
 mod pool;
 mod relay;
 mod server;
 mod stream;
 
+pub use clear::{ClearRequest, Transport};
 pub use client::{DialError, DialOptions, InnerLink, RequestError};
 pub use connection::{Link, Peer};
 pub use join::JoinEnd;
+pub use message::{Payload, Taken};
 pub use pool::{Pool, PoolError};
 pub use relay::{Flow, StreamRelayEnd};
 pub use server::{Handler, IncomingRequest, ServeError, ServerOptions, serve};

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use bytes::{Buf, BytesMut};
 use tunnel::h2::{ErrorCode, Headers, SendError, StreamId};
 
+use super::message::Heads;
 use super::pool::Permit;
 use super::{CloseCause, Flow, Link, LinkEnd};
 use crate::net::{ByteCounters, Socket};
@@ -88,6 +89,8 @@ pub(super) struct Stream {
     pub(super) draining: Cell<bool>,
     pub(super) ended: RefCell<Option<Box<StreamEnd>>>,
     answer: Cell<Option<Box<Headers>>>,
+    /// Interim responses and trailers, where messages are forwarded.
+    pub(super) heads: RefCell<Option<Box<Heads>>>,
     /// Something arrived: headers, payload, an end.
     pub(super) inbound: Signal,
     /// There may be room to send, or the stream has ended.
@@ -108,6 +111,7 @@ impl Stream {
             draining: Cell::new(false),
             ended: RefCell::new(None),
             answer: Cell::new(None),
+            heads: RefCell::default(),
             inbound: Signal::default(),
             outbound: Signal::default(),
             cut: Signal::default(),
@@ -146,11 +150,16 @@ impl Stream {
         self.inbound.raise();
     }
 
+    /// The final response, once, if it has arrived.
+    pub(super) fn take_answer(&self) -> Option<Headers> {
+        self.answer.take().map(|headers| *headers)
+    }
+
     /// Waits for the final response.
     pub(super) async fn wait_answer(&self) -> Result<Headers, StreamError> {
         loop {
-            if let Some(headers) = self.answer.take() {
-                return Ok(*headers);
+            if let Some(headers) = self.take_answer() {
+                return Ok(headers);
             }
             self.check()?;
             self.inbound.wait().await;
@@ -202,7 +211,15 @@ impl Stream {
         Ok(sent)
     }
 
-    fn mark_sent_end(&self) {
+    /// Ends our direction with trailers.
+    pub(super) fn send_trailers(&self, headers: &Headers) -> Result<(), StreamError> {
+        self.check()?;
+        self.link.write(|session| session.send_trailers(self.id, headers))?;
+        self.mark_sent_end();
+        Ok(())
+    }
+
+    pub(super) fn mark_sent_end(&self) {
         self.sent_end.set(true);
         self.link.forget_if_over(self);
     }

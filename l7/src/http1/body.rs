@@ -1,6 +1,6 @@
 //! Where a message body ends (RFC 9112 section 6).
 
-use super::chunked::Chunked;
+use super::chunked::{Chunked, TrailerLine};
 use super::error::Http1Error;
 
 /// How the end of a body is found. Decided once, from the head.
@@ -47,6 +47,21 @@ impl Body {
             BodyFraming::UntilClose => State::UntilClose,
         };
         Self { state }
+    }
+
+    /// Has the fields of a trailer section kept for [`Body::take_trailers`].
+    pub fn keep_trailers(&mut self) {
+        if let State::Chunked(chunked) = &mut self.state {
+            chunked.keep_trailers();
+        }
+    }
+
+    /// The fields of the trailer section, if they were kept and the body is done.
+    pub fn take_trailers(&mut self) -> Vec<TrailerLine> {
+        match &mut self.state {
+            State::Chunked(chunked) => chunked.take_trailers(),
+            State::Done | State::Length(_) | State::UntilClose => Vec::new(),
+        }
     }
 
     /// True once the last byte has been consumed. A body that lasts until close is done only by [`Body::close`].

@@ -3,6 +3,11 @@
 use super::error::Http1Error;
 use super::{CHUNK_EXTENSION_BYTES_MAX, CHUNK_EXTENSIONS_TOTAL_MAX, HEADERS_MAX, TRAILER_BYTES_MAX};
 
+/// Whether a field may stand in a trailer section.
+pub fn may_trail(name: &[u8]) -> bool {
+    !FORBIDDEN_TRAILERS.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
+}
+
 /// Fields that would change framing or routing if a recipient merged them into the head (RFC 9110 section 6.5.1).
 const FORBIDDEN_TRAILERS: [&str; 12] = [
     "authorization",
@@ -30,7 +35,12 @@ pub(super) struct Chunked {
     trailer: Vec<u8>,
     trailer_bytes: usize,
     trailer_fields: usize,
+    /// The trailer fields, where somebody wants them.
+    kept: Option<Vec<TrailerLine>>,
 }
+
+/// A line of a trailer section: name and value.
+pub type TrailerLine = (Box<[u8]>, Box<[u8]>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -67,7 +77,17 @@ impl Chunked {
             trailer: Vec::new(),
             trailer_bytes: 0,
             trailer_fields: 0,
+            kept: None,
         }
+    }
+
+    /// Has the trailer fields kept for [`Self::take_trailers`].
+    pub(super) fn keep_trailers(&mut self) {
+        self.kept.get_or_insert_default();
+    }
+
+    pub(super) fn take_trailers(&mut self) -> Vec<TrailerLine> {
+        self.kept.take().unwrap_or_default()
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -160,11 +180,14 @@ impl Chunked {
         if name.is_empty() || !name.iter().all(|&b| is_token(b)) {
             return Err(Http1Error::Malformed);
         }
-        if FORBIDDEN_TRAILERS.iter().any(|f| name.eq_ignore_ascii_case(f.as_bytes())) {
+        if !may_trail(name) {
             return Err(Http1Error::Trailer);
         }
         if !value.iter().all(|&b| is_field_value(b)) {
             return Err(Http1Error::Malformed);
+        }
+        if let Some(kept) = &mut self.kept {
+            kept.push((name.into(), value.trim_ascii().into()));
         }
         Ok(State::TrailerStart)
     }
@@ -198,7 +221,7 @@ const TOKEN: u128 = {
 };
 
 /// A byte that may stand in a field value: visible, space, tab or obs-text (RFC 9110 section 5.5).
-pub(super) fn is_field_value(byte: u8) -> bool {
+pub(crate) fn is_field_value(byte: u8) -> bool {
     matches!(byte, b'\t' | b' '..=b'~' | 0x80..)
 }
 

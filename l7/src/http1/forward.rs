@@ -190,7 +190,7 @@ fn write_framing(out: &mut Vec<u8>, framing: BodyFraming) {
 }
 
 /// Fields that concern one connection, or that are written anew by this module.
-fn is_hop_by_hop(name: &str) -> bool {
+pub(crate) fn is_hop_by_hop(name: &str) -> bool {
     // Hardly any name has the length of one of these.
     let names: &[&str] = match name.len() {
         2 => &["te"],
@@ -229,7 +229,7 @@ impl<'h, 'b> NamedByConnection<'h, 'b> {
 }
 
 /// `TE: trailers` is the only coding preference that may pass.
-fn accepts_trailers(headers: &[Header<'_>]) -> bool {
+pub(crate) fn accepts_trailers(headers: &[Header<'_>]) -> bool {
     headers
         .iter()
         .filter(|header| header.name.eq_ignore_ascii_case("te"))
@@ -249,12 +249,21 @@ fn decimal(status: u16, digits: &mut [u8; 3]) -> &str {
     std::str::from_utf8(digits).unwrap_or("500")
 }
 
-fn reason(status: u16) -> &'static str {
+/// What a status is called; the empty text for those that are not called anything here.
+pub fn reason(status: u16) -> &'static str {
     match status {
+        100 => "Continue",
+        103 => "Early Hints",
+        200 => "OK",
+        201 => "Created",
+        202 => "Accepted",
+        204 => "No Content",
+        206 => "Partial Content",
         301 => "Moved Permanently",
         302 => "Found",
         303 => "See Other",
         307 => "Temporary Redirect",
+        304 => "Not Modified",
         308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
@@ -262,12 +271,15 @@ fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        409 => "Conflict",
+        413 => "Content Too Large",
         414 => "URI Too Long",
         417 => "Expectation Failed",
         426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
+        501 => "Not Implemented",
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",

@@ -230,7 +230,7 @@ fn host<'b>(headers: &[Header<'b>]) -> Result<Option<&'b str>, Http1Error> {
     first.map(|value| std::str::from_utf8(value).map_err(|_| Http1Error::Host)).transpose()
 }
 
-fn expectation(headers: &[Header<'_>]) -> Result<bool, Http1Error> {
+pub(crate) fn expectation(headers: &[Header<'_>]) -> Result<bool, Http1Error> {
     let mut expected = false;
     for value in values(headers, "expect") {
         if !value.eq_ignore_ascii_case(b"100-continue") {
@@ -285,7 +285,7 @@ fn transfer_encoding(headers: &[Header<'_>], version: Version) -> Result<bool, H
     }
 }
 
-fn content_length(headers: &[Header<'_>]) -> Result<Option<u64>, Http1Error> {
+pub(crate) fn content_length(headers: &[Header<'_>]) -> Result<Option<u64>, Http1Error> {
     let mut lengths = values(headers, "content-length");
     let Some(first) = lengths.next() else { return Ok(None) };
     // Equal repeats are legal to collapse, but no honest sender makes them.

@@ -109,6 +109,9 @@ pub struct Config {
 const HBONE_KEEP_ALIVE: KeepAlive =
     KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(20) };
 
+/// Streams of one connection of a proxy.
+const PROXY_STREAMS_MAX: u32 = 100;
+
 impl Config {
     /// The client end of an HBONE tunnel.
     pub const fn hbone_client() -> Self {
@@ -157,6 +160,21 @@ impl Config {
     /// A server of plain HTTP/2.
     pub const fn http_server() -> Self {
         Self { role: Role::Server, max_concurrent_streams: 200, ..Self::http_client() }
+    }
+
+    /// A proxy towards servers in the clear. The connection's window holds those of all streams, so that streams whose
+    /// payload nobody takes cannot hold up others.
+    pub const fn proxy_client() -> Self {
+        Self {
+            connection_window: PROXY_STREAMS_MAX * (256 << 10),
+            max_concurrent_streams: PROXY_STREAMS_MAX,
+            ..Self::http_client()
+        }
+    }
+
+    /// A proxy towards clients in the clear.
+    pub const fn proxy_server() -> Self {
+        Self { role: Role::Server, enable_connect_protocol: true, ..Self::proxy_client() }
     }
 
     /// The same configuration with every value inside the protocol's range.

@@ -10,6 +10,8 @@ pub enum SessionError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Http(#[from] ConnectionError),
+    #[error("the peer did not show within {0} s that it speaks HTTP/2")]
+    PrefaceTimeout(u64),
     #[error("the connection has ended before")]
     Over,
 }
@@ -23,6 +25,7 @@ impl SessionError {
                 CloseCause::Http2Abuse
             }
             Self::Http(ConnectionError::Violation { .. }) => CloseCause::Http2Protocol,
+            Self::PrefaceTimeout(_) => CloseCause::Http2Protocol,
             Self::Over => CloseCause::LocalClose,
         }
     }

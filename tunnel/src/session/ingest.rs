@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::layer::{Layer, Tls};
 use super::{Open, Phase, Session, SessionError, SessionEvent};
 use crate::h2;
 use crate::tls::record::{Opened, Records, record_length};
@@ -76,6 +77,9 @@ impl<'s, 'b> Ingest<'s, 'b> {
             if let Some(event) = self.http_event()? {
                 return Ok(Some(SessionEvent::Http(event)));
             }
+            if self.take_clear() {
+                continue;
+            }
             let Some(record) = self.next_record()? else { return Ok(None) };
             match &mut self.session.phase {
                 Phase::Handshake(handshaking) => {
@@ -89,15 +93,18 @@ impl<'s, 'b> Ingest<'s, 'b> {
                         Err(error) => return Err(self.session.fail(error.into())),
                     }
                 }
-                Phase::Open(open) => match open.records.open(record) {
-                    Ok(Opened::Data(plaintext)) => self.plaintext = plaintext,
-                    Ok(Opened::Nothing) => {}
-                    Ok(Opened::Closed) => {
-                        open.peer_closed = true;
-                        return Ok(Some(SessionEvent::Closed));
+                Phase::Open(open) => {
+                    let Layer::Tls(tls) = &mut open.layer else { return Ok(None) };
+                    match tls.records.open(record) {
+                        Ok(Opened::Data(plaintext)) => self.plaintext = plaintext,
+                        Ok(Opened::Nothing) => {}
+                        Ok(Opened::Closed) => {
+                            tls.peer_closed = true;
+                            return Ok(Some(SessionEvent::Closed));
+                        }
+                        Err(error) => return Err(self.session.fail(error.into())),
                     }
-                    Err(error) => return Err(self.session.fail(error.into())),
-                },
+                }
                 Phase::Over => return Err(SessionError::Over),
             }
         }
@@ -113,9 +120,20 @@ impl<'s, 'b> Ingest<'s, 'b> {
         }
     }
 
+    /// Without TLS all that has arrived is the engine's. Whether there was anything.
+    fn take_clear(&mut self) -> bool {
+        let is_clear = self.session.opened().is_some_and(|open| open.layer.tls().is_none());
+        if !is_clear || self.rest.is_empty() {
+            return false;
+        }
+        let arrived: &'b mut [u8] = std::mem::take(&mut self.rest);
+        self.plaintext = arrived;
+        true
+    }
+
     /// Cuts the next whole record off. After close_notify whatever follows is ignored (RFC 8446 section 6.1).
     fn next_record(&mut self) -> Result<Option<&'b mut [u8]>, SessionError> {
-        if self.session.opened().is_some_and(|open| open.peer_closed) {
+        if self.session.opened().and_then(|open| open.layer.tls()).is_some_and(|tls| tls.peer_closed) {
             self.rest = &mut [];
             return Ok(None);
         }
@@ -146,10 +164,10 @@ impl<'s, 'b> Ingest<'s, 'b> {
         config: h2::Config,
     ) -> Result<SessionEvent<'b>, SessionError> {
         let Established { peer, cipher, secrets, schedule } = established;
-        let opened = Records::new(secrets, schedule).and_then(|mut records| {
-            let mut builder = records.builder(&mut self.session.output)?;
-            let http = h2::Connection::new(config, self.now, &mut builder);
-            Ok(Open { records, http, peer: peer.clone(), cipher, peer_closed: false, fault: None })
+        let opened = Records::new(secrets, schedule).and_then(|records| {
+            let mut layer = Layer::Tls(Tls { records, peer: peer.clone(), cipher, peer_closed: false });
+            let http = h2::Connection::new(config, self.now, &mut layer.sink(&mut self.session.output)?);
+            Ok(Open { layer, http, preface_due: None, fault: None })
         });
         match opened {
             Ok(open) => {

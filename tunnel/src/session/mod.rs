@@ -1,4 +1,4 @@
-//! One tunnel connection without its socket: TLS records around HTTP/2 streams.
+//! One connection without its socket: TLS records around HTTP/2 streams, as tunnels have them, or the streams alone.
 //!
 //! How a shell drives it:
 //! 1. Reading. When the socket is readable: [`Session::prepare_input`] puts the kept start of an unfinished record at
@@ -20,14 +20,17 @@
 
 mod error;
 mod ingest;
+mod layer;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model::identity::Identity;
 
-use crate::h2::{self, ErrorCode, FrameSink, Headers, OpenError, SendError, StreamId};
-use crate::tls::record::{Output, RecordBuilder, Records};
+use crate::h2::{self, ErrorCode, Headers, OpenError, SendError, StreamId};
+use crate::tls::record::Output;
+use layer::{Layer, Sink};
+
 use crate::tls::{
     AlertCode, CipherSuite, ClientContext, CloseCause, Handshake, ServerContext, TlsError, VerifiedIdentity,
 };
@@ -46,7 +49,7 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// What happened on the connection.
 #[derive(Debug)]
 pub enum SessionEvent<'b> {
-    /// The handshake is over and the peer is who it says it is. Comes once, before any other event.
+    /// The handshake is over and the peer is who it says it is. Comes once, before any other event; never without TLS.
     Established { peer: VerifiedIdentity, cipher: CipherSuite },
     /// Something on the HTTP/2 connection.
     Http(h2::Event<'b>),
@@ -82,28 +85,12 @@ struct Handshaking {
 
 #[derive(Debug)]
 struct Open {
-    records: Records,
+    layer: Layer,
     http: h2::Connection,
-    peer: VerifiedIdentity,
-    cipher: CipherSuite,
-    /// The peer has sent close_notify.
-    peer_closed: bool,
+    /// Without TLS: by then the peer must have shown that it speaks HTTP/2.
+    preface_due: Option<Instant>,
     /// Our sending side failed inside a call that has no way to say so; reported by the next one that has.
     fault: Option<TlsError>,
-}
-
-impl FrameSink for RecordBuilder<'_> {
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        RecordBuilder::put(self, bytes);
-    }
-
-    #[inline]
-    fn put_data(&mut self, header: &[u8; 9], payload: &[u8]) {
-        self.reserve(header.len() + payload.len());
-        RecordBuilder::put(self, header);
-        RecordBuilder::put(self, payload);
-    }
 }
 
 // === impl Session: life ===
@@ -127,6 +114,16 @@ impl Session {
         Ok(Self::new(handshake, Output::default(), http, now))
     }
 
+    /// Either end of a connection without TLS, whose peer is nobody in particular. `received` has been read from it
+    /// before: it is taken in by the first pass of [`Self::ingest`].
+    pub fn clear(http: h2::Config, received: &[u8], now: Instant) -> Self {
+        let mut output = Output::default();
+        let http = h2::Connection::new(http, now, &mut Sink::Clear(&mut output));
+        let preface_due = Some(now + HANDSHAKE_TIMEOUT);
+        let open = Open { layer: Layer::Clear, http, preface_due, fault: None };
+        Self { phase: Phase::Open(Box::new(open)), output, tail: received.to_vec(), closed: None }
+    }
+
     fn new(handshake: Handshake, output: Output, http: h2::Config, now: Instant) -> Self {
         let handshaking = Handshaking { handshake, http, deadline: now + HANDSHAKE_TIMEOUT };
         let phase = Phase::Handshake(Box::new(handshaking));
@@ -135,11 +132,11 @@ impl Session {
 
     /// Who the peer is, once that is proved.
     pub fn peer(&self) -> Option<&VerifiedIdentity> {
-        self.opened().map(|open| &open.peer)
+        self.opened().and_then(|open| open.layer.tls()).map(|tls| &tls.peer)
     }
 
     pub fn cipher(&self) -> Option<CipherSuite> {
-        self.opened().map(|open| open.cipher)
+        self.opened().and_then(|open| open.layer.tls()).map(|tls| tls.cipher)
     }
 
     /// Whether the handshake is still under way.
@@ -150,7 +147,7 @@ impl Session {
     /// Whether the key of a TLS 1.2 connection has done half of what it may. It cannot be replaced: let the connection end with
     /// its streams, or it ends under them.
     pub fn key_wears_out(&self) -> bool {
-        self.opened().is_some_and(|open| open.records.key_wears_out())
+        self.opened().and_then(|open| open.layer.tls()).is_some_and(|tls| tls.records.key_wears_out())
     }
 
     /// Why the connection ended; none while it lives. Once set, flush the output and close the socket.
@@ -167,7 +164,7 @@ impl Session {
     pub fn next_deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Handshake(handshaking) => Some(handshaking.deadline),
-            Phase::Open(open) => open.http.next_deadline(),
+            Phase::Open(open) => open.next_deadline(),
             Phase::Over => None,
         }
     }
@@ -179,6 +176,11 @@ impl Session {
         {
             return Err(self.fail(TlsError::HandshakeTimeout(HANDSHAKE_TIMEOUT.as_secs()).into()));
         }
+        if let Phase::Open(open) = &mut self.phase
+            && open.preface_is_late(now)
+        {
+            return Err(self.fail(SessionError::PrefaceTimeout(HANDSHAKE_TIMEOUT.as_secs())));
+        }
         match self.with_http(|http, out| http.on_timer(now, out)) {
             Some(Err(error)) => Err(self.fail(error.into())),
             _ => self.take_fault(),
@@ -187,7 +189,7 @@ impl Session {
 
     /// The socket has no more to read. Tells an orderly end from one that anyone on the path could have made.
     pub fn on_end_of_input(&mut self) -> CloseCause {
-        let orderly = self.opened().is_some_and(|open| open.peer_closed) && self.tail.is_empty();
+        let orderly = self.opened().is_some_and(Open::may_end) && self.tail.is_empty();
         let cause = if orderly { CloseCause::Clean } else { CloseCause::Truncated };
         self.end(cause)
     }
@@ -202,7 +204,7 @@ impl Session {
     fn end(&mut self, cause: CloseCause) -> CloseCause {
         if let Phase::Open(open) = &mut self.phase {
             // What was written before the end is still owed to the peer.
-            let _sealed = open.records.seal(&mut self.output);
+            let _sealed = open.layer.seal(&mut self.output);
         }
         self.phase = Phase::Over;
         self.tail = Vec::new();
@@ -219,7 +221,7 @@ impl Session {
             }
             // The GOAWAY that the engine has written says why; TLS itself ends in order.
             SessionError::Http(_) => self.append_alert(AlertCode::CLOSE_NOTIFY),
-            SessionError::Over => {}
+            SessionError::PrefaceTimeout(_) | SessionError::Over => {}
         }
         self.end(error.close_cause());
         error
@@ -229,7 +231,7 @@ impl Session {
     fn append_alert(&mut self, alert: AlertCode) {
         match &mut self.phase {
             Phase::Open(open) => {
-                let _told = open.records.alert(&mut self.output, alert);
+                let _told = open.layer.alert(&mut self.output, alert);
             }
             Phase::Handshake(_) | Phase::Over => {}
         }
@@ -251,18 +253,45 @@ impl Session {
     }
 
     /// Runs a call into the engine with the open record as its output. None if the connection is not open.
-    fn with_http<R>(
-        &mut self,
-        call: impl FnOnce(&mut h2::Connection, &mut RecordBuilder<'_>) -> R,
-    ) -> Option<R> {
+    fn with_http<R>(&mut self, call: impl FnOnce(&mut h2::Connection, &mut Sink<'_>) -> R) -> Option<R> {
         let Phase::Open(open) = &mut self.phase else { return None };
-        match open.records.builder(&mut self.output) {
-            Ok(mut builder) => Some(call(&mut open.http, &mut builder)),
+        match open.layer.sink(&mut self.output) {
+            Ok(mut sink) => Some(call(&mut open.http, &mut sink)),
             Err(error) => {
                 open.fault.get_or_insert(error);
                 None
             }
         }
+    }
+}
+
+impl Open {
+    /// Whether the end of input is in order: the peer has announced it, or without TLS there is nothing that it could cut.
+    fn may_end(&self) -> bool {
+        match &self.layer {
+            Layer::Tls(tls) => tls.peer_closed,
+            Layer::Clear => self.http.stream_count() == 0,
+        }
+    }
+
+    /// The peer of a connection without TLS has not shown in time that it speaks HTTP/2.
+    fn preface_is_late(&mut self, now: Instant) -> bool {
+        if self.http.is_established() {
+            self.preface_due = None;
+        }
+        self.preface_due.is_some_and(|due| now >= due)
+    }
+
+    #[cfg(test)]
+    fn records(&mut self) -> &mut crate::tls::record::Records {
+        match &mut self.layer {
+            Layer::Tls(tls) => &mut tls.records,
+            Layer::Clear => panic!("no TLS"),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        [self.preface_due, self.http.next_deadline()].into_iter().flatten().min()
     }
 }
 
@@ -306,7 +335,7 @@ impl Session {
     /// Seals what is open and returns all bytes that are to be sent.
     pub fn output(&mut self) -> &[u8] {
         if let Phase::Open(open) = &mut self.phase
-            && let Err(error) = open.records.seal(&mut self.output)
+            && let Err(error) = open.layer.seal(&mut self.output)
         {
             open.fault.get_or_insert(error);
         }
@@ -397,6 +426,11 @@ impl Session {
     /// Streams that are open now.
     pub fn stream_count(&self) -> usize {
         self.opened().map_or(0, |open| open.http.stream_count())
+    }
+
+    /// Whether the peer takes extended CONNECT requests (RFC 8441).
+    pub fn peer_takes_connect_protocol(&self) -> bool {
+        self.opened().is_some_and(|open| open.http.peer_takes_connect_protocol())
     }
 
     /// How many more streams [`Self::open`] would grant now.

@@ -259,7 +259,7 @@ fn input_without_its_kept_start_ends_the_session() {
 /// Sends plaintext that no engine has written.
 fn inject(end: &mut End, plaintext: &[u8]) {
     let Phase::Open(open) = &mut end.session.phase else { panic!("not open") };
-    open.records.builder(&mut end.session.output).unwrap().put(plaintext);
+    open.records().builder(&mut end.session.output).unwrap().put(plaintext);
 }
 
 #[test]
@@ -318,4 +318,73 @@ fn fuzz_session_input() {
             assert!(end.seen.is_empty(), "nothing is delivered before the handshake");
         }
     });
+}
+
+/// What one end without TLS makes of bytes from the other, and the bytes it answers with.
+fn take_clear(session: &mut Session, bytes: &[u8], now: Instant) -> (Vec<String>, Vec<u8>) {
+    let mut buffer = vec![0; 1 << 16];
+    let kept = session.prepare_input(&mut buffer);
+    buffer[kept..kept + bytes.len()].copy_from_slice(bytes);
+    let mut seen = Vec::new();
+    let mut ingest = session.ingest(&mut buffer[..kept + bytes.len()], now);
+    while let Some(event) = ingest.next().unwrap() {
+        match event {
+            SessionEvent::Http(h2::Event::Headers { headers, end_stream, .. }) => {
+                seen.push(format!("headers {:?} {end_stream}", headers.status()));
+            }
+            SessionEvent::Http(h2::Event::Data { stream, bytes, .. }) => {
+                seen.push(String::from_utf8(bytes.to_vec()).unwrap());
+                ingest.session().release(stream, bytes.len());
+            }
+            SessionEvent::Http(h2::Event::Trailers { headers, .. }) => {
+                seen.push(format!("trailers {}", headers.field_count()));
+            }
+            _ => {}
+        }
+    }
+    drop(ingest);
+    let out = session.output().to_vec();
+    session.consumed(out.len());
+    (seen, out)
+}
+
+#[test]
+fn two_ends_without_tls_exchange_messages_with_trailers() {
+    let now = Instant::now();
+    let mut client = Session::clear(Config::proxy_client(), &[], now);
+    let request = Headers::request("POST", "http", "a", "/").unwrap();
+    let stream = client.open(&request, false).unwrap();
+    client.send_data(stream, b"question", true).unwrap();
+    let first = client.output().to_vec();
+    client.consumed(first.len());
+
+    // What was read before the session existed counts as received.
+    let mut server = Session::clear(Config::proxy_server(), &first, now);
+    assert!(server.holds_input() && server.peer().is_none() && !server.is_handshaking());
+    let (seen, out) = take_clear(&mut server, &[], now);
+    assert_eq!(seen, ["headers None false", "question"]);
+    assert!(!server.holds_input());
+    let (_, out) = (take_clear(&mut client, &out, now), server.output().to_vec());
+    assert!(out.is_empty());
+
+    server.respond(stream, &Headers::response(103).unwrap(), false).unwrap();
+    server.respond(stream, &Headers::response(200).unwrap(), false).unwrap();
+    server.send_data(stream, b"answer", false).unwrap();
+    let mut trailers = Headers::trailers();
+    trailers.push("grpc-status", "0").unwrap();
+    server.send_trailers(stream, &trailers).unwrap();
+    let out = server.output().to_vec();
+    let (seen, _) = take_clear(&mut client, &out, now);
+    assert_eq!(seen, ["headers Some(103) false", "headers Some(200) false", "answer", "trailers 1"]);
+    assert_eq!(client.on_end_of_input(), CloseCause::Clean);
+}
+
+#[test]
+fn a_peer_that_never_speaks_http2_is_given_up() {
+    let now = Instant::now();
+    let mut server = Session::clear(Config::proxy_server(), &[], now);
+    let due = server.next_deadline().unwrap();
+    assert!(due <= now + HANDSHAKE_TIMEOUT && server.on_timer(now).is_ok());
+    assert!(matches!(server.on_timer(due), Err(SessionError::PrefaceTimeout(_))));
+    assert_eq!(server.close_cause(), Some(CloseCause::Http2Protocol));
 }

@@ -21,7 +21,7 @@ fn old_tunnel(seed: u64) -> (Pair, StreamId) {
 
 fn limit(session: &mut Session, records: u64) {
     let Phase::Open(open) = &mut session.phase else { panic!("not open") };
-    open.records.update_key_after(records);
+    open.records().update_key_after(records);
 }
 
 #[test]

@@ -37,7 +37,7 @@ fn large_transfers_in_both_directions_arrive_whole_under_any_chunking() {
     for seed in 0..4 {
         let mut pair = Pair::established(seed);
         if let Phase::Open(open) = &mut pair.client.session.phase {
-            open.records.update_key_after(37);
+            open.records().update_key_after(37);
         }
         let streams: Vec<_> = (0..3).map(|_| pair.client.session.open(&connect(), false).unwrap()).collect();
         pair.settle();

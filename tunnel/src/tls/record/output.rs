@@ -144,6 +144,12 @@ impl Output {
         &mut self.buffer
     }
 
+    /// All bytes of a connection without TLS.
+    pub(crate) fn clear_bytes(&mut self) -> &mut Vec<u8> {
+        debug_assert!(self.open.is_none(), "no record is opened where there is no TLS");
+        &mut self.buffer
+    }
+
     pub(super) fn append_record(&mut self, sealer: &mut Sealer, content: u8, plaintext: &[u8]) {
         self.open_record(sealer.key.form);
         self.buffer.extend_from_slice(plaintext);
