@@ -6,8 +6,9 @@
 //! Host agrees with `:authority`.
 
 use crate::http1::{
-    BodyFraming, Http1Error, METHOD_BYTES_MAX, Request, Response, TARGET_BYTES_MAX, Version, accepts_trailers,
-    content_length, end_to_end, expectation, is_authority, is_field_value, is_hop_by_hop, is_token, reason,
+    BodyFraming, Http1Error, METHOD_BYTES_MAX, Request, Response, TARGET_BYTES_MAX, Version,
+    accepts_trailers, content_length, end_to_end, expectation, is_authority, is_field_value, is_hop_by_hop,
+    is_token, reason,
 };
 use crate::ir::Header;
 

@@ -112,6 +112,11 @@ impl Link {
         Ok(TunnelStream { stream, permit: None })
     }
 
+    /// Waits until the peer has said what it takes, or the link is over.
+    pub async fn introduced(&self) {
+        self.introduced.wait().await;
+    }
+
     /// Whether the peer takes extended CONNECT requests (RFC 8441), as far as it has said.
     pub fn peer_takes_connect_protocol(&self) -> bool {
         self.session.borrow().peer_takes_connect_protocol()

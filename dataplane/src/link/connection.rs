@@ -65,6 +65,8 @@ pub struct Link {
     end: OnceCell<LinkEnd>,
     /// Opens when the handshake is over or the link has ended.
     settled: Rc<Latch>,
+    /// Opens when the peer's settings have arrived or the link has ended.
+    pub(super) introduced: Rc<Latch>,
     /// Rouses the reader from waiting: the link has ended, or there is room for output again.
     roused: Signal,
     /// On the worker's flush list.
@@ -141,6 +143,7 @@ impl Link {
             peer: OnceCell::new(),
             end: OnceCell::new(),
             settled: Rc::default(),
+            introduced: Rc::default(),
             roused: Signal::default(),
             flush_queued: Cell::new(false),
             send_blocked: Cell::new(false),
@@ -516,6 +519,7 @@ impl Link {
         }
         self.starved.borrow_mut().clear();
         self.settled.open();
+        self.introduced.open();
         self.roused.raise();
         self.queue_flush();
         match &self.role {

@@ -91,7 +91,8 @@ impl<'l, 'b> Batch<'l, 'b> {
                 }
             }
             Event::GoAway { .. } => self.link.going_away.set(true),
-            Event::Pong { .. } | Event::SettingsChanged => {}
+            Event::SettingsChanged => self.link.introduced.open(),
+            Event::Pong { .. } => {}
         }
     }
 

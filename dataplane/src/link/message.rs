@@ -38,6 +38,12 @@ impl Payload<'_> {
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
+
+    /// Whether the message ends with it, without trailers.
+    pub fn is_last(&self) -> bool {
+        let has_trailers = self.stream.heads.borrow().as_ref().is_some_and(|heads| heads.trailers.is_some());
+        self.stream.received_end.get() && self.stream.pending.borrow().is_empty() && !has_trailers
+    }
 }
 
 impl Drop for Payload<'_> {

@@ -65,7 +65,7 @@ pub(super) struct Shared {
     /// What policy decided about; only of inbound connections that were authorized.
     pub(super) authorized: RefCell<Option<Authorized>>,
     /// The requests in flight that policy has let pass.
-    pub(super) running: RefCell<Slab<Received>>,
+    pub(super) running: RefCell<Slab<(Received, Rc<RequestCut>)>>,
     cut: Signal,
     cut_cause: Cell<Option<CloseCause>>,
 }
@@ -107,11 +107,37 @@ impl Authorized {
     }
 }
 
-/// Keeps the head of a request in flight, which is decided again when policies change.
+/// A request in flight, which is decided again when policies change.
 #[derive(Debug)]
 pub(super) struct Running<'s> {
     shared: &'s Shared,
     key: usize,
+    cut: Rc<RequestCut>,
+}
+
+/// Ends one request. Without somebody who waits for it the connection has to end instead.
+#[derive(Debug, Default)]
+pub(super) struct RequestCut {
+    cause: Cell<Option<CloseCause>>,
+    raised: Signal,
+    heard: Cell<bool>,
+}
+
+impl Running<'_> {
+    /// Runs `work` until it is done or the request is cut.
+    pub(super) async fn until_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, CloseCause> {
+        self.cut.heard.set(true);
+        let mut work = pin!(work);
+        poll_fn(|context| {
+            if self.cut.raised.poll_wait(context).is_ready()
+                && let Some(cause) = self.cut.cause.get()
+            {
+                return Poll::Ready(Err(cause));
+            }
+            work.as_mut().poll(context).map(Ok)
+        })
+        .await
+    }
 }
 
 impl Drop for Running<'_> {
@@ -122,8 +148,25 @@ impl Drop for Running<'_> {
 
 impl Shared {
     /// Notes a request that policy has let pass, for as long as it runs.
-    pub(super) fn run(&self, request: Received) -> Running<'_> {
-        Running { shared: self, key: self.running.borrow_mut().insert(request) }
+    pub(super) fn run(&self, request: &Received) -> Running<'_> {
+        let cut = Rc::<RequestCut>::default();
+        let key = self.running.borrow_mut().insert((request.clone(), cut.clone()));
+        Running { shared: self, key, cut }
+    }
+
+    /// Ends those of the requests in flight for which `holds` is false: alone where that can be, else with the connection.
+    pub(super) fn cut_requests(&self, cause: CloseCause, holds: impl Fn(&Received) -> bool) {
+        for (_, (request, cut)) in self.running.borrow().iter() {
+            if holds(request) {
+                continue;
+            }
+            if cut.heard.get() {
+                cut.cause.set(Some(cause));
+                cut.raised.raise();
+            } else {
+                self.cut(cause);
+            }
+        }
     }
 
     /// Ends the connection, wherever it waits. The first cause counts; false if it had one already.

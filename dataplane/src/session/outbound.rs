@@ -59,7 +59,7 @@ pub(super) async fn carry_plain(connection: Connection, socket: Socket, upstream
 }
 
 async fn carry_http(connection: Connection, caller: http::Caller, socket: Socket) {
-    let cause = http::route(&connection, caller, &Wire::Socket(socket)).await;
+    let cause = http::route(&connection, caller, Wire::Socket(socket)).await;
     connection.end_silently(cause);
 }
 

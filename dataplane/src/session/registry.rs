@@ -210,6 +210,7 @@ fn enforce(state: &NodeState, connection: &Shared) -> bool {
     true
 }
 
+/// Whether the connection may go on; requests that may not are ended here.
 fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -> bool {
     // A workload that is unknown now has no policies that could be trusted to be none.
     let Some(workload) = workload_of(state, &connection.pod) else { return false };
@@ -224,8 +225,10 @@ fn is_allowed(state: &NodeState, connection: &Shared, authorized: &Authorized) -
         // A connection whose bytes are not read can no longer be judged.
         Some(Admission::ByRequest) if !authorized.reads_requests => false,
         Some(Admission::ByRequest) => {
-            let running = connection.running.borrow();
-            running.iter().all(|(_, request)| is_still_allowed(&policies, &attributes, request))
+            connection.cut_requests(CloseCause::PolicyChanged, |request| {
+                is_still_allowed(&policies, &attributes, request)
+            });
+            true
         }
     }
 }

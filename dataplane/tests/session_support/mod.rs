@@ -8,6 +8,7 @@
 
 pub mod hop;
 pub mod http;
+pub mod http2;
 mod inside;
 pub mod names;
 pub mod pki;

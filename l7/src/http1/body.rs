@@ -144,6 +144,17 @@ mod tests {
     }
 
     #[test]
+    fn trailers_are_kept_where_somebody_wants_them() {
+        let input = b"3\r\nabc\r\n0\r\nX-T:  1 \r\nY:\r\n\r\n";
+        let mut body = Body::new(BodyFraming::Chunked);
+        body.keep_trailers();
+        assert_eq!(body.take(input), Ok(input.len()));
+        let kept = body.take_trailers();
+        let expected: [(&[u8], &[u8]); 2] = [(b"X-T", b"1"), (b"Y", b"")];
+        assert_eq!(kept, expected.map(|(name, value)| (Box::from(name), Box::from(value))));
+    }
+
+    #[test]
     fn malformed_chunks_are_refused() {
         for (bad, error) in [
             (&b"+3\r\nabc\r\n"[..], Http1Error::Chunk),

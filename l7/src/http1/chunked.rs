@@ -177,6 +177,7 @@ impl Chunked {
         let line = std::mem::take(&mut self.trailer);
         let colon = memchr::memchr(b':', &line).ok_or(Http1Error::Malformed)?;
         let (name, value) = line.split_at_checked(colon).ok_or(Http1Error::Malformed)?;
+        let value = value.get(1..).unwrap_or_default();
         if name.is_empty() || !name.iter().all(|&b| is_token(b)) {
             return Err(Http1Error::Malformed);
         }

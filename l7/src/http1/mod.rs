@@ -20,15 +20,15 @@ pub use body::{Body, BodyFraming, Piece};
 pub(crate) use chunked::is_field_value;
 pub use chunked::{TrailerLine, is_token, may_trail};
 pub use error::Http1Error;
-pub(crate) use forward::{accepts_trailers, is_hop_by_hop};
 pub use forward::{
-    Rewritten, end_to_end, local_reply, local_reply_with, reason, redirect_reply, write_request, write_response,
-    write_rewritten_request, write_rewritten_response,
+    Rewritten, end_to_end, local_reply, local_reply_with, reason, redirect_reply, write_request,
+    write_response, write_rewritten_request, write_rewritten_response,
 };
-pub(crate) use head::{content_length, expectation};
+pub(crate) use forward::{accepts_trailers, is_hop_by_hop};
 pub use head::{
     HeadScanner, HeaderStorage, Request, Response, Version, empty_headers, parse_request, parse_response,
 };
+pub(crate) use head::{content_length, expectation};
 
 /// Longest head, request line and field lines together; beyond it 431.
 pub const HEAD_BYTES_MAX: usize = 64 * 1024;

@@ -1,6 +1,6 @@
 //! At the server's proxy: each request is allowed or denied by the workload's policies.
 
-use std::cell::RefCell;
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ use l7::filter::Chain;
 use l7::ir::{ConnectionAttributes, Filters, RequestHead};
 use l7::jwt::{Authenticated, Rejection, Token};
 
-use super::conversation::converse;
-use super::{Books, Decision, Director, Filtered, Received, Reply, Upstream, Wire};
+use super::{Books, Decision, Director, Filtered, Kept, Protocol, Received, Reply, Upstream, Wire, converse};
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
 use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
 use crate::session::connection::Connection;
+use crate::session::dial::UpstreamFacts;
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 
@@ -41,9 +41,9 @@ pub(in crate::session) async fn serve(
     application: Application,
 ) {
     let Application { node, pod, target, socket } = application;
-    let idle = RefCell::new(Some(Upstream::new(Wire::Socket(socket), None, None)));
-    let gate = Gate { node, pod, arrival, target, idle };
-    let cause = converse(&connection, &downstream, &gate).await;
+    let first = Cell::new(Some(Wire::Socket(socket)));
+    let gate = Gate { node, pod, arrival, target, first, kept: Kept::default() };
+    let cause = converse(&connection, downstream, &gate).await;
     drop(gate);
     connection.end_silently(cause);
 }
@@ -53,13 +53,15 @@ struct Gate {
     pod: Rc<Pod>,
     arrival: Arrival,
     target: SocketAddr,
-    idle: RefCell<Option<Upstream>>,
+    /// Opened with the connection, for whichever protocol it turns out to speak.
+    first: Cell<Option<Wire>>,
+    kept: Kept,
 }
 
 impl Director for Gate {
-    type Choice = ();
+    type Choice = Protocol;
 
-    fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<()> {
+    fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Protocol> {
         let state = self.node.state();
         let Some(workload) = workload_of(&state, &self.pod.local) else {
             return Decision::answer(Reply { cause: CloseCause::UnknownWorkload, ..DENIED });
@@ -70,22 +72,24 @@ impl Director for Gate {
             Err(reply) => return Decision::answer(reply),
         };
         let filtered = Filtered { chain: Chain::of_rule(edits.as_ref(), None), ..Filtered::default() };
-        Decision::forward((), filtered)
+        Decision::forward(books.protocol(), filtered)
     }
 
-    async fn upstream(&self, (): &mut (), _books: &mut Books<'_>) -> Result<Upstream, Reply> {
-        let idle = self.idle.take().filter(Upstream::is_quiet);
-        if let Some(idle) = idle {
-            return Ok(idle);
-        }
-        match dial_application(&self.node, &self.pod, &self.arrival, self.target).await {
-            Ok(socket) => Ok(Upstream::new(Wire::Socket(socket), None, None)),
-            Err(cause) => Err(Reply::text(503, "upstream connect error", cause)),
-        }
+    /// The application is spoken to as its client speaks.
+    async fn upstream(&self, protocol: &mut Protocol, _books: &mut Books<'_>) -> Result<Upstream, Reply> {
+        let dial = async {
+            if let Some(first) = self.first.take().filter(Wire::is_quiet) {
+                return Ok((first, UpstreamFacts::default()));
+            }
+            let dialled = dial_application(&self.node, &self.pod, &self.arrival, self.target).await;
+            let socket = dialled.map_err(|cause| Reply::text(503, "upstream connect error", cause))?;
+            Ok((Wire::Socket(socket), UpstreamFacts::default()))
+        };
+        self.kept.reach(&self.node.worker, &UpstreamFacts::default(), *protocol, None, dial).await
     }
 
     fn keep(&self, upstream: Upstream) {
-        self.idle.replace(Some(upstream));
+        self.kept.put_back(upstream);
     }
 }
 

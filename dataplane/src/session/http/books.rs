@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::time::Instant;
 
+use super::Protocol;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record};
 use crate::session::connection::Connection;
@@ -15,6 +16,7 @@ pub(in crate::session) struct Books<'c> {
     /// A copy of the connection's, to be filled in with what is true of this request alone.
     pub(in crate::session) record: Box<Record>,
     pub(in crate::session) facts: Box<HttpFacts>,
+    protocol: Protocol,
     began: Instant,
     /// Client to server.
     sent: Cell<u64>,
@@ -25,11 +27,12 @@ pub(in crate::session) struct Books<'c> {
 
 impl<'c> Books<'c> {
     /// Opens them: the head of the request is complete.
-    pub(super) fn open(connection: &'c Connection) -> Self {
+    pub(super) fn open(connection: &'c Connection, protocol: Protocol) -> Self {
         Self {
             connection,
             record: Box::new(connection.record.borrow().clone()),
             facts: Box::default(),
+            protocol,
             began: Instant::now(),
             sent: Cell::new(0),
             received: Cell::new(0),
@@ -39,6 +42,11 @@ impl<'c> Books<'c> {
 
     pub(in crate::session) fn connection(&self) -> &'c Connection {
         self.connection
+    }
+
+    /// What the downstream speaks.
+    pub(in crate::session) fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// Counts bytes that went to the upstream.

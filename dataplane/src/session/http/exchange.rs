@@ -1,4 +1,4 @@
-//! One request and its response, both ways at once.
+//! One try at a request: the request and its response, both ways at once.
 //!
 //! The response may come before the request body is complete; interim responses are passed on as they come, so
 //! that `Expect: 100-continue` works end to end. Nothing that follows an upgrade request is passed on before
@@ -6,22 +6,25 @@
 
 use std::cell::Cell;
 use std::future::Future;
-use std::io;
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use futures::future::{Either, select};
-use l7::http1::{
-    Body, BodyFraming, Http1Error, Version, empty_headers, local_reply, parse_response, write_response,
-    write_rewritten_response,
-};
+use l7::http1::{BodyFraming, Version};
+use tunnel::h2::ErrorCode;
 
-use super::conversation::{Plan, within};
-use super::reader::{HeadError, Reader};
-use super::reply::TIMED_OUT;
-use super::{Books, Reply, Upstream, Wire};
+use super::body::{Broken, Fault, Passage, Source};
+use super::head::{Extended, Received};
+use super::reader::Reader;
+use super::replay::Replay;
+use super::reply::{TIMED_OUT, invalid};
+use super::request::{Failure, Plan, within};
+use super::response::{ResponseHead, Written};
+use super::side::{Framing, Side, Sink};
+use super::upstream::{Upstream, Way};
+use super::{Books, Reply, Wire};
 use crate::access_log::cause::CloseCause;
+use crate::link::{Link, TunnelStream};
 use crate::worker::Worker;
 
 /// Interim responses to one request.
@@ -32,7 +35,7 @@ const INTERIM_MAX: usize = 16;
 pub(super) struct Outcome {
     pub(super) status: u16,
     pub(super) cause: CloseCause,
-    /// The downstream may send another request.
+    /// The downstream may send another request on the same connection of HTTP/1.1.
     pub(super) downstream_lives: bool,
     /// The downstream got a whole response; if not it sees a reset.
     pub(super) downstream_is_whole: bool,
@@ -42,27 +45,32 @@ pub(super) struct Outcome {
     pub(super) upstream_is_whole: bool,
 }
 
-pub(super) struct Exchange<'a, 'c> {
-    pub(super) books: &'a Books<'c>,
-    pub(super) downstream: &'a Wire,
-    pub(super) plan: &'a Plan,
-    /// By then the response must be complete, or the connection have switched protocols.
-    pub(super) deadline: Option<Instant>,
+/// How a try ended.
+pub(super) enum Try {
+    Over(Outcome),
+    /// Nothing of a response was passed on: the answer in its place, unless the request is tried again.
+    Failed(Failure, Reply),
+    /// It is tried again after a pause.
+    Again(Duration),
 }
 
-/// Why a body could not be passed on.
-enum Broken {
-    /// The side it comes from failed or lied about its framing.
-    From(CloseCause, Option<Http1Error>),
-    /// The side it goes to failed.
-    To,
+pub(super) struct Exchange<'a, 'c> {
+    pub(super) books: &'a Books<'c>,
+    pub(super) downstream: Side<'a>,
+    pub(super) received: &'a Received,
+    pub(super) plan: &'a Plan,
+    pub(super) replay: &'a Replay,
+    /// Whether the request would be tried again after a failure.
+    pub(super) again: &'a dyn Fn(Failure) -> Option<Duration>,
+    /// By then the response must be complete, or the connection have switched protocols.
+    pub(super) deadline: Option<Instant>,
 }
 
 /// How far a request and its response came.
 enum Passed {
     /// What was sent, if sending has ended.
-    Answered(Option<Result<(), Broken>>, Result<Responded, Broken>),
-    ClientFailed(CloseCause, Option<Http1Error>),
+    Answered(Option<Result<(), Broken>>, Result<Responded, Stopped>),
+    ClientFailed(Fault),
     ClientGone,
 }
 
@@ -75,60 +83,142 @@ struct Responded {
     downstream_lives: bool,
 }
 
-/// A response head, read and written anew.
-struct ResponseHead {
-    status: u16,
-    interim: bool,
-    framing: BodyFraming,
-    upstream_lives: bool,
-    downstream_lives: bool,
-    written: Vec<u8>,
+/// Why a response was not passed on.
+enum Stopped {
+    Broken(Broken),
+    Again(Duration),
+}
+
+impl From<Broken> for Stopped {
+    fn from(broken: Broken) -> Self {
+        Self::Broken(broken)
+    }
+}
+
+/// The end of an exchange towards the server.
+pub(super) enum Server<'u> {
+    Http1 { wire: &'u Wire, reader: &'u mut Reader },
+    Http2(&'u TunnelStream),
+}
+
+impl<'u> Server<'u> {
+    fn side(&self) -> Side<'u> {
+        match self {
+            Self::Http1 { wire, .. } => Side::Http1(wire),
+            Self::Http2(stream) => Side::Http2(stream),
+        }
+    }
 }
 
 impl Exchange<'_, '_> {
-    fn worker(&self) -> &Worker {
+    pub(super) fn worker(&self) -> &Worker {
         &self.books.connection().node.worker
     }
 
-    pub(super) async fn run(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
+    pub(super) async fn run(&self, source: &mut Source<'_>, upstream: &mut Upstream) -> Try {
+        match &mut upstream.way {
+            Way::Http1(way) => {
+                let written;
+                let head = if let Some(head) = &self.plan.head {
+                    head
+                } else {
+                    let random = || self.books.connection().node.random();
+                    written = match self.received.to_http1(&self.plan.filtered.chain, random) {
+                        Ok(head) => head,
+                        Err(error) => return unwritable(&error),
+                    };
+                    &written
+                };
+                way.busy = true;
+                let mut server = Server::Http1 { wire: &way.wire, reader: &mut way.reader };
+                let tried = self.carry(source, head, &mut server).await;
+                let left = !way.reader.is_empty();
+                way.busy = !matches!(&tried, Try::Over(outcome) if outcome.upstream_is_whole);
+                lives_without(tried, left)
+            }
+            Way::Http2(link) => {
+                let headers =
+                    match self.received.to_http2(&self.plan.filtered.chain, self.extended(link).await) {
+                        Ok(headers) => headers,
+                        Err(error) => return unwritable(&error),
+                    };
+                let ended = self.is_sent_with_head(source);
+                match link.ask(&headers, ended) {
+                    Ok(stream) => {
+                        self.books.count_sent(headers.list_size());
+                        self.carry(source, &[], &mut Server::Http2(&stream)).await
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "a link takes no request");
+                        let reply = Reply::text(503, "upstream takes no request", CloseCause::LimitReached);
+                        Try::Failed(Failure::Refused, reply)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether the server takes extended CONNECT, where that is wanted: it says so in its first words.
+    async fn extended(&self, link: &Link) -> Extended {
+        if self.plan.upgrades && matches!(self.received, Received::Http2(_)) {
+            link.introduced().await;
+            if link.peer_takes_connect_protocol() {
+                return Extended::Taken;
+            }
+        }
+        Extended::Not
+    }
+
+    /// Whether the head of the request is all of it.
+    fn is_sent_with_head(&self, source: &Source<'_>) -> bool {
+        if self.replay.is_fresh() { source.is_done() } else { self.replay.is_empty_message() }
+    }
+
+    async fn carry(&self, source: &mut Source<'_>, head: &[u8], server: &mut Server<'_>) -> Try {
         let started = Cell::new(false);
-        let passed = within(self.deadline, self.pass_both_ways(reader, upstream, &started)).await;
+        let passed = {
+            let passing = pin!(self.pass_both_ways(source, head, server, &started));
+            within(self.deadline, passing).await
+        };
         let (sent, responded) = match passed {
             Some(Passed::Answered(sent, responded)) => (sent, responded),
-            Some(Passed::ClientFailed(cause, error)) => {
-                return self.client_failed(cause, error, started.get()).await;
+            Some(Passed::ClientFailed(fault)) => return self.client_failed(fault, started.get()),
+            Some(Passed::ClientGone) => return Try::Over(self.client_gone()),
+            None if started.get() => {
+                self.downstream.reset(ErrorCode::CANCEL);
+                return Try::Over(ended(0, CloseCause::RequestTimeout));
             }
-            Some(Passed::ClientGone) => return self.client_gone(),
-            None => return self.timed_out(started.get()).await,
+            None => return Try::Failed(Failure::TimedOut, TIMED_OUT),
         };
         let is_sent = matches!(sent, Some(Ok(())));
         match responded {
-            Ok(Responded { status: 101, .. }) if is_sent => self.switched(reader, upstream).await,
+            Ok(Responded { status: 101, .. }) if is_sent => Try::Over(self.switched(source, server).await),
             // What is left of the request could not be told from the other protocol.
             Ok(Responded { status: 101, .. }) => {
-                self.upstream_failed(Broken::From(CloseCause::InvalidHttp, None), true).await
+                self.upstream_failed(Broken::From(Fault::of(CloseCause::InvalidHttp)), true)
             }
-            Ok(responded) => Outcome {
+            Ok(responded) => Try::Over(Outcome {
                 status: responded.status,
                 cause: CloseCause::Finished,
                 downstream_lives: is_sent && responded.downstream_lives,
                 downstream_is_whole: true,
-                upstream_lives: is_sent && responded.upstream_lives && upstream.reader.is_empty(),
+                upstream_lives: is_sent && responded.upstream_lives,
                 upstream_is_whole: is_sent,
-            },
-            Err(failed) => self.upstream_failed(failed, started.get()).await,
+            }),
+            Err(Stopped::Again(pause)) => Try::Again(pause),
+            Err(Stopped::Broken(failed)) => self.upstream_failed(failed, started.get()),
         }
     }
 
     async fn pass_both_ways(
         &self,
-        reader: &mut Reader,
-        upstream: &mut Upstream,
+        source: &mut Source<'_>,
+        head: &[u8],
+        server: &mut Server<'_>,
         started: &Cell<bool>,
     ) -> Passed {
-        let Upstream { wire, reader: upstream_reader, .. } = upstream;
-        let mut sending = pin!(self.send(reader, wire));
-        let mut responding = pin!(self.respond(upstream_reader, wire, started));
+        let mut sending = pin!(self.send(source, head, server.side()));
+        let mut responding = pin!(self.respond(server, started));
         match select(sending.as_mut(), responding.as_mut()).await {
             // The upstream may answer before it has read, or after it has stopped reading.
             Either::Left((sent @ (Ok(()) | Err(Broken::To)), responding)) => {
@@ -137,168 +227,191 @@ impl Exchange<'_, '_> {
                     Either::Right(((), _)) => Passed::ClientGone,
                 }
             }
-            Either::Left((Err(Broken::From(cause, error)), _)) => Passed::ClientFailed(cause, error),
+            Either::Left((Err(Broken::From(fault)), _)) => Passed::ClientFailed(fault),
             Either::Right((responded, sending)) => Passed::Answered(now_or_never(sending), responded),
         }
     }
 
-    /// The head and the body of the request.
-    async fn send(&self, reader: &mut Reader, upstream: &Wire) -> Result<(), Broken> {
-        upstream.write_all(&self.plan.head).await.map_err(|_| Broken::To)?;
-        self.books.count_sent(self.plan.head.len());
-        let body = Pump { worker: self.worker(), from: self.downstream, to: upstream, bare: false };
+    /// The head of the request, where it has not gone yet, and its body.
+    async fn send(&self, source: &mut Source<'_>, head: &[u8], to: Side<'_>) -> Result<(), Broken> {
+        if let Side::Http1(wire) = to {
+            wire.write_all(head).await.map_err(|_| Broken::To)?;
+            self.books.count_sent(head.len());
+            // What follows is held back until the upstream has agreed to the switch.
+            if self.plan.upgrades {
+                return Ok(());
+            }
+        }
+        if self.replay.is_fresh() && source.is_done() {
+            self.replay.complete(None);
+            return Ok(());
+        }
+        let framing = match to {
+            Side::Http1(_) if source.is_http1() => Framing::Verbatim,
+            _ => Framing::of(self.plan.body),
+        };
         let count = |bytes| self.books.count_sent(bytes);
-        body.run(reader, self.plan.body, &count, CloseCause::ClientReset).await
+        let to = Sink { side: to, framing };
+        if !self.replay.is_fresh() {
+            self.replay.pass(to, &count).await?;
+            if self.replay.is_complete() {
+                return Ok(());
+            }
+        }
+        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ClientReset, count };
+        passage.run(source, Some(self.replay)).await
     }
 
     /// Interim responses, the final head, its body.
-    async fn respond(
-        &self,
-        reader: &mut Reader,
-        upstream: &Wire,
-        started: &Cell<bool>,
-    ) -> Result<Responded, Broken> {
-        let worker = self.worker();
+    async fn respond(&self, server: &mut Server<'_>, started: &Cell<bool>) -> Result<Responded, Stopped> {
         for _ in 0..INTERIM_MAX {
-            let raw = match reader.head(worker, upstream).await {
-                Ok(Some(raw)) => raw,
-                Ok(None) | Err(HeadError::Io | HeadError::Truncated | HeadError::Timeout) => {
-                    return Err(Broken::From(CloseCause::ServerReset, None));
-                }
-                Err(HeadError::Http(error)) => {
-                    return Err(Broken::From(CloseCause::InvalidHttp, Some(error)));
-                }
-            };
-            let head = self.look(&raw).map_err(|error| Broken::From(CloseCause::InvalidHttp, Some(error)))?;
+            let head = self.response_head(server).await?;
             if head.interim && self.plan.version == Version::Http10 {
                 continue; // RFC 9110 section 15.2: an HTTP/1.0 client must not be sent one
             }
+            if !head.interim
+                && !started.get()
+                && self.replay.is_possible()
+                && let Some(pause) = (self.again)(Failure::Status(head.status))
+            {
+                return Err(Stopped::Again(pause));
+            }
             // While a head is on its way, an interim one as well, no other may be begun.
             started.set(true);
-            self.downstream.write_all(&head.written).await.map_err(|_| Broken::To)?;
+            self.write_head(&head).await?;
             started.set(!head.interim);
-            self.books.count_received(head.written.len());
             if head.interim {
                 continue;
             }
-            let bare = head.framing == BodyFraming::Chunked && self.plan.version == Version::Http10;
-            let body = Pump { worker, from: upstream, to: self.downstream, bare };
-            let count = |bytes| self.books.count_received(bytes);
-            body.run(reader, head.framing, &count, CloseCause::ServerReset).await?;
+            // What follows a switch is no body.
+            if !head.is_last && head.status != 101 {
+                self.pass_response(&head, server).await?;
+            }
             let ResponseHead { status, upstream_lives, downstream_lives, .. } = head;
             return Ok(Responded { status, upstream_lives, downstream_lives });
         }
-        Err(Broken::From(CloseCause::InvalidHttp, None))
+        Err(Broken::From(Fault::of(CloseCause::InvalidHttp)).into())
     }
 
-    fn look(&self, raw: &Bytes) -> Result<ResponseHead, Http1Error> {
-        let mut storage = empty_headers();
-        let method = if self.plan.is_head_method { "HEAD" } else { "" };
-        let response = parse_response(raw, method, &mut storage)?;
-        if response.status == 101 && !self.plan.upgrades {
-            return Err(Http1Error::Malformed);
+    async fn write_head(&self, head: &ResponseHead) -> Result<(), Broken> {
+        match (self.downstream, &head.written) {
+            (Side::Http1(wire), Written::Http1(bytes)) => {
+                wire.write_all(bytes).await.map_err(|_| Broken::To)?;
+                self.books.count_received(bytes.len());
+            }
+            (Side::Http2(stream), Written::Http2(headers)) => {
+                stream.respond(headers, head.is_last).map_err(|_| Broken::To)?;
+                self.books.count_received(headers.list_size());
+            }
+            // Written for the downstream that it is.
+            _ => return Err(Broken::To),
         }
-        let lasts = response.body == BodyFraming::UntilClose;
-        let ends = lasts || (response.body == BodyFraming::Chunked && self.plan.version == Version::Http10);
-        // Asked now, for a drain may have begun since the request.
-        let draining = self.worker().drain().is_open();
-        let downstream_lives = self.plan.keep_alive && !draining && !ends;
-        let mut written = Vec::with_capacity(raw.len() + 32);
-        let filters = &self.plan.filtered.chain;
-        if filters.edits_response() && !response.is_interim() {
-            let fields = filters.response_fields(response.headers);
-            let version = self.plan.version;
-            write_rewritten_response(&mut written, &response, version, downstream_lives, fields.iter());
-        } else {
-            write_response(&mut written, &response, self.plan.version, downstream_lives, &[]);
+        Ok(())
+    }
+
+    async fn pass_response(&self, head: &ResponseHead, server: &mut Server<'_>) -> Result<(), Broken> {
+        let old = self.plan.version == Version::Http10;
+        let framing = match (&*server, self.downstream) {
+            (_, _) if head.framing == BodyFraming::Chunked && old => Framing::Bare,
+            (Server::Http1 { .. }, Side::Http1(_)) => Framing::Verbatim,
+            _ => Framing::of(head.framing),
+        };
+        let count = |bytes| self.books.count_received(bytes);
+        let to = Sink { side: self.downstream, framing };
+        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ServerReset, count };
+        match server {
+            Server::Http1 { wire, reader } => {
+                passage.run(&mut Source::http1(wire, reader, head.framing), None).await
+            }
+            Server::Http2(stream) => passage.run(&mut Source::Http2(stream), None).await,
         }
-        Ok(ResponseHead {
-            status: response.status,
-            interim: response.is_interim(),
-            framing: response.body,
-            upstream_lives: response.keep_alive && !lasts,
-            downstream_lives,
-            written,
-        })
     }
 
     /// Both sides have agreed on another protocol: from here on bytes are only bytes.
-    async fn switched(&self, reader: &mut Reader, upstream: &mut Upstream) -> Outcome {
-        let worker = self.worker();
-        let Upstream { wire, reader: upstream_reader, .. } = upstream;
-        let there = Pump { worker, from: self.downstream, to: wire, bare: false };
-        let back = Pump { worker, from: wire, to: self.downstream, bare: false };
-        let (there, back) = futures::future::join(
-            there.run_to_end(reader, &|bytes| self.books.count_sent(bytes), CloseCause::ClientReset),
-            back.run_to_end(
-                upstream_reader,
-                &|bytes| self.books.count_received(bytes),
-                CloseCause::ServerReset,
-            ),
-        )
-        .await;
+    async fn switched(&self, source: &mut Source<'_>, server: &mut Server<'_>) -> Outcome {
+        let Server::Http1 { wire, reader } = server else {
+            return ended(0, CloseCause::InvalidHttp);
+        };
+        let to = |side| Sink { side, framing: Framing::Bare };
+        let there = Passage {
+            worker: self.worker(),
+            to: to(Side::Http1(wire)),
+            failed: CloseCause::ClientReset,
+            count: |bytes| self.books.count_sent(bytes),
+        };
+        let back = Passage {
+            worker: self.worker(),
+            to: to(self.downstream),
+            failed: CloseCause::ServerReset,
+            count: |bytes| self.books.count_received(bytes),
+        };
+        source.become_opaque();
+        let mut from_server = Source::http1(wire, reader, BodyFraming::UntilClose);
+        let (there, back) =
+            futures::future::join(there.run_to_end(source), back.run_to_end(&mut from_server)).await;
         let cause = match (there, back) {
             (Ok(()), Ok(())) => CloseCause::Finished,
-            (Err(Broken::From(cause, _)), _) | (_, Err(Broken::From(cause, _))) => cause,
+            (Err(Broken::From(fault)), _) | (_, Err(Broken::From(fault))) => fault.cause,
             (Err(Broken::To), _) => CloseCause::ServerReset,
             (_, Err(Broken::To)) => CloseCause::ClientReset,
         };
         let whole = cause == CloseCause::Finished;
         if !whole {
-            self.downstream.reset();
+            self.downstream.reset(ErrorCode::CONNECT_ERROR);
         }
         Outcome { upstream_is_whole: whole, downstream_is_whole: whole, ..ended(101, cause) }
     }
 
     /// The request body broke off or was malformed.
-    async fn client_failed(&self, cause: CloseCause, error: Option<Http1Error>, started: bool) -> Outcome {
-        let Some(error) = error.filter(|_| !started) else {
-            self.downstream.reset();
-            return ended(0, cause);
-        };
-        self.reply(error.status(), "malformed request", cause).await
-    }
-
-    /// The route's limit has passed.
-    async fn timed_out(&self, started: bool) -> Outcome {
-        let Reply { status, body, cause, .. } = TIMED_OUT;
-        if started {
-            self.downstream.reset();
-            return ended(0, cause);
+    fn client_failed(&self, fault: Fault, started: bool) -> Try {
+        if let Some(error) = fault.malformed.filter(|_| !started) {
+            return Try::Failed(Failure::Client, Reply { cause: fault.cause, ..invalid(error) });
         }
-        self.reply(status, &body, cause).await
+        self.downstream.reset(ErrorCode::CANCEL);
+        Try::Over(ended(0, fault.cause))
     }
 
     /// The client has broken off while it waited.
     fn client_gone(&self) -> Outcome {
-        self.downstream.reset();
+        self.downstream.reset(ErrorCode::CANCEL);
         ended(0, CloseCause::ClientReset)
     }
 
-    async fn upstream_failed(&self, broken: Broken, started: bool) -> Outcome {
-        let cause = match broken {
-            Broken::From(cause, _) => cause,
-            Broken::To => CloseCause::ClientReset,
+    fn upstream_failed(&self, broken: Broken, started: bool) -> Try {
+        let fault = match broken {
+            Broken::From(fault) => fault,
+            Broken::To => Fault::of(CloseCause::ClientReset),
         };
-        if started || cause == CloseCause::ClientReset {
-            self.downstream.reset();
-            return ended(0, cause);
+        if started || fault.cause == CloseCause::ClientReset {
+            // A code that would have the client send again what has been answered in part says too much.
+            let told =
+                fault.code.filter(|code| !matches!(*code, ErrorCode::NO_ERROR | ErrorCode::REFUSED_STREAM));
+            self.downstream.reset(told.unwrap_or(ErrorCode::INTERNAL_ERROR));
+            return Try::Over(ended(0, fault.cause));
         }
-        self.reply(502, "upstream failed", cause).await
-    }
-
-    async fn reply(&self, status: u16, body: &str, cause: CloseCause) -> Outcome {
-        let mut out = Vec::new();
-        local_reply(&mut out, status, body, false, self.plan.is_head_method);
-        let written = self.downstream.write_all(&out).await;
-        self.books.count_received(out.len());
-        // The client may be gone; nothing depends on it any more.
-        Outcome { downstream_is_whole: written.is_ok(), ..ended(status, cause) }
+        let failure = match fault.code {
+            Some(ErrorCode::REFUSED_STREAM) => Failure::Refused,
+            _ => Failure::Broken,
+        };
+        Try::Failed(failure, Reply::text(502, "upstream failed", fault.cause))
     }
 }
 
+/// What was received beyond a response would be taken for the next one.
+fn lives_without(tried: Try, left_over: bool) -> Try {
+    match tried {
+        Try::Over(outcome) if left_over => Try::Over(Outcome { upstream_lives: false, ..outcome }),
+        tried => tried,
+    }
+}
+
+fn unwritable(error: &dyn std::fmt::Display) -> Try {
+    tracing::debug!(%error, "a request cannot be written for its upstream");
+    Try::Failed(Failure::Client, Reply::text(400, "malformed request", CloseCause::InvalidHttp))
+}
+
 /// An exchange after which neither side is used again.
-fn ended(status: u16, cause: CloseCause) -> Outcome {
+pub(super) fn ended(status: u16, cause: CloseCause) -> Outcome {
     Outcome {
         status,
         cause,
@@ -312,66 +425,4 @@ fn ended(status: u16, cause: CloseCause) -> Outcome {
 /// The result of a future that is polled no more.
 fn now_or_never<T>(future: impl Future<Output = T>) -> Option<T> {
     futures::FutureExt::now_or_never(future)
-}
-
-/// Passes a body on.
-struct Pump<'a> {
-    worker: &'a Worker,
-    from: &'a Wire,
-    to: &'a Wire,
-    /// Only the content, without chunk framing.
-    bare: bool,
-}
-
-impl Pump<'_> {
-    async fn run(
-        &self,
-        reader: &mut Reader,
-        framing: BodyFraming,
-        count: &impl Fn(usize),
-        failed: CloseCause,
-    ) -> Result<(), Broken> {
-        let mut body = Body::new(framing);
-        while !body.is_done() {
-            if reader.is_empty() && self.fill(reader, failed).await? == 0 {
-                return body.close().map_err(|_| Broken::From(failed, None));
-            }
-            self.pass(reader, &mut body, count).await?;
-        }
-        Ok(())
-    }
-
-    /// One run of what has arrived.
-    async fn pass(&self, reader: &mut Reader, body: &mut Body, count: &impl Fn(usize)) -> Result<(), Broken> {
-        let malformed = |error| Broken::From(CloseCause::InvalidHttp, Some(error));
-        let (consumed, skipped) = if self.bare {
-            let piece = body.step(reader.bytes()).map_err(malformed)?;
-            (piece.consumed, piece.consumed - piece.payload)
-        } else {
-            (body.take(reader.bytes()).map_err(malformed)?, 0)
-        };
-        let run = reader.bytes().get(skipped..consumed).unwrap_or_default();
-        if !run.is_empty() {
-            self.to.write_all(run).await.map_err(|_| Broken::To)?;
-            count(run.len());
-        }
-        reader.advance(consumed);
-        Ok(())
-    }
-
-    /// Everything until the end of the stream, which is passed on.
-    async fn run_to_end(
-        &self,
-        reader: &mut Reader,
-        count: &impl Fn(usize),
-        failed: CloseCause,
-    ) -> Result<(), Broken> {
-        self.run(reader, BodyFraming::UntilClose, count, failed).await?;
-        self.to.finish().map_err(|_| Broken::To)
-    }
-
-    async fn fill(&self, reader: &mut Reader, failed: CloseCause) -> Result<usize, Broken> {
-        let filled: io::Result<usize> = reader.fill(self.worker, self.from).await;
-        filled.map_err(|_| Broken::From(failed, None))
-    }
 }

@@ -7,34 +7,51 @@
 //! the same code wherever it is decided. The path that was matched is the path that is forwarded.
 
 mod authorize;
+mod body;
 mod books;
 mod conversation;
 mod exchange;
 mod head;
+mod http2;
 mod reader;
+mod replay;
 mod reply;
+mod request;
+mod response;
 mod route;
+mod side;
+mod upstream;
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use l7::filter::Chain;
 use l7::ir::{Filters, RequestHead};
+use tunnel::sniff::{Sniffed, sniff};
 
-use super::dial::UpstreamFacts;
+use super::connection::Connection;
 pub(super) use super::dial::Wire;
-use super::load::LoadGuard;
+use crate::access_log::cause::CloseCause;
 pub(super) use authorize::{Application, Permit, is_still_allowed, permit, serve};
 pub(super) use books::Books;
-pub(super) use conversation::converse;
 pub(super) use head::Received;
 pub(super) use reply::Reply;
+pub(super) use request::Failure;
 pub(super) use route::{Caller, Goal, Steering, Way, route};
+pub(super) use upstream::{Kept, Upstream, protocol_to};
 
 use reader::Reader;
 
 /// How paths are normalised before they are matched and forwarded: Istio's default.
 pub(crate) const NORMALIZATION: l7::path::Normalization = l7::path::Normalization::Base;
+
+/// What carries a request, or shall carry it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Http1,
+    Http2,
+}
 
 /// What is done to a request and to its response.
 #[derive(Debug, Default)]
@@ -60,43 +77,6 @@ impl<C> Decision<C> {
     /// It goes nowhere.
     pub(super) fn answer(reply: Reply) -> Self {
         Self { verdict: Err(reply), filtered: Filtered::default() }
-    }
-}
-
-/// An upstream that carries one request at a time.
-#[derive(Debug)]
-pub(super) struct Upstream {
-    wire: Wire,
-    reader: Reader,
-    /// A request is on its way. Dropped meanwhile, the upstream must see a reset and not an end.
-    busy: bool,
-    /// Whom it reaches, where the director has more than one.
-    facts: Option<Box<UpstreamFacts>>,
-    /// Counts at the endpoint where endpoints are chosen by load.
-    _load: Option<LoadGuard>,
-}
-
-impl Upstream {
-    pub(super) fn new(wire: Wire, facts: Option<Box<UpstreamFacts>>, load: Option<LoadGuard>) -> Self {
-        Self { wire, reader: Reader::default(), busy: false, facts, _load: load }
-    }
-
-    /// Whether it may be used again: nothing has arrived, neither bytes nor an end.
-    pub(super) fn is_quiet(&self) -> bool {
-        self.wire.is_quiet()
-    }
-
-    /// Whom it reaches, as it was told to [`Upstream::new`].
-    pub(super) fn facts(&self) -> Option<&UpstreamFacts> {
-        self.facts.as_deref()
-    }
-}
-
-impl Drop for Upstream {
-    fn drop(&mut self) {
-        if self.busy {
-            self.wire.reset();
-        }
     }
 }
 
@@ -126,4 +106,32 @@ pub(super) trait Director {
 
     /// Takes back an upstream that can carry another request.
     fn keep(&self, upstream: Upstream);
+
+    /// Whether a request whose last try has failed is tried again, and after which pause. `tries` counts those made. Asked
+    /// only as long as nothing of a response has been passed on. A body that went on as it came, from HTTP/1.1 to HTTP/1.1,
+    /// cannot be sent again; any other is kept up to 64 KiB.
+    fn again(&self, failure: Failure, tries: u32) -> Option<Duration> {
+        request::again_if_refused(failure, tries)
+    }
+}
+
+/// Serves the requests of a downstream connection, in the protocol that its first bytes show.
+pub(super) async fn converse<D: Director>(
+    connection: &Connection,
+    downstream: Wire,
+    director: &D,
+) -> CloseCause {
+    let mut reader = Reader::default();
+    let worker = &connection.node.worker;
+    let begun = {
+        let begun = pin!(worker.unless_draining(reader.preface(worker, &downstream)));
+        connection.until_cut(begun).await
+    };
+    match begun {
+        Ok(_) if sniff(reader.bytes()) == Sniffed::Http2 => {
+            Box::pin(http2::converse(connection, downstream, reader.bytes(), director)).await
+        }
+        // What has failed or drained so far is found out there.
+        _ => conversation::converse(connection, &downstream, reader, director).await,
+    }
 }

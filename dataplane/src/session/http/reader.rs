@@ -14,6 +14,8 @@ use crate::worker::Worker;
 /// From the first byte of a head to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
 /// How long a connection is read over before it is closed, and how many bytes at most.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -57,6 +59,15 @@ impl Reader {
         }
     }
 
+    /// Takes the first `consumed` bytes and gives the last `payload` of them.
+    pub(super) fn split(&mut self, consumed: usize, payload: usize) -> BytesMut {
+        let mut run = self.buffer.split_to(consumed.min(self.buffer.len()));
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+        run.split_off(run.len().saturating_sub(payload))
+    }
+
     /// Waits for more; 0 at the end of the stream.
     pub(super) async fn fill(&mut self, worker: &Worker, wire: &Wire) -> io::Result<usize> {
         loop {
@@ -77,6 +88,19 @@ impl Reader {
     /// Waits until there is something to read; `false` if the stream has ended.
     pub(super) async fn begun(&mut self, worker: &Worker, wire: &Wire) -> io::Result<bool> {
         Ok(!self.buffer.is_empty() || self.fill(worker, wire).await? > 0)
+    }
+
+    /// Reads until it is clear whether the connection begins as HTTP/2 does. A connection that is quiet is waited for, one
+    /// that has begun at most as long as for a head.
+    pub(super) async fn preface(&mut self, worker: &Worker, wire: &Wire) -> io::Result<()> {
+        if !self.begun(worker, wire).await? || !is_part_of_preface(&self.buffer) {
+            return Ok(());
+        }
+        let rest = async {
+            while is_part_of_preface(&self.buffer) && self.fill(worker, wire).await? > 0 {}
+            Ok(())
+        };
+        monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Ok(()))
     }
 
     /// The next head, with its final empty line; `None` if the peer closed before its first byte.
@@ -100,6 +124,11 @@ impl Reader {
         };
         monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Err(HeadError::Timeout))
     }
+}
+
+/// Whether this may become the preface of HTTP/2 (RFC 9113 section 3.4), and is not all of it yet.
+fn is_part_of_preface(bytes: &[u8]) -> bool {
+    bytes.first() == Some(&b'P') && bytes.len() < PREFACE.len() && PREFACE.starts_with(bytes)
 }
 
 // === impl Wire ===

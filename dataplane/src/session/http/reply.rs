@@ -1,9 +1,11 @@
-//! Answers of the proxy's own.
+//! Answers of the proxy's own, as each client reads them.
 
 use std::borrow::Cow;
 
-use l7::http1::Http1Error;
+use l7::grpc;
+use l7::http1::{Http1Error, local_reply_with, redirect_reply};
 use l7::ir::Header;
+use tunnel::h2::{HeaderError, Headers};
 
 use crate::access_log::cause::CloseCause;
 
@@ -32,9 +34,46 @@ impl Reply {
         self
     }
 
-    /// The fields as they are written.
-    pub(super) fn headers(&self) -> Vec<Header<'_>> {
+    /// The same as clients of gRPC read it: the status is in the fields, of a response without a body
+    /// (gRPC's "Trailers-Only").
+    pub(super) fn for_grpc(self) -> Self {
+        let status = grpc::status_of(self.status).to_string();
+        let message = grpc::message(&self.body);
+        let fields = vec![
+            (Cow::Borrowed("content-type"), grpc::CONTENT_TYPE.into()),
+            (Cow::Borrowed("grpc-status"), status.into_bytes()),
+            (Cow::Borrowed("grpc-message"), message.into_bytes()),
+        ];
+        Self { status: 200, body: Cow::Borrowed(""), fields, cause: self.cause }
+    }
+
+    fn headers(&self) -> Vec<Header<'_>> {
         self.fields.iter().map(|(name, value)| Header { name, value }).collect()
+    }
+
+    /// As a client of HTTP/1.1 reads it.
+    pub(super) fn to_http1(&self, keep_alive: bool, is_head_method: bool) -> Vec<u8> {
+        let mut out = Vec::new();
+        let fields = self.headers();
+        if self.body.is_empty() {
+            redirect_reply(&mut out, self.status, fields.into_iter(), keep_alive);
+        } else {
+            local_reply_with(&mut out, self.status, &fields, &self.body, keep_alive, is_head_method);
+        }
+        out
+    }
+
+    /// The head for a client of HTTP/2; the body follows it as it is.
+    pub(super) fn to_http2(&self) -> Result<Headers, HeaderError> {
+        let mut headers = Headers::response(self.status)?;
+        for (name, value) in &self.fields {
+            headers.push(name.to_ascii_lowercase(), value)?;
+        }
+        if !self.body.is_empty() {
+            headers.push("content-length", self.body.len().to_string())?;
+            headers.push("content-type", "text/plain")?;
+        }
+        Ok(headers)
     }
 }
 
@@ -42,4 +81,23 @@ impl Reply {
 pub(super) fn invalid(error: Http1Error) -> Reply {
     tracing::debug!(%error, label = error.label(), "a request is refused");
     Reply::text(error.status(), "malformed request", CloseCause::InvalidHttp)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_of_grpc_reads_the_status_in_the_fields() {
+        let denied = Reply::text(403, "RBAC: access denied", CloseCause::PolicyDenied).for_grpc();
+        let headers = denied.to_http2().unwrap();
+        assert_eq!(headers.status(), Some(200));
+        assert_eq!(headers.get("grpc-status"), Some(b"7".as_slice()));
+        assert_eq!(headers.get("grpc-message"), Some(b"RBAC: access denied".as_slice()));
+        assert_eq!(headers.get("content-type"), Some(b"application/grpc".as_slice()));
+        assert_eq!(headers.get("content-length"), None);
+        let text = String::from_utf8(denied.to_http1(true, false)).unwrap();
+        assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("grpc-status: 7\r\n"), "{text}");
+        assert!(text.contains("content-length: 0\r\n"), "{text}");
+    }
 }

@@ -1,6 +1,6 @@
 //! At the client's proxy: each request goes to the backend that the service's routes choose.
 
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,22 +8,20 @@ use std::sync::Arc;
 use l7::filter::{Chain, Dialled};
 use l7::ir::{Header, RequestHead, Scheme};
 use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
-use model::{NamespacedHostname, Workload};
+use model::{AppProtocol, NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
-use super::conversation::converse;
-use super::{Books, Decision, Director, Filtered, Reply, Upstream, Wire};
+use super::{
+    Books, Decision, Director, Filtered, Kept, Protocol, Reply, Upstream, Wire, converse, protocol_to,
+};
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Authority, HttpFacts, Record};
+use crate::access_log::record::{HttpFacts, Record};
 use crate::session::connection::Connection;
 use crate::session::dial::{Dialler, UpstreamFacts, refusal_cause};
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 use crate::session::state::NodeState;
-
-/// Idle upstreams kept for the next requests of one downstream connection.
-const IDLE_MAX: usize = 4;
 
 /// A captured connection to a service that routes govern.
 #[derive(Debug)]
@@ -60,13 +58,20 @@ impl Goal {
             Self::Workload(workload) => state.snapshot.resolve_fronted(client, workload, to),
         }
     }
+
+    /// What its port says that it speaks.
+    fn declared(&self, state: &NodeState, port: u16) -> Option<AppProtocol> {
+        let Self::Service(service) = self else { return None };
+        let entry = state.snapshot.service(&service.namespace, &service.hostname)?;
+        entry.service.port(port).map(|port| port.app_protocol)
+    }
 }
 
 /// Serves the requests of a captured connection.
 pub(in crate::session) async fn route(
     connection: &Connection,
     caller: Caller,
-    downstream: &Wire,
+    downstream: Wire,
 ) -> CloseCause {
     let steering = Steering::new(connection, caller);
     converse(connection, downstream, &steering).await
@@ -76,8 +81,7 @@ pub(in crate::session) async fn route(
 pub(in crate::session) struct Steering<'a> {
     connection: &'a Connection,
     caller: Caller,
-    /// Most recently used last.
-    idle: RefCell<Vec<Upstream>>,
+    kept: Kept,
     /// The connection counts in the metrics.
     counted: Cell<bool>,
 }
@@ -88,6 +92,7 @@ pub(in crate::session) struct Way {
     state: Arc<NodeState>,
     workload: Arc<Workload>,
     route: Route,
+    protocol: Protocol,
 }
 
 impl Director for Steering<'_> {
@@ -109,19 +114,20 @@ impl Director for Steering<'_> {
     }
 
     async fn upstream(&self, way: &mut Box<Way>, books: &mut Books<'_>) -> Result<Upstream, Reply> {
-        let Way { state, workload, route } = &**way;
-        let mut facts = UpstreamFacts::of_route(route);
+        let Way { state, workload, route, protocol } = &**way;
+        let wanted = UpstreamFacts::of_route(route);
         let service = route.service.as_ref().map(|entry| entry.service.clone());
         books.record.service.clone_from(&service);
-        facts.describe(&mut books.record);
-        let upstream = if let Some(upstream) = self.take_idle(&facts) {
-            upstream
-        } else {
-            let Caller { node, pod, remote, .. } = &self.caller;
+        wanted.describe(&mut books.record);
+        let Caller { node, pod, remote, .. } = &self.caller;
+        let dial = async {
+            let mut facts = wanted.clone();
             let dialler = Dialler { node, pod, workload, client: *remote };
             let wire = dialler.dial(state, route, &mut facts).await.map_err(unreachable)?;
-            Upstream::new(wire, Some(Box::new(facts)), node.loaded(route))
+            Ok((wire, facts))
         };
+        let load = node.loaded(route);
+        let upstream = self.kept.reach(&node.worker, &wanted, *protocol, load, dial).await?;
         if let Some(facts) = upstream.facts() {
             facts.describe(&mut books.record);
             // Whoever lists connections sees the last one that was reached.
@@ -136,17 +142,13 @@ impl Director for Steering<'_> {
     }
 
     fn keep(&self, upstream: Upstream) {
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() == IDLE_MAX {
-            idle.remove(0);
-        }
-        idle.push(upstream);
+        self.kept.put_back(upstream);
     }
 }
 
 impl<'a> Steering<'a> {
     pub(in crate::session) fn new(connection: &'a Connection, caller: Caller) -> Self {
-        Self { connection, caller, idle: RefCell::default(), counted: Cell::new(false) }
+        Self { connection, caller, kept: Kept::default(), counted: Cell::new(false) }
     }
 
     pub(in crate::session) fn caller(&self) -> &Caller {
@@ -193,7 +195,10 @@ impl<'a> Steering<'a> {
         let client = Client { workload: &workload, ip: caller.remote.ip() };
         let to = SocketAddr::new(caller.to.ip(), port);
         match goal.resolve(&state, client, to, caller.node.chooser()) {
-            Ok(route) => Decision::forward(Box::new(Way { state, workload, route }), filtered),
+            Ok(route) => {
+                let protocol = protocol_to(goal.declared(&state, port), books.protocol());
+                Decision::forward(Box::new(Way { state, workload, route, protocol }), filtered)
+            }
             Err(refusal) => Decision::answer(refused(&refusal)),
         }
     }
@@ -208,23 +213,6 @@ impl<'a> Steering<'a> {
         };
         record.service = entry.map(|entry| entry.service.clone());
     }
-
-    /// An idle upstream to the same place that has not been closed meanwhile.
-    fn take_idle(&self, wanted: &UpstreamFacts) -> Option<Upstream> {
-        let mut idle = self.idle.borrow_mut();
-        loop {
-            let at = idle.iter().position(|it| it.facts().is_some_and(|it| place(it) == place(wanted)))?;
-            let upstream = idle.remove(at);
-            if upstream.is_quiet() {
-                return Some(upstream);
-            }
-        }
-    }
-}
-
-/// What makes two upstreams the same one.
-fn place(facts: &UpstreamFacts) -> (Option<SocketAddr>, Option<&Authority>) {
-    (facts.destination.address, facts.authority.as_ref())
 }
 
 /// Notes the route of a request.

@@ -28,7 +28,7 @@ pub(super) async fn serve(
 ) {
     let certificate = arrival.source.as_ref().map(|peer| forwarded(&caller.workload.identity, peer));
     let waypoint = Waypoint { steering: Steering::new(&connection, caller), front, arrival, certificate };
-    let cause = converse(&connection, &downstream, &waypoint).await;
+    let cause = converse(&connection, downstream, &waypoint).await;
     drop(waypoint);
     connection.end_silently(cause);
 }

@@ -314,10 +314,12 @@ pub(super) fn is_still_allowed(
 ) -> bool {
     let Ok(found) = front.find(state, own) else { return false };
     let attributes = authorized.attributes();
-    let running = connection.running.borrow();
     if authorized.reads_requests {
         let Some(http) = &found.served.http else { return false };
-        return running.iter().all(|(_, head)| is_request_still_allowed(&http.policies, &attributes, head));
+        connection.cut_requests(CloseCause::PolicyChanged, |head| {
+            is_request_still_allowed(&http.policies, &attributes, head)
+        });
+        return true;
     }
     found.served.tcp.is_some_and(|policies| policies.evaluate(&attributes, None).is_allowed())
 }

@@ -1,0 +1,101 @@
+//! The requests of one downstream connection that speaks HTTP/2, all at the same time.
+
+use std::pin::pin;
+
+use futures::future::{Either, select};
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use super::head::Received;
+use super::request::Request;
+use super::side::Side;
+use super::upstream::transport;
+use super::{Director, Wire};
+use crate::access_log::cause::CloseCause;
+use crate::link::{ClearRequest, Link, LinkEnd};
+use crate::session::connection::Connection;
+use crate::worker::Worker;
+
+/// What a request costs beside its payload: head, decision, books.
+const REQUEST_BYTES: usize = 8 * 1024;
+
+/// Serves requests until the connection ends or is cut. `received` is what has been read of it before.
+pub(super) async fn converse<D: Director>(
+    connection: &Connection,
+    downstream: Wire,
+    received: &[u8],
+    director: &D,
+) -> CloseCause {
+    let worker = &connection.node.worker;
+    let opened = transport(downstream).and_then(|transport| Link::clear_server(worker, transport, received));
+    let Ok(link) = opened else { return CloseCause::ClientReset };
+    let requests = pin!(requests(connection, &link, director));
+    match connection.until_cut(requests).await {
+        Ok(end) => cause_of(&end),
+        Err(cause) => {
+            link.cut();
+            cause
+        }
+    }
+}
+
+async fn requests<D: Director>(connection: &Connection, link: &Link, director: &D) -> LinkEnd {
+    let mut running = FuturesUnordered::new();
+    loop {
+        let next = pin!(link.next_request());
+        let arrived = if running.is_empty() {
+            next.await
+        } else {
+            match select(next, running.next()).await {
+                Either::Left((arrived, _)) => arrived,
+                Either::Right(_) => continue,
+            }
+        };
+        match arrived {
+            // One that has been taken back is not begun.
+            Ok(request) if request.stream.broken().is_some() => {}
+            Ok(request) => running.push(serve(connection, director, request)),
+            Err(end) => {
+                // Their streams have ended with the link; each closes its books.
+                while running.next().await.is_some() {}
+                return end;
+            }
+        }
+    }
+}
+
+async fn serve<D: Director>(connection: &Connection, director: &D, request: ClearRequest) {
+    let ClearRequest { stream, headers } = request;
+    let _held = Held::new(&connection.node.worker);
+    let received = Received::http2(headers, stream.is_received());
+    let downstream = Side::Http2(&stream);
+    Request { connection, director, downstream, received }.serve_http2(&stream).await;
+}
+
+/// Counts a request's memory for as long as it runs.
+struct Held<'w>(&'w Worker);
+
+impl<'w> Held<'w> {
+    fn new(worker: &'w Worker) -> Self {
+        worker.memory().take(REQUEST_BYTES);
+        Self(worker)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.memory().give_back(REQUEST_BYTES);
+    }
+}
+
+/// What the end of a connection is called in the books.
+fn cause_of(end: &LinkEnd) -> CloseCause {
+    use crate::link::CloseCause as Link;
+    match end.cause {
+        Link::Clean => CloseCause::Finished,
+        // We end it only when it is drained.
+        Link::LocalClose => CloseCause::Drained,
+        Link::Http2Abuse => CloseCause::LimitReached,
+        Link::Http2Protocol => CloseCause::InvalidHttp,
+        _ => CloseCause::ClientReset,
+    }
+}
