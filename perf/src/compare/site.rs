@@ -186,6 +186,10 @@ impl Drop for Redirected {
 fn prepare(place: &NetworkNamespace) -> Result<(), Failure> {
     set(place, "net/ipv4/ip_local_port_range", "20000 65535")?;
     set(place, "net/ipv4/tcp_tw_reuse", "1")?;
+    // Where connections are tracked, those that have ended would fill the table before it forgets them. A kernel that
+    // cannot track has no such setting.
+    let path = "/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_time_wait";
+    drop(place.within(|| fs::write(path, "1"))?);
     set(place, "net/core/somaxconn", "4096")
 }
 

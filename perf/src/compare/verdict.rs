@@ -63,6 +63,7 @@ const LOAD_SHARE_MAX: f64 = 0.97;
 const PROXY_SHARE_MIN: f64 = 0.9;
 /// Without a proxy there must be so many times as many requests as with one.
 const HEADROOM_MIN: f64 = 1.2;
+const ROUNDS_FOR_HEADROOM: usize = 3;
 
 /// Whether the load generator or the backend was what limited a row.
 pub(super) fn checks(report: &Report) -> Vec<Check> {
@@ -97,10 +98,12 @@ pub(super) fn checks(report: &Report) -> Vec<Check> {
         passed: found.is_empty(),
         text: if found.is_empty() { fine.to_owned() } else { found.join("; ") },
     };
-    vec![
-        check("load", "the load's CPU never was what limited the proxies", starved),
-        check("headroom", "without a proxy there are always more requests than with one", near),
-    ]
+    let mut checks = vec![check("load", "the load's CPU never was what limited the proxies", starved)];
+    // A single moment of the row without a proxy says little on a machine with other work.
+    if report.rounds >= ROUNDS_FOR_HEADROOM {
+        checks.push(check("headroom", "without a proxy there are always more requests than with one", near));
+    }
+    checks
 }
 
 #[cfg(test)]

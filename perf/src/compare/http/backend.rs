@@ -42,7 +42,7 @@ struct Peer {
 }
 
 #[derive(Debug)]
-struct Backend {
+pub(super) struct Backend {
     listener: TcpListener,
     poll: Poll,
     peers: Vec<Option<Peer>>,
@@ -52,14 +52,14 @@ struct Backend {
 }
 
 impl Backend {
-    fn new(listener: TcpListener) -> Result<Self, Failure> {
+    pub(super) fn new(listener: TcpListener) -> Result<Self, Failure> {
         let poll = Poll::new()?;
         poll.add(&listener, LISTENER, Interest::Read)?;
         let scratch = vec![0; READ_BYTES];
         Ok(Self { listener, poll, peers: Vec::new(), free: Vec::new(), block: block(), scratch })
     }
 
-    fn serve(&mut self) -> Result<(), Failure> {
+    pub(super) fn serve(&mut self) -> Result<(), Failure> {
         let mut ready = Vec::new();
         loop {
             self.poll.wait(None, &mut ready)?;

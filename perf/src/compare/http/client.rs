@@ -69,6 +69,47 @@ pub(in crate::compare) struct Idle {
     _client: Client,
 }
 
+/// Pools fill and caches warm before it counts.
+fn warm_up(duration: Duration) -> Duration {
+    (duration / 5).min(Duration::from_millis(300))
+}
+
+/// When a loop begins to count, and when it ends.
+struct Span<B> {
+    counts_from: Instant,
+    duration: Duration,
+    begin: Option<B>,
+    start: Instant,
+}
+
+impl<B: FnOnce()> Span<B> {
+    /// What has no duration counts at once.
+    fn new(duration: Duration, begin: B) -> Self {
+        let now = Instant::now();
+        let mut span =
+            Self { counts_from: now + warm_up(duration), duration, begin: Some(begin), start: now };
+        if duration.is_zero() {
+            span.begins(now);
+        }
+        span
+    }
+
+    /// True once, at the end of the warming.
+    fn begins(&mut self, now: Instant) -> bool {
+        if now < self.counts_from {
+            return false;
+        }
+        let Some(begin) = self.begin.take() else { return false };
+        begin();
+        self.start = Instant::now();
+        true
+    }
+
+    fn is_open(&self, now: Instant) -> bool {
+        self.begin.is_some() || now.duration_since(self.start) < self.duration
+    }
+}
+
 impl Client {
     pub(in crate::compare) fn new(target: &Target) -> Result<Self, Failure> {
         Ok(Self {
@@ -83,7 +124,7 @@ impl Client {
         })
     }
 
-    /// `connections` closed loops for `duration`; `begin` is called when all connections stand and have had a reply.
+    /// `connections` closed loops for `duration`, after some warming; `begin` is called when it counts from.
     pub(in crate::compare) fn closed_loop(
         mut self,
         connections: usize,
@@ -92,8 +133,7 @@ impl Client {
         begin: impl FnOnce(),
     ) -> Result<Outcome, Failure> {
         self.open(connections, load)?;
-        begin();
-        let start = Instant::now();
+        let mut span = Span::new(duration, begin);
         for key in 0..self.callers.len() {
             self.send(key, load, Instant::now())?;
         }
@@ -106,14 +146,17 @@ impl Client {
                     continue;
                 }
                 let now = self.record(key);
-                if now.duration_since(start) < duration {
+                if span.begins(now) {
+                    self.forget();
+                }
+                if span.is_open(now) {
                     self.send(key, load, now)?;
                 } else {
                     open -= 1;
                 }
             }
         }
-        Ok(self.outcome(start))
+        Ok(self.outcome(span.start))
     }
 
     /// Each connection moves its load once.
@@ -137,11 +180,18 @@ impl Client {
         begin: impl FnOnce(),
     ) -> Result<Outcome, Failure> {
         self.open(connections, load)?;
-        begin();
-        let total = u64::from(rate) * u64::try_from(duration.as_millis())? / 1000;
+        let warming = u64::from(rate) * u64::try_from(warm_up(duration).as_millis())? / 1000;
+        let total = warming + u64::from(rate) * u64::try_from(duration.as_millis())? / 1000;
+        let mut begin = Some(begin);
+        if warming == 0
+            && let Some(begin) = begin.take()
+        {
+            begin();
+        }
         let interval = Duration::from_secs_f64(1.0 / f64::from(rate.max(1)));
-        let start = Instant::now();
-        let due_of = |number: u64| start + interval.mul_f64(number as f64);
+        let mut start = Instant::now();
+        let first = start;
+        let due_of = |number: u64| first + interval.mul_f64(number as f64);
         let mut is_busy = vec![false; connections];
         let mut waiting: Vec<VecDeque<Instant>> = vec![VecDeque::new(); connections];
         let (mut scheduled, mut finished) = (0, 0);
@@ -165,8 +215,15 @@ impl Client {
                 if !self.advance(key)? {
                     continue;
                 }
-                self.record(key);
+                let now = self.record(key);
                 finished += 1;
+                if finished == warming
+                    && let Some(begin) = begin.take()
+                {
+                    begin();
+                    self.forget();
+                    start = now;
+                }
                 match waiting[key].pop_front() {
                     Some(due) => self.send(key, load, due)?,
                     None => is_busy[key] = false,
@@ -186,8 +243,7 @@ impl Client {
     ) -> Result<Outcome, Failure> {
         self.open(1, load)?;
         self.callers.clear();
-        begin();
-        let start = Instant::now();
+        let mut span = Span::new(duration, begin);
         for key in 0..loops {
             self.dial(key)?;
             self.send(key, load, Instant::now())?;
@@ -201,7 +257,10 @@ impl Client {
                     continue;
                 }
                 let now = self.record(key);
-                if now.duration_since(start) < duration {
+                if span.begins(now) {
+                    self.forget();
+                }
+                if span.is_open(now) {
                     self.dial(key)?;
                     self.send(key, load, now)?;
                 } else {
@@ -209,7 +268,7 @@ impl Client {
                 }
             }
         }
-        Ok(self.outcome(start))
+        Ok(self.outcome(span.start))
     }
 
     /// Opens connections, a few at a time, each proven by one request, and leaves them alone.
@@ -316,6 +375,12 @@ impl Client {
             return Ok(false);
         }
         caller.read(&mut self.scratch, &self.block)
+    }
+
+    /// What was before does not count.
+    fn forget(&mut self) {
+        self.latencies.reset();
+        self.body_bytes = 0;
     }
 
     /// Notes the latency of the exchange that is done.

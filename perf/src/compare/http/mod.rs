@@ -8,6 +8,8 @@
 pub(crate) mod backend;
 pub(super) mod client;
 mod poll;
+#[cfg(test)]
+mod tests;
 
 use crate::Failure;
 use crate::wire::is_pattern;
@@ -133,7 +135,7 @@ fn read_fields(fields: &[httparse::Header<'_>], head: &mut Head) -> Result<(), F
 }
 
 #[cfg(test)]
-mod tests {
+mod parsing_tests {
     use super::*;
     use crate::wire::block;
 
