@@ -5,12 +5,12 @@
 mod node_support;
 
 use std::io::{Read, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 use node_support::raw::RawClient;
 use node_support::resources::{hostname, identity};
 use node_support::waypoint::{WAYPOINT, ask, client_of};
-use node_support::{Bed, Both, inside};
+use node_support::{Bed, Both, PATIENCE, inside};
 use tunnel::h2::Headers;
 use xds::proto::workload::AppProtocol;
 
@@ -207,4 +207,53 @@ fn a_draining_waypoint_ends_what_it_has_begun_and_then_its_clients_see_an_error(
         bed.at(WAYPOINT).kill();
         assert!(bed.http("client", web.v4, "/open", &[]).is_err());
     });
+}
+
+#[test]
+fn requests_of_one_http2_connection_are_each_decided_and_reach_servers_of_http1() {
+    inside("requests_of_one_http2_connection_are_each_decided_and_reach_servers_of_http1", || {
+        let (bed, web) = bed();
+        let paths = ["/v1/7/items", "/other", "/v2/x", "/never", "/open"];
+        let answers = ask_http2(bed.connect("client", web.v4).unwrap(), &paths);
+        let statuses: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
+        assert_eq!(statuses, [200, 403, 200, 403, 200], "{answers:?}");
+        assert!(answers[0].1.starts_with("server ") && answers[2].1.starts_with("second "), "{answers:?}");
+        let told = format!("by={};uri={}", identity(WAYPOINT), identity("client"));
+        assert!(answers[0].1.contains(&told), "{answers:?}");
+        // What is not declared is spoken to the server as the client speaks it, which is more than this server knows.
+        bed.stand_before(&["web", "second"], AppProtocol::Unknown, RULES);
+        let answers = ask_http2(bed.connect("client", web.v4).unwrap(), &paths);
+        let statuses: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
+        assert_eq!(statuses, [502, 403, 502, 403, 502], "{answers:?}");
+    });
+}
+
+/// Asks for paths, all at once, on one connection of HTTP/2 with prior knowledge; status and body of each.
+fn ask_http2(socket: TcpStream, paths: &[&str]) -> Vec<(u16, String)> {
+    socket.set_nonblocking(true).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let asking = async {
+        let socket = tokio::net::TcpStream::from_std(socket).unwrap();
+        let (client, connection) = h2::client::handshake(socket).await.unwrap();
+        tokio::spawn(async move { drop(connection.await) });
+        let mut client = client.ready().await.unwrap();
+        let mut waiting = Vec::new();
+        for path in paths {
+            let request = http::Request::get(format!("http://web{path}")).body(()).unwrap();
+            waiting.push(client.send_request(request, true).unwrap().0);
+        }
+        let mut answers = Vec::new();
+        for answer in waiting {
+            let mut answer = answer.await.unwrap();
+            let mut body = Vec::new();
+            while let Some(piece) = answer.body_mut().data().await {
+                let piece = piece.unwrap();
+                answer.body_mut().flow_control().release_capacity(piece.len()).unwrap();
+                body.extend_from_slice(&piece);
+            }
+            answers.push((answer.status().as_u16(), String::from_utf8(body).unwrap()));
+        }
+        answers
+    };
+    runtime.block_on(async { tokio::time::timeout(PATIENCE, asking).await }).unwrap()
 }
