@@ -302,6 +302,16 @@ fn header_block_split_at_every_octet_is_the_same_request() {
 }
 
 #[test]
+fn a_second_head_behind_the_end_of_a_request_is_one_on_a_closed_stream() {
+    let mut target = Target::new(Application::Silent);
+    assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, 1, GET)), Ok(()));
+    // Not malformed trailers.
+    assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, 1, GET)), Ok(()));
+    assert_eq!(target.out, frame(3, 0, 1, &5_u32.to_be_bytes()));
+    assert_eq!(target.requests, 1);
+}
+
+#[test]
 fn late_frames_of_streams_we_reset_are_ignored_within_reason() {
     let mut target = Target::new(Application::Silent);
     assert_eq!(target.feed(&headers(END_HEADERS, 1, GET)), Ok(()));

@@ -109,6 +109,10 @@ impl Connection {
         if expected == Expected::Nothing {
             return self.spend_overhead(1, now, "too many frames on closed streams").map(|()| None);
         }
+        // Whatever it says: RFC 9113 section 5.1, half-closed (remote).
+        if self.streams.get(open.stream).is_some_and(|stream| stream.is(state::REMOTE_ENDED)) {
+            return self.stream_error(open.stream, ErrorCode::STREAM_CLOSED, now, out);
+        }
         if expected == Expected::Request && self.streams.len() >= self.config.max_concurrent_streams as usize
         {
             return self.stream_error(open.stream, ErrorCode::REFUSED_STREAM, now, out);
@@ -214,9 +218,6 @@ impl Connection {
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
         let Some(stream) = self.streams.get(open.stream) else { return Ok(None) };
-        if stream.is(state::REMOTE_ENDED) {
-            return self.stream_error(open.stream, ErrorCode::STREAM_CLOSED, now, out);
-        }
         if !open.end_stream || !matches!(stream.content_remaining, 0 | UNCHECKED) {
             return self.stream_error(open.stream, ErrorCode::PROTOCOL_ERROR, now, out);
         }
