@@ -237,8 +237,9 @@ impl Exchange<'_, '_> {
         if let Side::Http1(wire) = to {
             wire.write_all(head).await.map_err(|_| Broken::To)?;
             self.books.count_sent(head.len());
-            // What follows is held back until the upstream has agreed to the switch.
-            if self.plan.upgrades {
+            // What follows is held back until the upstream has agreed to the switch. In HTTP/1.1 that is what follows the
+            // body, in HTTP/2 there is no other body.
+            if self.plan.upgrades && !source.is_http1() {
                 return Ok(());
             }
         }
