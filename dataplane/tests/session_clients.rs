@@ -17,6 +17,8 @@ use tunnel_support::Process;
 
 /// Through the client's proxy, which routes, and the server's, which authorizes.
 const ROUTED: &str = "10.96.1.1:8080";
+/// The same, to a port of HTTP/2.
+const ROUTED2: &str = "10.96.1.1:8081";
 
 /// A service with a route, and a policy that looks at paths.
 fn yaml() -> String {
@@ -26,7 +28,7 @@ fn yaml() -> String {
 apiVersion: v1
 kind: Service
 metadata: {{ name: {name}, namespace: app }}
-spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080 }}] }}
+spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080, name: a }}, {{ port: 8081, name: b }}] }}
 "
         )
     };
@@ -37,6 +39,18 @@ metadata: { name: web, namespace: app }
 spec:
   parentRefs: [{ group: '', kind: Service, name: web, port: 8080 }]
   rules: [{ backendRefs: [{ name: real, port: 8080 }] }]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: web2, namespace: app }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 8081 }]
+  rules: [{ backendRefs: [{ name: real2, port: 8081 }] }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: real2, namespace: app }
+spec: { clusterIP: 10.96.1.3, selector: { app: server }, ports: [{ port: 8081, appProtocol: kubernetes.io/h2c }] }
 ";
     let rules = "[{ to: [{ operation: { paths: ['/*'], notPaths: ['/secret*'] } }] }]";
     [
@@ -74,6 +88,7 @@ http {{
     server {{
         listen 8080;
         listen [::]:8080;
+        listen 8081 http2;
         root {place};
         location /moved {{ return 302 /small; }}
         location /chunks {{ gzip on; gzip_types *; gzip_min_length 1; rewrite ^ /large break; }}
@@ -87,12 +102,18 @@ http {{
     // Its first words go where no one could write without rights.
     command.arg("-e").arg("stderr").arg("-p").arg(folder).arg("-c").arg(&config);
     let process = bed.start("server", "nginx", command);
+    listens(bed, 8080);
+    process
+}
+
+/// Waits until somebody listens in the server's pod.
+fn listens(bed: &Bed, port: u16) {
     let deadline = std::time::Instant::now() + session_support::PATIENCE;
-    while bed.network("server").within(|| std::net::TcpStream::connect("127.0.0.1:8080")).unwrap().is_err() {
-        assert!(std::time::Instant::now() < deadline, "nginx does not listen");
+    while bed.network("server").within(|| std::net::TcpStream::connect(("127.0.0.1", port))).unwrap().is_err()
+    {
+        assert!(std::time::Instant::now() < deadline, "nobody listens on {port}");
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
-    process
 }
 
 fn curl() -> Command {
@@ -198,5 +219,105 @@ fn a_websocket_carries_messages_of_all_sizes_and_its_end() {
         let (good, said) = ask("/secret");
         assert!(!good && said.contains("HTTP 403"), "{said}");
         bed.until_idle();
+    });
+}
+
+#[test]
+fn curl_and_h2load_speak_http2_with_nginx() {
+    inside("curl_and_h2load_speak_http2_with_nginx", || {
+        let bed = Bed::new(&yaml());
+        let folder = tempfile::tempdir().unwrap();
+        let _nginx = nginx(&bed, folder.path());
+        let got = folder.path().join("got");
+        // HTTP/2 to a server of HTTP/2, and HTTP/1.1 to the same.
+        for (version, name) in [("--http2-prior-knowledge", "2"), ("--http1.1", "1.1")] {
+            let curl = |arguments: &[&str]| bed.run("client", curl().arg(version).args(arguments));
+            let url = |path: &str| format!("http://{ROUTED2}{path}");
+            assert_eq!(curl(&[&url("/small")]), "0123456789");
+            curl(&["--output", got.to_str().unwrap(), &url("/large")]);
+            assert!(std::fs::read(&got).unwrap() == pattern(5_000_003), "HTTP/{name}");
+            let status = ["--output", "/dev/null", "--write-out", "%{http_code} %{http_version}"];
+            for (path, code) in [("/small", 200), ("/gone", 404), ("/secret", 403), ("/moved", 302)] {
+                assert_eq!(curl(&[&status[..], &[&*url(path)]].concat()), format!("{code} {name}"));
+            }
+            assert!(curl(&["--head", &url("/large")]).contains("5000003"));
+        }
+        for more in [["-m1", "-c16"], ["-m32", "-c2"]] {
+            let url = format!("http://{ROUTED2}/small");
+            let said = bed.run("client", Command::new(tool("h2load")).args(["-n2000", &url]).args(more));
+            assert!(
+                said.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout") && said.contains("2000 2xx"),
+                "{said}"
+            );
+        }
+        let large = format!("http://{ROUTED2}/large");
+        let said = bed.run("client", Command::new(tool("h2load")).args(["-n20", "-c2", "-m4", &large]));
+        assert!(said.contains("20 succeeded, 0 failed, 0 errored") && said.contains("20 2xx"), "{said}");
+        bed.until_idle();
+    });
+}
+
+/// The cases of gRPC's interoperability tests that need no credentials.
+const GRPC_CASES: &[&str] = &[
+    "empty_unary",
+    "large_unary",
+    "client_streaming",
+    "server_streaming",
+    "ping_pong",
+    "empty_stream",
+    "custom_metadata",
+    "status_code_and_message",
+    "special_status_message",
+    "unimplemented_method",
+    "unimplemented_service",
+    "cancel_after_begin",
+    "cancel_after_first_response",
+    "timeout_on_sleeping_server",
+];
+
+#[test]
+fn grpcs_interop_client_and_server_find_no_fault() {
+    inside("grpcs_interop_client_and_server_find_no_fault", || {
+        let bed = Bed::new(&yaml());
+        let mut command = Command::new(tool("grpc-interop-server"));
+        command.args(["--port", "8081"]);
+        let _server = bed.start("server", "grpc", command);
+        listens(&bed, 8081);
+        let mut failures = Vec::new();
+        // Routed and authorized; authorized alone.
+        for host in ["10.96.1.1", "10.244.1.2"] {
+            for case in GRPC_CASES {
+                let mut command = Command::new(tool("grpc-interop-client"));
+                command.args(["--server_host", host, "--server_port", "8081", "--test_case", case]);
+                let (good, said) = bed.try_run("client", &mut command);
+                if !good {
+                    failures.push(format!("{case} by {host}: {said}"));
+                }
+            }
+        }
+        assert!(failures.is_empty(), "{}", failures.join("\n"));
+        bed.until_idle();
+    });
+}
+
+#[test]
+fn h2spec_finds_no_fault_where_requests_are_read() {
+    inside("h2spec_finds_no_fault_where_requests_are_read", || {
+        let bed = Bed::new(&yaml());
+        bed.serve_http2("server", 8080, channel().0);
+        // The client's proxy, which routes; the server's, which authorizes.
+        for (pod, host, port) in [("client", "10.96.1.1", "8080"), ("plain", "10.244.1.2", "8080")] {
+            let mut command = Command::new(tool("h2spec"));
+            command.args(["--host", host, "--port", port, "--timeout", "5"]);
+            let (_, said) = bed.try_run(pod, &mut command);
+            let failures = said.split_once("Failures:").map_or(&*said, |(_, failures)| failures);
+            // Where HTTP/1.1 is spoken as well, what is no preface of HTTP/2 is answered as a bad request of HTTP/1.1.
+            let as_meant =
+                failures.matches(" × ").count() == 1 && failures.contains("Sends invalid connection preface");
+            assert!(
+                as_meant && said.contains("145 tests, 144 passed, 0 skipped, 1 failed"),
+                "{host}: {failures}"
+            );
+        }
     });
 }

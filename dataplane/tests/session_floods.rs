@@ -7,6 +7,7 @@ mod session_support;
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,8 @@ struct Neighbour {
 }
 
 impl Neighbour {
-    fn new(bed: &Bed, server: SocketAddr) -> Self {
-        let socket = bed.connect("other", server).unwrap();
+    fn new(bed: &Bed, (pod, server): (&str, SocketAddr)) -> Self {
+        let socket = bed.connect(pod, server).unwrap();
         socket.set_nodelay(true).unwrap();
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = stop.clone();
@@ -54,8 +55,14 @@ impl Neighbour {
 }
 
 /// Runs all floods one after the other, each on a connection of its own.
-fn withstand(bed: &Bed, server: SocketAddr, floods: Vec<Flood>, connect: impl Fn() -> Peer) {
-    let neighbour = Neighbour::new(bed, server);
+fn withstand(
+    bed: &Bed,
+    neighbour: (&str, SocketAddr),
+    floods: Vec<Flood>,
+    memory_max: usize,
+    connect: impl Fn() -> Peer,
+) {
+    let neighbour = Neighbour::new(bed, neighbour);
     let (mut failures, mut total) = (Vec::new(), 0);
     // What a connection costs at all is paid once.
     drop(connect());
@@ -71,7 +78,7 @@ fn withstand(bed: &Bed, server: SocketAddr, floods: Vec<Flood>, connect: impl Fn
                     grown >> 10
                 );
                 total += answered;
-                if grown > MEMORY_MAX {
+                if grown > memory_max {
                     failures.push(format!("{name}: {grown} bytes more are held"));
                 }
             }
@@ -90,11 +97,38 @@ fn floods_of_a_tunnel_are_stopped() {
         let server = bed.serve_pieces("server", 8080);
         let head = block(&[(":method", "CONNECT"), (":authority", &server.to_string())]);
         let listener = SocketAddr::new(bed.ip("server"), 15008);
-        withstand(&bed, server, floods(&head), || {
+        withstand(&bed, ("other", server), floods(&head), MEMORY_MAX, || {
             let leaf = bed.pki.leaf(&["spiffe://cluster.local/ns/app/sa/raw"], 2090);
             let config = Pki::client(leaf, &rustls::version::TLS13);
             Peer::tls(bed.connect("plain", listener).unwrap(), config)
         });
+        bed.until_idle();
+    });
+}
+
+/// GET of http://a/ and of http://a/secret, without touching the table.
+const ALLOWED: &[u8] = b"\x82\x86\x84\x01\x01a";
+const DENIED: &[u8] = b"\x82\x86\x04\x07/secret\x01\x01a";
+
+#[test]
+fn floods_of_requests_are_stopped() {
+    inside("floods_of_requests_are_stopped", || {
+        let rules = "[{ to: [{ operation: { paths: ['/*'], notPaths: [/secret] } }] }]";
+        let yaml = pods() + &session_support::policy("all", "ALLOW", rules);
+        let bed = Bed::with(&yaml, &Setup { workers: 1, ..Setup::default() });
+        let server = bed.serve_http2("server", 8080, channel().0);
+        // Its owner asks nothing of requests.
+        let bytes = bed.serve_pieces("other", 8080);
+        // What is allowed is held by us on the way in and on the way out, and by the application of the test, too.
+        for (pod, head, memory_max) in [
+            ("plain", DENIED, MEMORY_MAX),
+            ("client", DENIED, MEMORY_MAX),
+            ("client", ALLOWED, 3 * MEMORY_MAX),
+        ] {
+            println!("from {pod}:");
+            let connect = || Peer::clear(bed.connect(pod, server).unwrap());
+            withstand(&bed, ("client", bytes), floods(head), memory_max, connect);
+        }
         bed.until_idle();
     });
 }

@@ -3,15 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail the test
 
+mod flood_support;
 mod session_support;
 mod smuggling_support;
 
 use std::collections::BTreeMap;
 use std::net::{Shutdown, SocketAddr};
 
+use flood_support::{Peer, request, trailers};
 use session_support::http::Client;
 use session_support::{Bed, inside, pods, policy};
 use smuggling_support::corpus::{CASES, Outcome, SMUGGLED};
+use smuggling_support::corpus2::{self, Case2};
 use smuggling_support::recorder::{Recorder, Request};
 
 /// All but what is smuggled is allowed, so only what nobody has looked at gets there.
@@ -25,7 +28,7 @@ fn yaml() -> String {
 apiVersion: v1
 kind: Service
 metadata: {{ name: {name}, namespace: app }}
-spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080 }}] }}
+spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080, appProtocol: http }}] }}
 "
         )
     };
@@ -120,6 +123,59 @@ fn no_request_hides_in_another() {
 /// The cases are written in characters of one byte each.
 fn latin1(text: &str) -> Vec<u8> {
     text.chars().map(|character| u8::try_from(u32::from(character)).unwrap()).collect()
+}
+
+// === From HTTP/2 to HTTP/1.1 ===
+
+#[test]
+fn no_request_hides_in_one_of_http2() {
+    inside("no_request_hides_in_one_of_http2", || {
+        let bed = Bed::new(&yaml());
+        let recorder = Recorder::default();
+        recorder.serve(&bed, "server", 8080);
+        let service: SocketAddr = "10.96.1.1:8080".parse().unwrap();
+        let mut failures = Vec::new();
+        for Case2 { name, fields, body, trailers: after, passes } in corpus2::CASES {
+            let path = format!("/routed/{name}");
+            let filled: Vec<_> =
+                fields.iter().map(|(name, value)| (*name, value.replace('@', &path))).collect();
+            let filled: Vec<_> = filled.iter().map(|(name, value)| (*name, value.as_str())).collect();
+            let body = body.map(|body| body.replace("{S}", SMUGGLED).replace('@', &path));
+            let mut bytes = request(&filled, body.as_deref().map(str::as_bytes));
+            if !after.is_empty() {
+                // The body does not end before them.
+                let data = bytes.windows(9).rposition(|head| head[3..] == [0, 1, 0, 0, 0, 1]).unwrap();
+                bytes[data + 4] = 0;
+                bytes.extend(trailers(after));
+            }
+            let answered = Peer::clear(bed.connect("client", service).unwrap()).exchange(&bytes);
+            if *passes && !answered {
+                failures.push(format!("{name}: not answered"));
+            }
+        }
+        bed.until_idle();
+        let seen = recorder.finished();
+        failures.extend(seen.complaints.iter().cloned());
+        for case in corpus2::CASES {
+            let path = format!("/routed/{}", case.name);
+            let got: Vec<_> = seen
+                .requests
+                .iter()
+                .filter(|it| {
+                    it.line.contains(&format!("{path} "))
+                        || it.line.ends_with(&path)
+                        || it.line.contains(&format!("{path}/"))
+                })
+                .collect();
+            if got.len() != usize::from(case.passes) {
+                failures.push(format!("{}: the application got {got:?}", case.name));
+            }
+        }
+        let smuggled: Vec<_> = seen.requests.iter().filter(|it| it.line.ends_with("/smuggled")).collect();
+        assert!(smuggled.is_empty(), "{smuggled:?}");
+        assert!(failures.is_empty(), "{} failures:\n{}", failures.len(), failures.join("\n"));
+        println!("{} cases", corpus2::CASES.len());
+    });
 }
 
 // === Responses ===

@@ -12,8 +12,8 @@ use crate::tunnel_support::Process;
 
 /// A program that `scripts/setup-tests` brings.
 pub fn tool(name: &str) -> PathBuf {
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tools");
-    let own = ["bin", "usr/bin", "usr/sbin"].map(|folder| tools.join(folder));
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target");
+    let own = ["peers", "tools/bin", "tools/usr/bin"].map(|folder| target.join(folder));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut folders = own.into_iter().chain(std::env::split_paths(&path)).chain(["/usr/sbin".into()]);
     let found = folders.find_map(|folder| Some(folder.join(name)).filter(|file| file.is_file()));

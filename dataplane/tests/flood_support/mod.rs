@@ -26,6 +26,18 @@ const ACK: u8 = 1;
 /// RFC 9113 section 7.
 const ENHANCE_YOUR_CALM: u32 = 11;
 
+/// A head, and what of its body follows in one frame.
+pub fn request(fields: &[(&str, &str)], body: Option<&[u8]>) -> Vec<u8> {
+    let flags = if body.is_none() { END_HEADERS | END_STREAM } else { END_HEADERS };
+    let head = frame(HEADERS, flags, stream(0), &block(fields));
+    [head, body.map(|body| frame(DATA, END_STREAM, stream(0), body)).unwrap_or_default()].concat()
+}
+
+/// Trailers of a request.
+pub fn trailers(fields: &[(&str, &str)]) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS | END_STREAM, stream(0), &block(fields))
+}
+
 /// A frame as it stands on the wire.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
@@ -171,6 +183,13 @@ impl Peer {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Sends frames and waits for the first answer to a stream, or for the end; whether there was a response.
+    pub fn exchange(&mut self, bytes: &[u8]) -> bool {
+        self.send(bytes);
+        self.until(|frames| frames.iter().any(|it| matches!(it.kind, HEADERS | RST_STREAM | GOAWAY)));
+        frames(&self.received).iter().any(|it| it.kind == HEADERS)
     }
 
     /// Whether the other side still answers.

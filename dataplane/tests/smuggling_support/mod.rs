@@ -4,4 +4,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // the support of tests only
 
 pub mod corpus;
+pub mod corpus2;
 pub mod recorder;
