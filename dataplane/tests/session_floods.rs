@@ -11,7 +11,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flood_support::{Flood, Peer, anonymous_memory, block, floods};
+use flood_support::{Flood, Peer, anonymous_memory, block, floods, large_requests};
 use session_support::{Bed, Pki, Setup, inside, ping, pods};
 
 /// What one connection may cost, and some for the process around it.
@@ -129,6 +129,33 @@ fn floods_of_requests_are_stopped() {
             let connect = || Peer::clear(bed.connect(pod, server).unwrap());
             withstand(&bed, ("client", bytes), floods(head), memory_max, connect);
         }
+        bed.until_idle();
+    });
+}
+
+#[test]
+fn the_heads_of_requests_count_as_memory_for_as_long_as_they_run() {
+    inside("the_heads_of_requests_count_as_memory_for_as_long_as_they_run", || {
+        let rules = "[{ to: [{ operation: { paths: ['/*'] } }] }]";
+        let yaml = pods() + &session_support::policy("all", "ALLOW", rules);
+        let bed = Bed::with(&yaml, &Setup { workers: 1, ..Setup::default() });
+        let server = bed.serve_http2("server", 8080, channel().0);
+        let held = || bed.metric("corelane_held_bytes", &[]);
+        let before = held();
+        let head =
+            block(&[(":method", "GET"), (":scheme", "http"), (":authority", "web"), (":path", "/hold")]);
+        let mut peer = Peer::clear(bed.connect("plain", server).unwrap());
+        assert!(peer.send(&large_requests(&head, 50)));
+        let until = |what: &str, holds: &dyn Fn(u64) -> bool| {
+            let deadline = Instant::now() + session_support::PATIENCE;
+            while !holds(held().saturating_sub(before)) {
+                assert!(Instant::now() < deadline, "{what}: {} bytes", held() - before);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        until("they are counted", &|held| held > 49 * 14 * 4_000);
+        drop(peer);
+        until("they are given back", &|held| held < 100_000);
         bed.until_idle();
     });
 }

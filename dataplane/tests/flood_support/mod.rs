@@ -349,6 +349,14 @@ pub fn floods(head: &[u8]) -> Vec<Flood> {
     floods
 }
 
+/// As many requests as `streams`, whose heads are as large as a list may be, though they say so in few octets.
+pub fn large_requests(head: &[u8], streams: u32) -> Vec<u8> {
+    let store = [head, b"\x40\x01x\x7f\xa1\x1e", &[b'A'; 4_000]].concat();
+    let refer = [head, &[0xbe; 14]].concat();
+    let request = |number: u32, block: &[u8]| frame(HEADERS, END_HEADERS | END_STREAM, stream(number), block);
+    (0..streams).flat_map(|number| request(number, if number == 0 { &store } else { &refer })).collect()
+}
+
 /// Heads that are larger than they look, or than anybody needs.
 fn head_floods(head: &Arc<[u8]>) -> Vec<Flood> {
     // A field of 4,000 octets is stored, and named by one octet from then on.

@@ -15,7 +15,7 @@ use crate::link::{ClearRequest, Link, LinkEnd};
 use crate::session::connection::Connection;
 use crate::worker::Worker;
 
-/// What a request costs beside its payload: head, decision, books.
+/// What a request costs beside its head and its payload: decision, books, tasks.
 const REQUEST_BYTES: usize = 8 * 1024;
 
 /// Serves requests until the connection ends or is cut. `received` is what has been read of it before.
@@ -65,25 +65,28 @@ async fn requests<D: Director>(connection: &Connection, link: &Link, director: &
 
 async fn serve<D: Director>(connection: &Connection, director: &D, request: ClearRequest) {
     let ClearRequest { stream, headers } = request;
-    let _held = Held::new(&connection.node.worker);
+    let _held = Held::new(&connection.node.worker, REQUEST_BYTES + headers.list_size());
     let received = Received::http2(headers, stream.is_received());
     let downstream = Side::Http2(&stream);
     Request { connection, director, downstream, received }.serve_http2(&stream).await;
 }
 
 /// Counts a request's memory for as long as it runs.
-struct Held<'w>(&'w Worker);
+struct Held<'w> {
+    worker: &'w Worker,
+    bytes: usize,
+}
 
 impl<'w> Held<'w> {
-    fn new(worker: &'w Worker) -> Self {
-        worker.memory().take(REQUEST_BYTES);
-        Self(worker)
+    fn new(worker: &'w Worker, bytes: usize) -> Self {
+        worker.memory().take(bytes);
+        Self { worker, bytes }
     }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        self.0.memory().give_back(REQUEST_BYTES);
+        self.worker.memory().give_back(self.bytes);
     }
 }
 
