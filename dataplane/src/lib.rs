@@ -19,5 +19,6 @@ pub mod net;
 pub mod preflight;
 pub mod proxy;
 pub mod session;
+pub mod trace;
 pub mod worker;
 pub mod zds;

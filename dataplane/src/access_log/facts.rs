@@ -2,14 +2,20 @@
 
 use l7::ir::{Header, RequestHead};
 
-use super::record::{HttpFacts, Path, method};
+use super::record::{HttpFacts, Path, kept, method};
 use crate::metrics::{GrpcStatus, RequestProtocol};
+use crate::trace::TraceContext;
 
 impl HttpFacts {
     /// Notes what is known once the head has been read and its path normalised.
     pub fn note_request(&mut self, request: &RequestHead<'_>) {
         self.method = method(request.method);
         self.path = Path::new(request.path);
+        self.authority = kept(request.authority);
+        let text = |name| field(request.headers, name).and_then(|value| std::str::from_utf8(value).ok());
+        self.user_agent = kept(text("user-agent").unwrap_or_default());
+        self.request_id = kept(text("x-request-id").unwrap_or_default());
+        self.caller = TraceContext::of_headers(request.headers);
         if let Some(content_type) = field(request.headers, "content-type") {
             self.protocol = RequestProtocol::of_content_type(content_type);
         }
@@ -36,6 +42,24 @@ fn field<'a>(headers: &[Header<'a>], name: &str) -> Option<&'a [u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_and_under_which_id_is_noted_within_bounds() {
+        let long = "x".repeat(1_000);
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let headers = [
+            Header { name: "User-Agent", value: long.as_bytes() },
+            Header { name: "X-Request-Id", value: b"an id" },
+            Header { name: "traceparent", value: trace.as_bytes() },
+        ];
+        let mut facts = HttpFacts::default();
+        facts.note_request(&RequestHead { authority: &long, ..head(&headers) });
+        assert_eq!((facts.user_agent.len(), facts.authority.len()), (128, 128));
+        assert_eq!((&*facts.request_id, facts.caller.unwrap().to_string()), ("an id", trace.to_owned()));
+        // Bytes that are no text are as none.
+        facts.note_request(&head(&[Header { name: "user-agent", value: b"\xff" }]));
+        assert_eq!((&*facts.user_agent, facts.caller), ("", None));
+    }
 
     fn head<'a>(headers: &'a [Header<'a>]) -> RequestHead<'a> {
         RequestHead { method: "POST", authority: "web", path: "/a.B/C", query: None, headers, token: None }

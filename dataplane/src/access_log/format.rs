@@ -113,8 +113,11 @@ fn visit_known(record: &Record, fields: &mut dyn Fields) {
         fields.quoted("tls.cipher", tls.cipher_suite_name());
     }
     fields.number("worker", u64::from(record.worker));
-    if let Some(error) = record.cause.error() {
+    let error = record.cause.error();
+    if error.is_some() || record.http.is_some() {
         fields.quoted("response_flags", record.flags());
+    }
+    if let Some(error) = error {
         fields.quoted("close_cause", record.cause.label());
         fields.quoted("error", error);
     }
@@ -127,13 +130,33 @@ fn visit_http(fields: &mut dyn Fields, record: &Record) {
     if http.path.is_cut() {
         fields.bare("http.path_cut", &true);
     }
+    for (key, value) in [
+        ("http.authority", &*http.authority),
+        ("http.user_agent", &http.user_agent),
+        ("http.request_id", &http.request_id),
+    ] {
+        if !value.is_empty() {
+            fields.quoted(key, value);
+        }
+    }
     fields.number("http.status", u64::from(http.status));
+    if let Some(status) = http.grpc_status {
+        fields.number("grpc.status", u64::from(status.code()));
+    }
     if let Some((route, rule)) = &http.route {
         fields.quoted("http.route", route);
         fields.number("http.route_rule", u64::from(*rule));
     }
     if let Some(policy) = &http.policy {
         fields.quoted("policy", policy);
+    }
+    let of_client = http.caller.map(|caller| (caller.trace, None));
+    let own = http.span.map(|span| (span.trace, Some(span.span)));
+    if let Some((trace, span)) = own.or(of_client) {
+        fields.quoted("trace_id", &trace.to_string());
+        if let Some(span) = span {
+            fields.quoted("span_id", &span.to_string());
+        }
     }
 }
 

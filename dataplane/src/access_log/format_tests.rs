@@ -7,7 +7,11 @@ use model::{Identity, NamespacedHostname, Service, Workload};
 use time::OffsetDateTime;
 
 use super::super::cause::CloseCause;
-use super::super::record::{Authority, Direction, HttpFacts, Party, Path, Record, Stage, TlsFacts, method};
+use super::super::record::{
+    Authority, Direction, HttpFacts, Party, Path, Record, Stage, TlsFacts, kept, method,
+};
+use crate::metrics::{GrpcStatus, RequestProtocol};
+use crate::trace::{SpanFacts, SpanId, TraceContext, TraceId};
 
 pub(crate) fn workload(namespace: &str, name: &str) -> Arc<Workload> {
     Arc::new(Workload {
@@ -84,7 +88,7 @@ pub(crate) fn plain_record() -> Record {
     }
 }
 
-fn tunnel_record() -> Record {
+pub(crate) fn tunnel_record() -> Record {
     Record {
         source: party("app", "client", "10.0.0.1:4000"),
         destination: party("app", "web", "10.0.0.2:15008"),
@@ -135,14 +139,74 @@ fn denied_request_in_json() {
             status: 403,
             route: Some(("app/web".into(), 2)),
             policy: Some("app/paths".into()),
+            authority: kept("web:80"),
+            user_agent: kept("test \"1\""),
+            request_id: kept("an-id"),
+            caller: TraceContext::parse(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
             ..HttpFacts::default()
         })),
         ..plain_record()
     };
     assert_eq!(
         line(super::json, &record),
-        r#"{"level":"error","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","worker":0,"response_flags":"-","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
+        r#"{"level":"error","time":"1970-01-01T00:00:00.000000Z","scope":"access","message":"request complete","src.addr":"10.0.0.1:4000","dst.addr":"10.0.0.2:80","direction":"inbound","bytes_sent":1,"bytes_recv":2,"duration":"3ms","http.method":"GET","http.path":"/v1/admin?\"x\"\n","http.authority":"web:80","http.user_agent":"test \"1\"","http.request_id":"an-id","http.status":403,"http.route":"app/web","http.route_rule":2,"policy":"app/paths","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","worker":0,"response_flags":"-","close_cause":"policy_denied","error":"connection closed by policy: denied"}"#
     );
+}
+
+#[test]
+fn answered_request_in_text() {
+    let span = SpanFacts {
+        trace: TraceId::of(1, 2),
+        span: SpanId::of(3),
+        parent: None,
+        began: std::time::SystemTime::UNIX_EPOCH,
+    };
+    let http = HttpFacts {
+        method: method("POST"),
+        path: Path::new("/a.B/C"),
+        status: 200,
+        protocol: RequestProtocol::Grpc,
+        grpc_status: Some(GrpcStatus::of_field(b"5")),
+        span: Some(span),
+        ..HttpFacts::default()
+    };
+    let line = line(super::text, &Record { http: Some(Box::new(http)), ..plain_record() });
+    assert!(
+        line.ends_with(
+            "duration=\"3ms\" http.method=\"POST\" http.path=\"/a.B/C\" http.status=200 grpc.status=5 \
+             trace_id=\"00000000000000010000000000000002\" span_id=\"0000000000000003\" worker=0 response_flags=\"-\""
+        ),
+        "{line}"
+    );
+}
+
+/// The documentation lists every key of a line, and no other.
+#[test]
+fn the_keys_are_those_that_are_documented() {
+    let documented = include_str!("../../../docs/operations.md");
+    let section = documented.split("## Access log").nth(1).unwrap().split("\n## ").next().unwrap();
+    let span = Some(SpanFacts {
+        trace: TraceId::of(1, 2),
+        span: SpanId::of(3),
+        parent: None,
+        began: std::time::SystemTime::UNIX_EPOCH,
+    });
+    let http = HttpFacts {
+        path: Path::new(&"/x".repeat(1_000)),
+        route: Some(("app/web".into(), 2)),
+        policy: Some("app/paths".into()),
+        authority: kept("web"),
+        user_agent: kept("agent"),
+        request_id: kept("id"),
+        span,
+        grpc_status: Some(GrpcStatus::of_field(b"0")),
+        ..HttpFacts::default()
+    };
+    let record = Record { http: Some(Box::new(http)), cause: CloseCause::ServerReset, ..tunnel_record() };
+    let parsed: serde_json::Value = serde_json::from_str(&line(super::json, &record)).unwrap();
+    for key in parsed.as_object().unwrap().keys() {
+        assert!(section.contains(&format!("`{key}`")), "{key} is not documented");
+    }
 }
 
 #[test]

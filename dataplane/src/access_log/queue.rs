@@ -7,7 +7,8 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::record::Record;
 
-/// Records waiting at most. At 400 bytes each that is 4 MB for the whole process.
+/// Records waiting at most. At 400 bytes each that is 4 MB for the whole process, and 12 MB where
+/// all are of requests.
 pub const RECORDS_MAX: usize = 10_000;
 /// Records formatted in one turn of the control thread, so that a flood of them does not starve its other work.
 pub const RECORDS_PER_TURN_MAX: usize = 1_024;

@@ -10,11 +10,17 @@ use tunnel::tls::CipherSuite;
 
 use super::cause::CloseCause;
 use crate::metrics::{GrpcStatus, RequestProtocol};
+use crate::trace::{SpanFacts, TraceContext};
 
 /// Longest request path kept in a record; the rest is cut and the line says so.
 pub const PATH_BYTES_MAX: usize = 256;
 /// Longest method kept in a record. RFC 9110 section 9 methods have at most 7 letters.
 pub const METHOD_BYTES_MAX: usize = 24;
+/// Longest authority kept: a host name has 253 at most, but those of a mesh are far shorter.
+pub const AUTHORITY_BYTES_MAX: usize = 128;
+pub const USER_AGENT_BYTES_MAX: usize = 128;
+/// Longest request id kept; a UUID has 36.
+pub const REQUEST_ID_BYTES_MAX: usize = 64;
 
 /// From the captured pod's point of view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -48,6 +54,9 @@ pub struct TlsFacts {
 /// A request method, cut to [`METHOD_BYTES_MAX`].
 pub type Method = ArrayString<METHOD_BYTES_MAX>;
 
+/// A text of a request, cut to so many bytes.
+pub type Kept<const N: usize> = ArrayString<N>;
+
 /// A request path with its query, cut to [`PATH_BYTES_MAX`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Path {
@@ -66,6 +75,15 @@ pub struct HttpFacts {
     pub route: Option<(Arc<str>, u16)>,
     /// `namespace/name` of the policy that decided.
     pub policy: Option<Arc<str>>,
+    /// `Host` or `:authority` as sent.
+    pub authority: Kept<AUTHORITY_BYTES_MAX>,
+    pub user_agent: Kept<USER_AGENT_BYTES_MAX>,
+    /// `x-request-id`: the client's, else one that was made here.
+    pub request_id: Kept<REQUEST_ID_BYTES_MAX>,
+    /// The span that the client spoke of.
+    pub caller: Option<TraceContext>,
+    /// That of this proxy, where the request is sampled.
+    pub span: Option<SpanFacts>,
     pub protocol: RequestProtocol,
     /// Only of gRPC, where the call came to its end.
     pub grpc_status: Option<GrpcStatus>,
@@ -147,6 +165,22 @@ impl Record {
         self.stage == Stage::Ended && self.http.is_none() && self.cause.is_early(self.direction)
     }
 
+    /// What came from the client, whichever side this is.
+    pub fn request_bytes(&self) -> u64 {
+        match self.direction {
+            Direction::Outbound => self.bytes_sent,
+            Direction::Inbound => self.bytes_received,
+        }
+    }
+
+    /// What went to the client.
+    pub fn response_bytes(&self) -> u64 {
+        match self.direction {
+            Direction::Outbound => self.bytes_received,
+            Direction::Inbound => self.bytes_sent,
+        }
+    }
+
     /// Istio's `response_flags`: Envoy's for a request, ztunnel's for a connection.
     pub fn flags(&self) -> &'static str {
         match &self.http {
@@ -204,7 +238,12 @@ impl Path {
 
 /// A method for a record, cut to its bound.
 pub fn method(text: &str) -> Method {
-    ArrayString::from(prefix(text, METHOD_BYTES_MAX)).unwrap_or_default()
+    kept(text)
+}
+
+/// A text for a record, cut to its bound at a character.
+pub fn kept<const N: usize>(text: &str) -> Kept<N> {
+    ArrayString::from(prefix(text, N)).unwrap_or_default()
 }
 
 fn prefix(text: &str, bytes_max: usize) -> &str {

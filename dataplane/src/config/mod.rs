@@ -6,6 +6,7 @@
 mod control_plane;
 mod environment;
 mod proxy_config;
+mod tracing;
 mod values;
 mod waypoint;
 mod workers;
@@ -27,6 +28,7 @@ pub use control_plane::{ControlPlane, Upstream};
 pub use environment::{ConfigError, Environment};
 pub use proxy_config::MESH_CONFIG_FILE;
 use proxy_config::ProxyConfig;
+pub use tracing::Tracing;
 pub use waypoint::LABELS_FILE;
 
 const DEFAULT_CLUSTER_ID: &str = "Kubernetes";
@@ -49,7 +51,7 @@ const DNS_PORT: u16 = 15053;
 
 /// The variables of our own.
 const OWN_PREFIX: &str = "CORELANE_";
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     "CORELANE_CONGESTION",
     "CORELANE_CONNECTIONS_MAX",
     "CORELANE_DRIVER",
@@ -61,6 +63,7 @@ const OWN: [&str; 11] = [
     "CORELANE_SANDBOX",
     "CORELANE_STATE_DIR",
     "CORELANE_TEST_*",
+    "CORELANE_TRACE_SAMPLING",
 ];
 
 /// What is known of the machine before the configuration is read.
@@ -223,6 +226,8 @@ pub struct OwnSettings {
     pub idle_timeout: Option<Duration>,
     pub congestion: Option<Congestion>,
     pub endpoint_choice: EndpointChoice,
+    /// Where spans of requests go; `None` makes none.
+    pub tracing: Option<Tracing>,
     /// Where the last state is kept for a start while the control plane is away; `None` keeps none.
     pub state_directory: Option<PathBuf>,
 }
@@ -541,6 +546,7 @@ impl OwnSettings {
                 .filter(|timeout| !timeout.is_zero()),
             congestion: variables.parse("CORELANE_CONGESTION", congestion, |text| text.parse().ok())?,
             state_directory: variables.filled("CORELANE_STATE_DIR").map(PathBuf::from),
+            tracing: Tracing::read(variables)?,
             endpoint_choice: variables
                 .parse("CORELANE_ENDPOINT_CHOICE", choice, |text| text.parse().ok())?
                 .unwrap_or_default(),

@@ -58,6 +58,7 @@ fn without_variables_everything_is_as_ztunnel_has_it() {
         idle_timeout: None,
         congestion: None,
         endpoint_choice: EndpointChoice::Random,
+        tracing: None,
         state_directory: None,
     };
     assert_eq!(config.own, own);

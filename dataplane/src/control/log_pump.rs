@@ -7,6 +7,7 @@ use time::OffsetDateTime;
 
 use crate::access_log::{LogWriter, Record, Records, Stage};
 use crate::metrics::Metrics;
+use crate::trace::Exporter;
 
 /// How long a record may wait. Polling costs the workers nothing; a wake-up for each record would.
 const EVERY: Duration = Duration::from_millis(20);
@@ -19,6 +20,7 @@ pub struct LogPump {
     records: Records,
     writer: Option<LogWriter>,
     watcher: Option<Watcher>,
+    exporter: Option<Exporter>,
     /// Those that show how many records were lost.
     metrics: Vec<Rc<Metrics>>,
     complained: bool,
@@ -26,7 +28,7 @@ pub struct LogPump {
 
 impl LogPump {
     pub fn new(records: Records) -> Self {
-        Self { records, writer: None, watcher: None, metrics: Vec::new(), complained: false }
+        Self { records, writer: None, watcher: None, exporter: None, metrics: Vec::new(), complained: false }
     }
 
     /// Writes each record as a line.
@@ -38,6 +40,12 @@ impl LogPump {
     /// Shows each record to `watcher`.
     pub fn watched_by(mut self, watcher: impl FnMut(&Record) + 'static) -> Self {
         self.watcher = Some(Box::new(watcher));
+        self
+    }
+
+    /// Has the spans of requests sent to a collector.
+    pub fn exporting_to(mut self, exporter: Option<Exporter>) -> Self {
+        self.exporter = exporter;
         self
     }
 
@@ -59,10 +67,13 @@ impl LogPump {
     /// Takes what is there, at most a turn's worth.
     fn turn(&mut self) {
         let (now, at) = (OffsetDateTime::now_utc(), Instant::now());
-        let (writer, watcher) = (&mut self.writer, &mut self.watcher);
+        let (writer, watcher, exporter) = (&mut self.writer, &mut self.watcher, &self.exporter);
         self.records.drain(|record| {
             if let Some(writer) = writer {
                 writer.add(now, at, &record);
+            }
+            if let Some(exporter) = exporter {
+                exporter.offer(&record);
             }
             if let (Stage::Ended, Some(watcher)) = (record.stage, &mut *watcher) {
                 watcher(&record);
@@ -80,6 +91,9 @@ impl LogPump {
         let dropped = self.records.dropped();
         for metrics in &self.metrics {
             metrics.set_log_dropped(dropped);
+            if let Some(exporter) = &self.exporter {
+                metrics.set_spans(exporter.counts());
+            }
         }
     }
 }

@@ -205,6 +205,9 @@ pub struct Policy {
     /// The rule that decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rule: Option<Rule>,
+    /// CUSTOM rules that hold: whoever is asked about the request may deny it still.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub asks: Vec<Rule>,
     /// ALLOW policies of which none matches.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub unmatched: Vec<Rule>,

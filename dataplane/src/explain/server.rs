@@ -64,6 +64,7 @@ impl Arrival<'_> {
                     decided_by: DecidedBy::Request,
                     reason: format!("its token is refused: {}", rejection.body()),
                     rule: None,
+                    asks: Vec::new(),
                     unmatched: Vec::new(),
                     dry_run: None,
                 };
@@ -71,8 +72,13 @@ impl Arrival<'_> {
         };
         let request = RequestHead { token: authenticated.token.as_ref(), ..*request };
         let dry_run = policies.shadow(attributes, Some(&request)).map(|it| self.words(&it));
-        let verdict = policies.evaluate(attributes, Some(&request));
-        self.told(policies, &verdict, DecidedBy::Request, dry_run)
+        // Nobody is asked here; the verdict is the one if everybody approves.
+        let asks: Vec<_> = policies.asks(attributes, &request).collect();
+        let approved: Vec<_> = asks.iter().filter_map(|ask| ask.authorizer.cloned()).collect();
+        let verdict = policies.evaluate_asked(attributes, Some(&request), &approved);
+        let asks =
+            asks.iter().filter(|ask| ask.authorizer.is_some()).map(|ask| self.rule(&ask.rule)).collect();
+        Policy { asks, ..self.told(policies, &verdict, DecidedBy::Request, dry_run) }
     }
 
     fn told(
@@ -99,6 +105,7 @@ impl Arrival<'_> {
             decided_by,
             reason: self.words(verdict),
             rule,
+            asks: Vec::new(),
             unmatched,
             dry_run,
         }

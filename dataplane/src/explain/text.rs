@@ -140,6 +140,9 @@ impl fmt::Display for Endpoint {
             for rule in &policy.unmatched {
                 writeln!(f, "            {rule}")?;
             }
+            for rule in &policy.asks {
+                writeln!(f, "          is asked about: {rule}")?;
+            }
             if let Some(dry_run) = &policy.dry_run {
                 writeln!(f, "          if dry-run policies were enforced: {dry_run}")?;
             }

@@ -18,12 +18,14 @@ use super::process;
 use super::registry::{DnsTotals, State, TcpTotals, TerminationReason};
 use super::worker::{Counter, DELAY_BOUNDS_S, Gauge, Limit, WorkerCells};
 use crate::access_log::CloseCause;
+use crate::trace::SpanCounts;
 
 /// Encodes the state at each scrape.
 #[derive(Debug)]
 pub(super) struct Exposition {
     pub(super) state: Arc<Mutex<State>>,
     pub(super) log_dropped: Arc<AtomicU64>,
+    pub(super) spans: Arc<SpanCounts>,
 }
 
 /// A short label set with fixed names.
@@ -140,6 +142,12 @@ impl Collector for Exposition {
         tunnels(&mut encoder, &state)?;
         workers(&mut encoder, &state)?;
         delays(&mut encoder, &state)?;
+        let [exported, dropped] =
+            [&self.spans.exported, &self.spans.dropped].map(|count| count.load(Ordering::Relaxed));
+        let help = "Spans that the collector took.";
+        single(&mut encoder, MetricType::Counter, "corelane_spans_exported", help, exported)?;
+        let help = "Spans that were lost on the way to the collector.";
+        single(&mut encoder, MetricType::Counter, "corelane_spans_dropped", help, dropped)?;
         let dropped = self.log_dropped.load(Ordering::Relaxed);
         let help = "Access log records lost because the queue was full.";
         single(&mut encoder, MetricType::Counter, "corelane_access_log_dropped", help, dropped)

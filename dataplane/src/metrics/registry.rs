@@ -19,6 +19,7 @@ use super::labels::LabelValues;
 use super::request::RequestLabels;
 use super::series::{ANNOUNCEMENTS_MAX, Announcement};
 use super::worker::{Limit, WorkerCells};
+use crate::trace::SpanCounts;
 
 /// Sums of the connection counters of one label set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -129,6 +130,7 @@ pub(super) struct State {
 pub struct Metrics {
     state: Arc<Mutex<State>>,
     log_dropped: Arc<AtomicU64>,
+    spans: Arc<SpanCounts>,
     registry: Registry,
 }
 
@@ -312,9 +314,11 @@ impl Metrics {
         let state = Arc::new(Mutex::new(state));
         let log_dropped = Arc::new(AtomicU64::new(0));
         let mut registry = Registry::default();
-        let exposition = Exposition { state: Arc::clone(&state), log_dropped: Arc::clone(&log_dropped) };
+        let spans = Arc::<SpanCounts>::default();
+        let (of_log, of_spans) = (Arc::clone(&log_dropped), Arc::clone(&spans));
+        let exposition = Exposition { state: Arc::clone(&state), log_dropped: of_log, spans: of_spans };
         registry.register_collector(Box::new(exposition));
-        Self { state, log_dropped, registry }
+        Self { state, log_dropped, spans, registry }
     }
 
     /// Counts something on the control side.
@@ -367,6 +371,13 @@ impl Metrics {
     /// Notes how many access-log records were lost so far.
     pub fn set_log_dropped(&self, records: u64) {
         self.log_dropped.store(records, Ordering::Relaxed);
+    }
+
+    /// Notes how many spans were sent and lost so far.
+    pub fn set_spans(&self, counts: &SpanCounts) {
+        for (own, new) in [(&self.spans.exported, &counts.exported), (&self.spans.dropped, &counts.dropped)] {
+            own.store(new.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Learns of new series and forgets ended ones; called at each turn of the control thread, so that the bounded

@@ -295,3 +295,31 @@ fn values_of_flags_and_security_are_those_that_ztunnel_has() {
     assert_eq!(ConnectionSecurity::Unknown.label(), "unknown");
     assert_eq!(ConnectionSecurity::MutualTls.label(), "mutual_tls");
 }
+
+/// The documentation lists every family that ztunnel does not have.
+#[test]
+fn the_families_of_requests_and_of_our_own_are_documented() {
+    let documented = include_str!("../../../docs/operations.md");
+    let (workers, metrics) = metrics(1);
+    let ends = labels("client", "web");
+    let source = SubjectRef { workload: ends.source.workload.as_ref(), identity: None };
+    let key = RequestKey {
+        reporter: Reporter::Source,
+        source,
+        destination: SubjectRef::default(),
+        service: None,
+        security: ConnectionSecurity::Unknown,
+        outcome: RequestOutcome::default(),
+    };
+    let counts = RequestCounts { request_messages: 1, response_messages: 1, ..RequestCounts::default() };
+    workers[0].request_ended(&key, &counts);
+    workers[0].ended(CloseCause::Finished);
+    let ours = families(&metrics.text().unwrap());
+    let own = |name: &&String| {
+        ["corelane_", "istio_request", "istio_response"].iter().any(|it| name.starts_with(it))
+    };
+    assert_eq!(ours.keys().filter(|name| name.starts_with("istio_re")).count(), 6, "{:?}", ours.keys());
+    for name in ours.keys().filter(own) {
+        assert!(documented.contains(&format!("`{name}")), "{name} is not documented");
+    }
+}

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
 use xds::transport::Token;
 
 use crate::access_log::{LogFormat, LogWriter, queue};
@@ -22,6 +23,7 @@ use crate::config::{Config, Mode, WorkloadName};
 use crate::control::{LogPump, NodeError, NodeProxy};
 use crate::net::{NamespaceError, NetworkNamespace};
 use crate::session::LocalPod;
+use crate::trace::{Exporter, ExporterError};
 use crate::zds::{self, AgentError};
 
 pub use options::{LocalStateError, node_config};
@@ -29,6 +31,9 @@ pub use pages::PageError;
 
 /// How long a pod of our own that could not be served waits for the next attempt.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// How long the end waits for the collector to take the last spans.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Why the proxy does not start, or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +48,8 @@ pub enum ProxyError {
     Namespace(#[from] NamespaceError),
     #[error(transparent)]
     Agent(#[from] AgentError),
+    #[error(transparent)]
+    Exporter(#[from] ExporterError),
     #[error("signals cannot be received: {0}")]
     Signal(#[source] io::Error),
 }
@@ -60,8 +67,9 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     let format = if config.log.json { LogFormat::Json } else { LogFormat::Text };
     let writer =
         LogWriter::new(format, Box::new(io::stdout()) as Box<dyn Write + Send>).following_the_filter();
-    let pump =
-        tokio::task::spawn_local(LogPump::new(records).write_to(writer).counted_in(node.metrics()).run());
+    let (exporter, sending) = exporter(&config)?;
+    let pump = LogPump::new(records).write_to(writer).counted_in(node.metrics()).exporting_to(exporter);
+    let pump = tokio::task::spawn_local(pump.run());
     let pages = pages::open(&config, &node).await?;
     tracing::info!(
         node = %config.node_name,
@@ -89,8 +97,20 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     pump.abort();
     // The pump writes what it still holds when it is dropped; the abort only asks for that.
     drop(pump.await);
+    if let Some(sending) = sending {
+        // The exporter has gone with the pump, so this ends when what waits is sent.
+        drop(tokio::time::timeout(LAST_SPANS, sending).await);
+    }
     drop(pages);
     ended
+}
+
+/// What takes spans, and the task that sends them, where a collector is named.
+fn exporter(config: &Config) -> Result<(Option<Exporter>, Option<JoinHandle<()>>), ExporterError> {
+    let Some(tracing) = &config.own.tracing else { return Ok((None, None)) };
+    let (exporter, sending) = Exporter::new(&tracing.collector)?;
+    tracing::info!(collector = tracing.collector, "spans of requests are sent");
+    Ok((Some(exporter), Some(tokio::task::spawn_local(sending.run()))))
 }
 
 /// What the proxy is there for. Ends with an error only.

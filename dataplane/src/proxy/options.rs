@@ -123,6 +123,7 @@ fn node_options(config: &Config) -> NodeOptions {
         dns: config.dns.enabled.then(|| dns_options(config)),
         own_pod: own_pod::uid(config),
         congestion: config.own.congestion.clone(),
+        traces: config.own.tracing.as_ref().map(|tracing| tracing.sampling),
         endpoint_choice: config.own.endpoint_choice,
         connections_max: config.own.connections_max,
         idle_timeout: config.own.idle_timeout,

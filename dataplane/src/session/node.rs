@@ -28,6 +28,7 @@ use crate::net::{
     Congestion, ConnectOptions, KEEPALIVE, ListenOptions, NetworkNamespace, SocketOptions, Transparent,
     take_exhaustions,
 };
+use crate::trace::Sampling;
 use crate::worker::{BoxError, Latch, TICK, Worker};
 
 /// How long a captured connection waits for its own pod to be known to the control plane.
@@ -116,6 +117,9 @@ pub struct NodeOptions {
     pub dns: Option<DnsOptions>,
     /// The file that names the node's name servers.
     pub resolv_conf: PathBuf,
+    /// Requests that are read have spans, so many of those that no client has begun one for; `None` passes on what
+    /// clients say of theirs and adds nothing.
+    pub traces: Option<Sampling>,
     /// How one of several endpoints is chosen.
     pub endpoint_choice: EndpointChoice,
     /// Asks for what is not held; `None` where everything that exists is held.
@@ -152,6 +156,7 @@ impl Default for NodeOptions {
             workload_wait: WORKLOAD_WAIT,
             dns: None,
             resolv_conf: PathBuf::from("/etc/resolv.conf"),
+            traces: None,
             endpoint_choice: EndpointChoice::default(),
             demander: None,
             demand_wait: DEMAND_WAIT,

@@ -40,6 +40,12 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// One line in place of all of that name.
+    pub fn set(&mut self, name: &'a str, value: &'a [u8]) {
+        self.lines.retain(|line| !line.name.eq_ignore_ascii_case(name));
+        self.lines.push(Line { name, value: Cow::Borrowed(value) });
+    }
+
     /// Appends to the last line of the name, so that a reader of one line sees all values.
     fn add(&mut self, name: &'a str, value: &'a [u8]) {
         let last = self.lines.iter_mut().rev().find(|line| line.name.eq_ignore_ascii_case(name));

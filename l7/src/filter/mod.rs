@@ -30,8 +30,18 @@ pub struct Chain {
     first: Option<Arc<Filters>>,
     rule: Option<Arc<Filters>>,
     backend: Option<Arc<Filters>>,
+    /// What the proxy says of itself: set last.
+    own: Vec<OwnField>,
     /// The prefix that matched; only kept if there are filters.
     prefix: Option<Arc<str>>,
+}
+
+/// A field that the proxy sets on what it forwards, in place of any of that name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnField {
+    /// In lower case.
+    pub name: &'static str,
+    pub value: Box<str>,
 }
 
 impl Chain {
@@ -57,6 +67,11 @@ impl Chain {
         self.first = Some(filters);
     }
 
+    /// Has these fields set on the request, whatever the filters do.
+    pub fn put_own(&mut self, own: Vec<OwnField>) {
+        self.own = own;
+    }
+
     fn note_prefix(&mut self, matched: Option<&HttpMatch>) {
         if let Some(HttpMatch { path: PathMatch::Prefix(prefix) | PathMatch::TextPrefix(prefix), .. }) =
             matched
@@ -66,7 +81,7 @@ impl Chain {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.first.is_none() && self.rule.is_none() && self.backend.is_none()
+        self.first.is_none() && self.rule.is_none() && self.backend.is_none() && self.own.is_empty()
     }
 
     fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
@@ -123,6 +138,9 @@ impl Chain {
         let mut fields = Fields::received(headers);
         for filters in self.filters() {
             fields.edit(&filters.request_headers);
+        }
+        for field in &self.own {
+            fields.set(field.name, field.value.as_bytes());
         }
         fields
     }

@@ -1,12 +1,15 @@
 //! The books of one request. Those of requests that run at the same time on one connection are apart.
 
 use std::cell::Cell;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
+
+use l7::filter::{Chain, OwnField};
 
 use super::Protocol;
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{HttpFacts, Record};
+use crate::access_log::record::{HttpFacts, Record, kept};
 use crate::session::connection::Connection;
+use crate::trace::request_id;
 
 /// What the log line of one request will say. Closed by [`Books::close`]; dropped before, the request was cut with its
 /// connection, and the line says so.
@@ -47,6 +50,26 @@ impl<'c> Books<'c> {
     /// What the downstream speaks.
     pub(in crate::session) fn protocol(&self) -> Protocol {
         self.protocol
+    }
+
+    /// Notes what the head says, and has the request tell the upstream its id and our span.
+    pub(super) fn sign(&mut self, chain: &mut Chain) {
+        let node = &self.connection.node;
+        let mut own = Vec::new();
+        let mut add =
+            |name, value: &dyn ToString| own.push(OwnField { name, value: value.to_string().into() });
+        if self.facts.request_id.is_empty() {
+            let id = request_id::random(node.random(), node.random());
+            self.facts.request_id = kept(&id);
+            add("x-request-id", &id);
+        }
+        if let Some(sampling) = node.options.traces {
+            self.facts.span = sampling.begin(self.facts.caller, SystemTime::now(), || node.random());
+        }
+        if let Some(span) = &self.facts.span {
+            add("traceparent", &span.context());
+        }
+        chain.put_own(own);
     }
 
     /// Counts bytes that went to the upstream.

@@ -251,11 +251,12 @@ fn look<D: Director>(
 ) -> Result<Seen<D::Choice>, Reply> {
     let read = received.read(|request, target| {
         books.facts.note_request(&seen(request, target));
-        let Decision { verdict, filtered } = match asked {
+        let Decision { verdict, mut filtered } = match asked {
             Ok(None) => director.decide(&seen(request, target), books),
             Ok(Some(edits)) => decide_edited(director, &seen(request, target), edits, books),
             Err(reply) => Decision::answer(reply),
         };
+        books.sign(&mut filtered.chain);
         let head = matches!((&verdict, received), (Ok(_), Received::Http1(_))).then(|| {
             let mut head = Vec::with_capacity(received.len() + 64);
             write_http1(&mut head, request, target, &filtered.chain, None);
