@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use dataplane::capture::{self, Redirection};
+use dataplane::net::NetworkNamespace;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::oneshot;
 use xds::control::plane::{ControlPlane, SERVER_NAME};
@@ -17,7 +18,7 @@ use xds::control::{ControlConfig, ListenAddress, NodeCredential};
 
 use super::agent::{Agent, Pod};
 use super::peers::Rules;
-use super::site::{BACKEND_PORT, CLIENT, SERVER, SERVICE, Site};
+use super::site::{BACKEND_PORT, CLIENT, SERVER, SERVICE, Site, WAYPOINT};
 use crate::Failure;
 
 /// Names of the nodes of the client and of the server.
@@ -35,16 +36,28 @@ pub(super) enum Mesh {
     L7(Rules),
     /// Routes at the client's node, and a server outside the mesh.
     Hop(Rules),
+    /// Routes and policies at a waypoint between the nodes.
+    Waypoint(Rules),
+}
+
+/// Where and as what a proxy is started; the environment is as `corelane proxy` and ztunnel read it.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) network: NetworkNamespace,
+    /// The subcommand.
+    pub(super) role: &'static str,
+    pub(super) environment: Vec<(String, String)>,
 }
 
 /// Runs until it is dropped; then the pods are left alone again.
 #[derive(Debug)]
 pub(super) struct Running {
+    mesh: Mesh,
     agents: Vec<Agent>,
     environments: Vec<Vec<(String, String)>>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
-    captured: Vec<dataplane::net::NetworkNamespace>,
+    captured: Vec<NetworkNamespace>,
 }
 
 impl Running {
@@ -55,7 +68,8 @@ impl Running {
         fs::write(yaml.join("mesh.yaml"), resources(mesh))?;
         let (stop, stopped) = oneshot::channel();
         let (told, started) = mpsc::channel();
-        let (yaml, state, nodes) = (yaml, folder.join("control"), site.nodes.clone());
+        let (state, mut nodes) = (folder.join("control"), site.nodes.clone());
+        nodes.push(site.waypoint.clone());
         let thread = std::thread::spawn(move || {
             let ended = serve(yaml, state, &nodes, &told, stopped);
             if let Err(error) = ended {
@@ -65,6 +79,7 @@ impl Running {
         });
         let environments = started.recv_timeout(PATIENCE)??;
         let mut running = Self {
+            mesh,
             agents: Vec::new(),
             environments,
             stop: Some(stop),
@@ -84,13 +99,29 @@ impl Running {
         Ok(running)
     }
 
-    /// The environment of a node's proxy, as `corelane proxy` and ztunnel read it.
-    pub(super) fn environment(&self, node: usize) -> Vec<(String, String)> {
-        let mut pairs = self.environments.get(node).cloned().unwrap_or_default();
-        if let Some(agent) = self.agents.get(node) {
-            pairs.push(("INPOD_UDS".to_owned(), agent.path().display().to_string()));
+    /// Each proxy's, in the order in which a request meets them.
+    pub(super) fn places(&self, site: &Site) -> Vec<Place> {
+        let mut places = Vec::new();
+        let nodes = site.nodes.iter().zip(&self.environments).zip(&self.agents);
+        for ((network, environment), agent) in nodes {
+            let mut environment = environment.clone();
+            environment.push(("INPOD_UDS".to_owned(), agent.path().display().to_string()));
+            places.push(Place { network: network.clone(), role: "proxy", environment });
         }
-        pairs
+        match self.mesh {
+            Mesh::L4 | Mesh::L7(_) => {}
+            Mesh::Hop(_) => places.truncate(1),
+            Mesh::Waypoint(_) => {
+                let mut environment = self.environments.get(1).cloned().unwrap_or_default();
+                environment.retain(|(name, _)| !name.starts_with("POD_"));
+                let own =
+                    [("POD_NAME", "waypoint"), ("POD_NAMESPACE", "perf"), ("SERVICE_ACCOUNT", "waypoint")];
+                environment.extend(own.map(|(name, value)| (name.to_owned(), value.to_owned())));
+                environment.push(("INSTANCE_IP".to_owned(), WAYPOINT.to_string()));
+                places.insert(1, Place { network: site.waypoint.clone(), role: "waypoint", environment });
+            }
+        }
+        places
     }
 }
 
@@ -116,7 +147,7 @@ type Started = Result<Vec<Vec<(String, String)>>, String>;
 fn serve(
     yaml: PathBuf,
     state: PathBuf,
-    nodes: &[dataplane::net::NetworkNamespace],
+    nodes: &[NetworkNamespace],
     told: &mpsc::Sender<Started>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Failure> {
@@ -133,10 +164,12 @@ fn serve(
             return Err(format!("the mesh of the comparison is wrong: {problem:?}").into());
         }
         let mut environments = Vec::new();
-        for (node, network) in NODES.into_iter().zip(nodes) {
+        for network in nodes {
             let listener = network.within(|| std::net::TcpListener::bind(CONTROL))??;
             listener.set_nonblocking(true)?;
             tokio::spawn(forward(TcpListener::from_std(listener)?, socket.clone()));
+        }
+        for node in NODES {
             let token = control.token_path(node).ok_or("a node has no token")?;
             environments.push(environment(node, control.root_path(), token));
         }
@@ -191,13 +224,16 @@ fn resources(mesh: Mesh) -> String {
         document(&mut yaml, &format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {node}\n"));
     }
     let outside = matches!(mesh, Mesh::Hop(_));
-    document(&mut yaml, &pod("client", NODES[0], &CLIENT.to_string(), false));
-    document(&mut yaml, &pod("server", NODES[1], &SERVER.to_string(), outside));
+    document(&mut yaml, &pod("client", NODES[0], &CLIENT.to_string(), ""));
+    let mode = if outside { OUTSIDE } else { "" };
+    document(&mut yaml, &pod("server", NODES[1], &SERVER.to_string(), mode));
     let port = if mesh == Mesh::L4 {
         "name: tcp\n    appProtocol: tcp"
     } else {
         "name: http\n    appProtocol: http"
     };
+    let behind = matches!(mesh, Mesh::Waypoint(_));
+    let uses = if behind { "\n  labels:\n    istio.io/use-waypoint: waypoint" } else { "" };
     document(
         &mut yaml,
         &format!(
@@ -205,7 +241,7 @@ fn resources(mesh: Mesh) -> String {
 kind: Service
 metadata:
   name: app
-  namespace: perf
+  namespace: perf{uses}
 spec:
   clusterIP: {}
   selector:
@@ -223,7 +259,13 @@ spec:
         Mesh::L4 => document(&mut yaml, &connection_policy()),
         Mesh::L7(rules) => {
             routes(&mut yaml, rules);
-            policies(&mut yaml, rules);
+            policies(&mut yaml, rules, OF_PODS);
+        }
+        Mesh::Waypoint(rules) => {
+            document(&mut yaml, &pod("waypoint", NODES[1], &WAYPOINT.to_string(), OF_WAYPOINT));
+            document(&mut yaml, GATEWAY);
+            routes(&mut yaml, rules);
+            policies(&mut yaml, rules, OF_SERVICE);
         }
         Mesh::Hop(rules) => routes(&mut yaml, rules),
     }
@@ -235,8 +277,12 @@ fn document(yaml: &mut String, text: &str) {
     yaml.push_str(text);
 }
 
-fn pod(name: &str, node: &str, ip: &str, outside: bool) -> String {
-    let mode = if outside { "\n    istio.io/dataplane-mode: none" } else { "" };
+/// A pod's labels, as lines.
+const OUTSIDE: &str = "\n    istio.io/dataplane-mode: none";
+const OF_WAYPOINT: &str =
+    "\n    istio.io/dataplane-mode: none\n    gateway.networking.k8s.io/gateway-name: waypoint";
+
+fn pod(name: &str, node: &str, ip: &str, labels: &str) -> String {
     format!(
         "apiVersion: v1
 kind: ServiceAccount
@@ -250,7 +296,7 @@ metadata:
   name: {name}
   namespace: perf
   labels:
-    app: {name}{mode}
+    app: {name}{labels}
 spec:
   nodeName: {node}
   serviceAccountName: {name}
@@ -326,8 +372,42 @@ spec:
     }
 }
 
+/// Whom a policy is for.
+const OF_PODS: &str = "  selector:\n    matchLabels:\n      app: server\n";
+const OF_SERVICE: &str = "  targetRefs:\n  - group: \"\"\n    kind: Service\n    name: app\n";
+
+/// The waypoint and the service that leads to its pod.
+const GATEWAY: &str = "apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata:
+  name: waypoint
+  namespace: perf
+spec:
+  gatewayClassName: istio-waypoint
+  listeners:
+  - name: mesh
+    port: 15008
+    protocol: HBONE
+---
+apiVersion: v1
+kind: Service
+metadata:
+  name: waypoint
+  namespace: perf
+  labels:
+    gateway.networking.k8s.io/gateway-name: waypoint
+spec:
+  clusterIP: 10.96.0.2
+  selector:
+    gateway.networking.k8s.io/gateway-name: waypoint
+  ports:
+  - name: mesh
+    port: 15008
+    appProtocol: hbone
+";
+
 /// One policy of methods, paths and a template; or a hundred, of which the last allows what is asked for.
-fn policies(yaml: &mut String, rules: Rules) {
+fn policies(yaml: &mut String, rules: Rules, of: &str) {
     let policy = |name: &str, paths: &str| {
         format!(
             "apiVersion: security.istio.io/v1
@@ -336,10 +416,7 @@ metadata:
   name: {name}
   namespace: perf
 spec:
-  selector:
-    matchLabels:
-      app: server
-  action: ALLOW
+{of}  action: ALLOW
   rules:
   - from:
     - source:
@@ -371,12 +448,19 @@ mod tests {
 
     #[test]
     fn the_mesh_is_without_problems() {
-        for mesh in [Mesh::L4, Mesh::L7(Rules::One), Mesh::L7(Rules::Many), Mesh::Hop(Rules::Many)] {
+        let meshes = [
+            Mesh::L4,
+            Mesh::L7(Rules::One),
+            Mesh::L7(Rules::Many),
+            Mesh::Hop(Rules::Many),
+            Mesh::Waypoint(Rules::Many),
+        ];
+        for mesh in meshes {
             let folder = tempfile::tempdir().unwrap();
             fs::write(folder.path().join("mesh.yaml"), resources(mesh)).unwrap();
             let loaded = xds::kube::load_dir(folder.path());
             assert!(loaded.problems.is_empty(), "{mesh:?}: {:?}", loaded.problems.first());
-            assert_eq!(loaded.catalog.pods.len(), 2);
+            assert!(loaded.catalog.pods.len() >= 2);
         }
     }
 }

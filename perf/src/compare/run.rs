@@ -22,12 +22,11 @@ use crate::certificates::Certificates;
 use crate::machine::{self, Cores, Machine};
 
 /// Those in namespaces whose short form adds nothing to that of their twins on loopback.
-const FULL_ONLY: [&str; 10] = [
+const FULL_ONLY: [&str; 9] = [
     "relay-pair-ns",
     "envoy-sidecar-h2-ns",
     "envoy-sidecar-plain-stats-ns",
     "envoy-l4-ns",
-    "envoy-waypoint-ns",
     "haproxy-sidecar-ns",
     "haproxy-l4-ns",
     "corelane-l7-log",

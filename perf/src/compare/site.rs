@@ -17,6 +17,7 @@ use crate::Failure;
 pub(super) const SERVICE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 96, 0, 1)), 80);
 pub(super) const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 1));
 pub(super) const SERVER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
+pub(super) const WAYPOINT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 3));
 const NODES: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(10, 99, 0, 1)), IpAddr::V4(Ipv4Addr::new(10, 99, 0, 2))];
 const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
@@ -33,6 +34,8 @@ pub(super) struct Site {
     pub(super) network: Network,
     pub(super) client: NetworkNamespace,
     pub(super) server: NetworkNamespace,
+    /// Where a waypoint stands.
+    pub(super) waypoint: NetworkNamespace,
     /// Where node proxies live, which serve the pods from outside; none on loopback.
     pub(super) nodes: Vec<NetworkNamespace>,
     /// What keeps the namespaces joined.
@@ -53,7 +56,8 @@ impl Site {
         let home = NetworkNamespace::home()?;
         prepare(&home)?;
         let (network, nodes) = (Network::Loopback, Vec::new());
-        Ok(Self { network, client: home.clone(), server: home, nodes, _fabric: None })
+        let (client, server) = (home.clone(), home.clone());
+        Ok(Self { network, client, server, waypoint: home, nodes, _fabric: None })
     }
 
     /// Client and server, each in a namespace, joined by a router.
@@ -65,8 +69,10 @@ impl Site {
             Ok(namespace)
         };
         let (client, server) = (place("client", CLIENT)?, place("server", SERVER)?);
+        let waypoint = place("waypoint", WAYPOINT)?;
         let nodes = vec![place("node-a", NODES[0])?, place("node-b", NODES[1])?];
-        Ok(Self { network: Network::Namespaces, client, server, nodes, _fabric: Some(fabric) })
+        let network = Network::Namespaces;
+        Ok(Self { network, client, server, waypoint, nodes, _fabric: Some(fabric) })
     }
 
     fn choose(&self, loopback: SocketAddr, namespaces: SocketAddr) -> SocketAddr {
@@ -102,13 +108,13 @@ impl Site {
         }
     }
 
-    /// The waypoint; in a namespace it stands beside the server.
-    pub(super) fn waypoint(&self) -> Door {
+    /// The waypoint, which no connection is redirected to.
+    pub(super) fn waypoint_door(&self) -> Door {
         let local = SocketAddr::new(LOCAL, WAYPOINT_PORT);
         let any = SocketAddr::new(ANY, WAYPOINT_PORT);
         Door {
             listen: self.choose(local, any),
-            dial: self.choose(local, SocketAddr::new(SERVER, WAYPOINT_PORT)),
+            dial: self.choose(local, SocketAddr::new(WAYPOINT, WAYPOINT_PORT)),
         }
     }
 
@@ -160,7 +166,7 @@ impl Site {
 
     /// Sets it.
     pub(super) fn set_congestion(&self, name: &str) -> Result<(), Failure> {
-        for place in [&self.client, &self.server].into_iter().chain(&self.nodes) {
+        for place in [&self.client, &self.server, &self.waypoint].into_iter().chain(&self.nodes) {
             set(place, "net/ipv4/tcp_congestion_control", name)?;
         }
         Ok(())

@@ -242,7 +242,7 @@ fn node(
 ) -> Base {
     let (layer, refusal) = match mesh {
         NodeMesh::L4 => (Layer::L4, Refusal::Nothing),
-        NodeMesh::L7 => (Layer::L7, Refusal::Policy),
+        NodeMesh::L7 | NodeMesh::Waypoint => (Layer::L7, Refusal::Policy),
         NodeMesh::Hop => (Layer::L7, Refusal::Route),
     };
     Base {
@@ -250,7 +250,11 @@ fn node(
         label,
         kind: Kind::Ours,
         layer,
-        processes: if mesh == NodeMesh::Hop { &["proxy"] } else { &["client", "server"] },
+        processes: match mesh {
+            NodeMesh::Hop => &["proxy"],
+            NodeMesh::Waypoint => &["client", "waypoint", "server"],
+            NodeMesh::L4 | NodeMesh::L7 => PAIR,
+        },
         description,
         refusal,
         has_many_rules: mesh != NodeMesh::L4,
@@ -290,6 +294,12 @@ fn nodes() -> Vec<Base> {
             "Corelane nodes, L7, two workers",
             "As corelane-l7, two workers in each process, on the one CPU of the proxies.",
             (NodeMesh::L7, "io_uring", 2, quiet),
+        ),
+        node(
+            "corelane-waypoint",
+            "Corelane, HBONE with waypoint",
+            "Two whole `corelane proxy` processes and `corelane waypoint` between them: HBONE to the waypoint, each request decided there by a policy of methods, paths and a path template and routed, HBONE to the server's node; Istio's metrics, no access log. With many rules: 1,000 routes with a header each and 100 policies of templates.",
+            (NodeMesh::Waypoint, "io_uring", 1, quiet),
         ),
         node(
             "corelane-hop",

@@ -122,6 +122,7 @@ pub(super) enum NodeMesh {
     L4,
     L7,
     Hop,
+    Waypoint,
 }
 
 /// What every start needs.

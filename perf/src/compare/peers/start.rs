@@ -93,9 +93,13 @@ impl Start<'_> {
         self.launch_all(commands.collect())
     }
 
-    /// Starts one of the measured processes, in the network of its side; the first ones are the client's.
+    /// Starts one of the measured processes, in the network of its place.
     fn launch(&self, index: usize, program: Program, listen: SocketAddr) -> Result<Process, Failure> {
-        let network = if index == 0 { &self.site.client } else { &self.site.server };
+        let network = match (index, self.spec.processes.len()) {
+            (0, _) => &self.site.client,
+            (1, 3) => &self.site.waypoint,
+            _ => &self.site.server,
+        };
         let program = Program { network: Some(network.clone()), log: Some(self.log(index)), ..program };
         let mut process = Process::start(&program, self.setup.cores.measured, self.setup.cores.load)?;
         process.wait_listening(listen).map_err(|error| self.explained(&error.to_string()))?;
@@ -135,7 +139,9 @@ impl Start<'_> {
             }
             Starter::EnvoyL4 => (pair.l4(), vec![outbound, inbound]),
             Starter::EnvoyHbone => (pair.hbone(), vec![outbound, tunnel]),
-            Starter::EnvoyWaypoint => (pair.waypoint(), vec![outbound, self.site.waypoint().listen, tunnel]),
+            Starter::EnvoyWaypoint => {
+                (pair.waypoint(), vec![outbound, self.site.waypoint_door().listen, tunnel])
+            }
             _ => (pair.hop(self.rules), vec![outbound]),
         };
         let mut programs = Vec::new();
@@ -241,13 +247,13 @@ impl Start<'_> {
             NodeMesh::L4 => Mesh::L4,
             NodeMesh::L7 => Mesh::L7(self.rules),
             NodeMesh::Hop => Mesh::Hop(self.rules),
+            NodeMesh::Waypoint => Mesh::Waypoint(self.rules),
         };
         let running = mesh::Running::start(self.site, mesh, &self.folder)?;
         let mut processes = Vec::new();
-        let count = self.spec.processes.len();
-        for (index, network) in self.site.nodes.iter().enumerate().take(count) {
-            let mut start = Program::new(path, ["proxy"]);
-            let mut environment = running.environment(index);
+        for (index, place) in running.places(self.site).into_iter().enumerate() {
+            let mesh::Place { network, role, mut environment } = place;
+            let mut start = Program::new(path, [role]);
             environment.push(("ZTUNNEL_WORKER_THREADS".to_owned(), nodes.workers.to_string()));
             environment.push(("RUST_LOG".to_owned(), nodes.log.to_owned()));
             if nodes.program.is_none() {
@@ -256,7 +262,7 @@ impl Start<'_> {
             }
             start.environment =
                 environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
-            start.network = Some(network.clone());
+            start.network = Some(network);
             start.log = Some(self.log(index));
             processes.push(Process::start(&start, self.setup.cores.measured, self.setup.cores.load)?);
         }

@@ -114,7 +114,7 @@ impl Pair<'_> {
         let waypoint = bootstrap(
             3,
             vec![
-                listener("terminate", Some(site.waypoint().listen), vec![terminate], Some(tls)),
+                listener("terminate", Some(site.waypoint_door().listen), vec![terminate], Some(tls)),
                 listener("main", None, vec![main], None),
                 listener("originate", None, vec![originate], None),
             ],
@@ -124,7 +124,7 @@ impl Pair<'_> {
                 cluster("onward", address(site.tunnel().dial), Upstream::Hbone, Some(onward)),
             ],
         );
-        vec![self.hbone_client(site.waypoint().dial), waypoint, self.hbone_server()]
+        vec![self.hbone_client(site.waypoint_door().dial), waypoint, self.hbone_server()]
     }
 
     /// One hop without TLS.
