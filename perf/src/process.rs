@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,9 @@ use dataplane::net::NetworkNamespace;
 
 use crate::Failure;
 use crate::machine;
+
+/// Sets what happens to a process when its parent ends, and becomes the program it is given.
+const SETPRIV: &str = "/usr/bin/setpriv";
 
 /// A program, its arguments, and where it runs.
 #[derive(Debug, Clone)]
@@ -39,8 +42,18 @@ impl Program {
         }
     }
 
+    /// Where util-linux is there, the child ends with this process, however that ends.
+    fn command(&self) -> Command {
+        if !Path::new(SETPRIV).exists() {
+            return Command::new(&self.path);
+        }
+        let mut command = Command::new(SETPRIV);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.path);
+        command
+    }
+
     fn spawn(&self) -> Result<Child, Failure> {
-        let mut command = Command::new(&self.path);
+        let mut command = self.command();
         command.args(&self.arguments).envs(self.environment.iter().cloned()).stdin(Stdio::null());
         if let Some(path) = &self.log {
             let log = fs::File::options().append(true).create(true).open(path)?;

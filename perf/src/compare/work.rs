@@ -36,7 +36,7 @@ impl Scale {
     pub(super) fn of(form: Form) -> Self {
         match form {
             Form::Short => {
-                Self { form, duration: Duration::from_millis(300), bulk_bytes: 128 << 20, idle: 200 }
+                Self { form, duration: Duration::from_millis(300), bulk_bytes: 64 << 20, idle: 200 }
             }
             Form::Full => Self { form, duration: Duration::from_secs(3), bulk_bytes: 2 << 30, idle: 10_000 },
         }
