@@ -203,7 +203,7 @@ fn trailers_pass_in_every_combination() {
 #[test]
 fn calls_of_grpc_stream_both_ways_and_end_with_their_status() {
     inside("calls_of_grpc_stream_both_ways_and_end_with_their_status", || {
-        let web = Web::new(&both());
+        let mut web = Web::new(&both());
         let client = web.bed.client2("client", web.service);
         let Asked { response, mut body } = client.ask(request("POST", "/grpc/stream", GRPC), false);
         client.run(async {
@@ -221,6 +221,17 @@ fn calls_of_grpc_stream_both_ways_and_end_with_their_status() {
         });
         let answer = client.post("/grpc/status", GRPC, b"x", HeaderMap::new()).unwrap();
         assert_eq!((answer.field("grpc-status"), answer.body.len()), (Some("5"), 0));
+        let message = [&[0, 0, 0, 0, 2][..], b"ab"].concat();
+        client.post("/grpc/stream", GRPC, &message.repeat(3), HeaderMap::new()).unwrap();
+        for (path, status, messages) in [("/grpc/status", 5, [0, 0]), ("/grpc/stream", 0, [3, 3])] {
+            let told = web.bed.record("a call", |it| {
+                it.http.as_ref().is_some_and(|http| {
+                    let ended = http.grpc_status.map(dataplane::metrics::GrpcStatus::code) == Some(status);
+                    http.path.as_str() == path && ended && http.messages == messages
+                })
+            });
+            assert_eq!(told.cause, CloseCause::Finished);
+        }
     });
 }
 
@@ -391,6 +402,32 @@ fn a_changed_policy_ends_the_request_that_it_denies_and_no_other() {
         assert_eq!(client.get("/a/x").unwrap().status, 403);
         let cut = web.bed.ended(Direction::Inbound, CloseCause::PolicyChanged);
         assert_eq!(cut.http.unwrap().path.as_str(), "/a/stream");
+    });
+}
+
+#[test]
+fn what_is_no_http_on_an_undeclared_port_goes_to_the_service_itself() {
+    inside("what_is_no_http_on_an_undeclared_port_goes_to_the_service_itself", || {
+        let yaml = routes().replace(
+            "clusterIP: 10.96.1.1, selector: { app: none }",
+            "clusterIP: 10.96.1.1, selector: { app: plain }",
+        );
+        let mut web = Web::new(&yaml);
+        web.bed.serve_echo("plain", 8080);
+        let socket = web.bed.connect("client", web.service).unwrap();
+        let asked = b"\x01\x02 no request at all";
+        let answer = session_support::exchange(&socket, asked).unwrap();
+        assert!(answer.ends_with(asked), "{}", String::from_utf8_lossy(&answer));
+        let carried = web.bed.ended(Direction::Outbound, CloseCause::Finished);
+        assert!(carried.http.is_none());
+        assert_eq!(carried.bytes_sent, asked.len() as u64);
+
+        // What may be a request is one, or is refused.
+        let mut client = web.bed.client("client", web.service);
+        client.send("GET @ HTTP/2.0\r\nHost: web\r\n\r\n").unwrap();
+        assert_eq!(client.response().unwrap().status, 505);
+        assert_eq!(web.bed.client("client", web.service).get("/old/x").status, 200);
+        web.bed.until_idle();
     });
 }
 

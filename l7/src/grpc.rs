@@ -55,6 +55,40 @@ pub fn message(text: &str) -> String {
     encoded.trim_end().to_owned()
 }
 
+/// Counts the messages of one direction in its payload: each has a byte of flags and four of length in front.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Messages {
+    count: u64,
+    /// Of the prefix that has not all come, how many bytes have, and the length so far.
+    prefix: (u8, u32),
+    /// Bytes left of the message.
+    rest: u64,
+}
+
+impl Messages {
+    pub fn feed(&mut self, mut payload: &[u8]) {
+        loop {
+            let skipped = usize::try_from(self.rest).unwrap_or(usize::MAX).min(payload.len());
+            self.rest -= skipped as u64;
+            payload = payload.get(skipped..).unwrap_or_default();
+            let Some((byte, behind)) = payload.split_first() else { return };
+            payload = behind;
+            let (seen, length) = self.prefix;
+            let length = if seen == 0 { 0 } else { length << 8 | u32::from(*byte) };
+            self.prefix = (seen + 1, length);
+            if seen == 4 {
+                self.count += 1;
+                (self.prefix, self.rest) = ((0, 0), length.into());
+            }
+        }
+    }
+
+    /// Those that have begun.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+}
+
 fn hex(digit: u8) -> char {
     char::from_digit(digit.into(), 16).unwrap_or('0').to_ascii_uppercase()
 }
@@ -81,6 +115,16 @@ mod tests {
             [(200, 0), (400, 13), (401, 16), (403, 7), (404, 12), (429, 14), (503, 14), (504, 4), (500, 2)]
         {
             assert_eq!(status_of(http), grpc, "{http}");
+        }
+    }
+
+    #[test]
+    fn messages_are_counted_however_they_are_cut() {
+        let payload = [&[0, 0, 0, 0, 3][..], b"abc", &[1, 0, 0, 0, 0], &[0, 0, 0, 1, 0], &[7; 256]].concat();
+        for size in [1, 2, 5, 7, 300] {
+            let mut messages = Messages::default();
+            payload.chunks(size).for_each(|piece| messages.feed(piece));
+            assert_eq!((messages.count(), messages.rest, messages.prefix.0), (3, 0, 0), "{size}");
         }
     }
 

@@ -12,7 +12,7 @@ use xds::snapshot::{Route, ServiceEntry, Snapshot};
 use super::connection::Connection;
 use super::dial::{Dialler, UpstreamFacts, Wire, refusal_cause};
 use super::http;
-use super::node::Node;
+use super::node::{Node, workload_of};
 use super::pod::Pod;
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
@@ -47,7 +47,9 @@ async fn open(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: SocketAddr) 
             connection.established();
             node.worker.spawn(carry_plain(connection, socket, upstream));
         }
-        Ok(Ready::Http(caller)) => node.worker.spawn(carry_http(connection, *caller, socket)),
+        Ok(Ready::Http { caller, declared }) => {
+            node.worker.spawn(carry_http(connection, *caller, declared, socket));
+        }
     }
 }
 
@@ -58,9 +60,66 @@ pub(super) async fn carry_plain(connection: Connection, socket: Socket, upstream
     connection.end(cause);
 }
 
-async fn carry_http(connection: Connection, caller: http::Caller, socket: Socket) {
-    let cause = http::route(&connection, caller, Wire::Socket(socket)).await;
-    connection.end_silently(cause);
+/// Serves requests; on a port that is not declared what is no HTTP goes to the service as it comes.
+async fn carry_http(connection: Connection, caller: http::Caller, declared: AppProtocol, socket: Socket) {
+    let downstream = Wire::Socket(socket);
+    let begun = if declared == AppProtocol::Unknown {
+        match http::Begun::read(&connection, &downstream).await {
+            Ok(begun) => Some(begun),
+            Err(cause) => return give_up(connection, &downstream, cause),
+        }
+    } else {
+        None
+    };
+    match (begun, downstream) {
+        (Some(begun), Wire::Socket(socket)) if !begun.may_be_http() => {
+            Box::pin(carry_other(connection, caller, socket, begun)).await;
+        }
+        (begun, downstream) => {
+            let cause = http::route(&connection, caller, downstream, begun).await;
+            connection.end_silently(cause);
+        }
+    }
+}
+
+fn give_up(connection: Connection, downstream: &Wire, cause: CloseCause) {
+    if let Wire::Socket(socket) = downstream {
+        socket.reset_on_close();
+    }
+    connection.end(cause);
+}
+
+/// Routes say nothing of bytes that are no requests.
+async fn carry_other(connection: Connection, caller: http::Caller, socket: Socket, begun: http::Begun) {
+    let http::Caller { node, pod, remote, to, .. } = &caller;
+    let state = node.state();
+    let workload = workload_of(&state, &pod.local).unwrap_or_else(|| caller.workload.clone());
+    let dialler = Dialler { node, pod, workload: &workload, client: *remote };
+    let opened = {
+        let opening = pin!(async {
+            let upstream = reach(&connection, &state, &dialler, *to).await?;
+            upstream.write_all(begun.bytes()).await.map_err(|_| CloseCause::ServerReset)?;
+            Ok(upstream)
+        });
+        connection.until_cut(opening).await
+    };
+    let counters = &connection.shared.counters;
+    counters.sent.set(counters.sent.get() + begun.bytes().len() as u64);
+    drop(begun);
+    match opened.and_then(|opened| opened) {
+        Ok(Wire::Tunnel(stream)) => {
+            connection.established();
+            connection.carry(stream, socket, Flow::Downstream).await;
+        }
+        Ok(Wire::Socket(upstream)) => {
+            connection.established();
+            carry_plain(connection, socket, upstream).await;
+        }
+        Err(cause) => {
+            socket.reset_on_close();
+            connection.end(cause);
+        }
+    }
 }
 
 /// A captured connection whose way is decided and open.
@@ -68,7 +127,10 @@ enum Ready {
     Tunnel(TunnelStream),
     Plain(Socket),
     /// Each request finds its own way.
-    Http(Box<http::Caller>),
+    Http {
+        caller: Box<http::Caller>,
+        declared: AppProtocol,
+    },
 }
 
 async fn prepare(
@@ -99,7 +161,9 @@ async fn prepare(
         connection.record.borrow_mut().service = Some(entry.service.clone());
         let goal = http::Goal::Service(entry.key().clone());
         let (node, pod) = (node.clone(), pod.clone());
-        return Ok(Ready::Http(Box::new(http::Caller { node, pod, workload, remote, goal, to })));
+        let declared = entry.service.port(to.port()).map(|port| port.app_protocol).unwrap_or_default();
+        let caller = Box::new(http::Caller { node, pod, workload, remote, goal, to });
+        return Ok(Ready::Http { caller, declared });
     }
     let dialler = Dialler { node, pod, workload: &workload, client: remote };
     match reach(connection, &state, &dialler, to).await? {

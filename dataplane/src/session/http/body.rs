@@ -9,6 +9,7 @@ use l7::http1::{Body, BodyFraming, Http1Error};
 use tunnel::h2::{ErrorCode, Headers};
 
 use super::Wire;
+use super::books::Meter;
 use super::reader::Reader;
 use super::replay::Replay;
 use super::side::{Framing, Place, Side, Sink};
@@ -124,16 +125,15 @@ impl<'a> Source<'a> {
 }
 
 /// One way of an exchange.
-pub(super) struct Passage<'a, F> {
+pub(super) struct Passage<'a, 'c> {
     pub(super) worker: &'a Worker,
     pub(super) to: Sink<'a>,
     /// What a failure of the source is called.
     pub(super) failed: CloseCause,
-    /// Is told of bytes that were passed on.
-    pub(super) count: F,
+    pub(super) meter: Meter<'a, 'c>,
 }
 
-impl<F: Fn(usize)> Passage<'_, F> {
+impl Passage<'_, '_> {
     /// Passes on what is left of a body, and its end. `replay` learns what goes by.
     pub(super) async fn run(&self, source: &mut Source<'_>, replay: Option<&Replay>) -> Result<(), Broken> {
         match source {
@@ -168,7 +168,7 @@ impl<F: Fn(usize)> Passage<'_, F> {
             let run = reader.bytes().get(..consumed).unwrap_or_default();
             if !run.is_empty() {
                 self.to.write(run, Place::Within).await?;
-                (self.count)(run.len());
+                self.meter.bytes(run.len());
             }
             reader.advance(consumed);
         }
@@ -185,6 +185,9 @@ impl<F: Fn(usize)> Passage<'_, F> {
                 Next::Held(payload) => self.piece(payload.bytes(), Some(&payload), replay).await?,
                 Next::End(trailers) => {
                     replay.inspect(|replay| replay.complete(trailers.as_ref()));
+                    if let Some(trailers) = &trailers {
+                        self.meter.last_fields(trailers);
+                    }
                     return self.to.end(trailers).await;
                 }
             };
@@ -209,8 +212,9 @@ impl<F: Fn(usize)> Passage<'_, F> {
                 replay.complete(None);
             }
         });
+        self.meter.content(content);
         self.to.write(content, place).await?;
-        (self.count)(content.len());
+        self.meter.bytes(content.len());
         Ok(place)
     }
 }

@@ -4,10 +4,13 @@ use std::cell::Cell;
 use std::time::{Instant, SystemTime};
 
 use l7::filter::{Chain, OwnField};
+use l7::grpc::Messages;
+use tunnel::h2::Headers;
 
 use super::Protocol;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record, kept};
+use crate::metrics::{GrpcStatus, RequestProtocol};
 use crate::session::connection::Connection;
 use crate::trace::request_id;
 
@@ -25,7 +28,52 @@ pub(in crate::session) struct Books<'c> {
     sent: Cell<u64>,
     /// Server to client.
     received: Cell<u64>,
+    /// Of gRPC: how the call ended, and the messages of the client and of the server.
+    grpc_status: Cell<Option<GrpcStatus>>,
+    messages: [Cell<Messages>; 2],
     closed: bool,
+}
+
+/// Which way bytes go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    ToServer,
+    ToClient,
+}
+
+/// Enters in the books what is passed on one way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Meter<'a, 'c> {
+    books: &'a Books<'c>,
+    flow: Flow,
+}
+
+impl Meter<'_, '_> {
+    /// Bytes that were passed on.
+    pub(super) fn bytes(self, count: usize) {
+        match self.flow {
+            Flow::ToServer => self.books.count_sent(count),
+            Flow::ToClient => self.books.count_received(count),
+        }
+    }
+
+    /// Content that is passed on without its framing.
+    pub(super) fn content(self, content: &[u8]) {
+        if self.books.facts.protocol == RequestProtocol::Grpc {
+            let [of_client, of_server] = &self.books.messages;
+            let counted = if self.flow == Flow::ToServer { of_client } else { of_server };
+            let mut messages = counted.get();
+            messages.feed(content);
+            counted.set(messages);
+        }
+    }
+
+    /// Trailers, or the head of a message that has nothing else.
+    pub(super) fn last_fields(self, headers: &Headers) {
+        if self.flow == Flow::ToClient {
+            self.books.note_grpc_status(headers.get("grpc-status"));
+        }
+    }
 }
 
 impl<'c> Books<'c> {
@@ -39,7 +87,20 @@ impl<'c> Books<'c> {
             began: Instant::now(),
             sent: Cell::new(0),
             received: Cell::new(0),
+            grpc_status: Cell::new(None),
+            messages: Default::default(),
             closed: false,
+        }
+    }
+
+    pub(super) fn meter(&self, flow: Flow) -> Meter<'_, 'c> {
+        Meter { books: self, flow }
+    }
+
+    /// Notes how a call of gRPC ended; means nothing to other requests.
+    pub(super) fn note_grpc_status(&self, field: Option<&[u8]>) {
+        if let Some(field) = field.filter(|_| self.facts.protocol == RequestProtocol::Grpc) {
+            self.grpc_status.set(Some(GrpcStatus::of_field(field)));
         }
     }
 
@@ -90,6 +151,8 @@ impl<'c> Books<'c> {
 
     fn write(&mut self, cause: CloseCause) {
         self.closed = true;
+        self.facts.grpc_status = self.grpc_status.get();
+        self.facts.messages = self.messages.each_ref().map(|messages| messages.get().count());
         self.record.http = Some(std::mem::take(&mut self.facts));
         let bytes = (self.sent.get(), self.received.get());
         self.connection.log_request(&mut self.record, cause, self.began, bytes);

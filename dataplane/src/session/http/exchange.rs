@@ -14,6 +14,7 @@ use l7::http1::{BodyFraming, Version};
 use tunnel::h2::ErrorCode;
 
 use super::body::{Broken, Fault, Passage, Source};
+use super::books::Flow;
 use super::head::{Extended, Received};
 use super::reader::Reader;
 use super::replay::Replay;
@@ -251,15 +252,15 @@ impl Exchange<'_, '_> {
             Side::Http1(_) if source.is_http1() => Framing::Verbatim,
             _ => Framing::of(self.plan.body),
         };
-        let count = |bytes| self.books.count_sent(bytes);
+        let meter = self.books.meter(Flow::ToServer);
         let to = Sink { side: to, framing };
         if !self.replay.is_fresh() {
-            self.replay.pass(to, &count).await?;
+            self.replay.pass(to, meter).await?;
             if self.replay.is_complete() {
                 return Ok(());
             }
         }
-        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ClientReset, count };
+        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ClientReset, meter };
         passage.run(source, Some(self.replay)).await
     }
 
@@ -302,6 +303,9 @@ impl Exchange<'_, '_> {
             }
             (Side::Http2(stream), Written::Http2(headers)) => {
                 stream.respond(headers, head.is_last).map_err(|_| Broken::To)?;
+                if head.is_last {
+                    self.books.meter(Flow::ToClient).last_fields(headers);
+                }
                 self.books.count_received(headers.list_size());
             }
             // Written for the downstream that it is.
@@ -317,9 +321,9 @@ impl Exchange<'_, '_> {
             (Server::Http1 { .. }, Side::Http1(_)) => Framing::Verbatim,
             _ => Framing::of(head.framing),
         };
-        let count = |bytes| self.books.count_received(bytes);
+        let meter = self.books.meter(Flow::ToClient);
         let to = Sink { side: self.downstream, framing };
-        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ServerReset, count };
+        let passage = Passage { worker: self.worker(), to, failed: CloseCause::ServerReset, meter };
         match server {
             Server::Http1 { wire, reader } => {
                 passage.run(&mut Source::http1(wire, reader, head.framing), None).await
@@ -338,13 +342,13 @@ impl Exchange<'_, '_> {
             worker: self.worker(),
             to: to(Side::Http1(wire)),
             failed: CloseCause::ClientReset,
-            count: |bytes| self.books.count_sent(bytes),
+            meter: self.books.meter(Flow::ToServer),
         };
         let back = Passage {
             worker: self.worker(),
             to: to(self.downstream),
             failed: CloseCause::ServerReset,
-            count: |bytes| self.books.count_received(bytes),
+            meter: self.books.meter(Flow::ToClient),
         };
         source.become_opaque();
         let mut from_server = Source::http1(wire, reader, BodyFraming::UntilClose);

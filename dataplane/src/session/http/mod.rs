@@ -122,16 +122,72 @@ pub(super) async fn converse<D: Director>(
     director: &D,
 ) -> CloseCause {
     let mut reader = Reader::default();
-    let worker = &connection.node.worker;
     let begun = {
+        let worker = &connection.node.worker;
         let begun = pin!(worker.unless_draining(reader.preface(worker, &downstream)));
         connection.until_cut(begun).await
     };
-    match begun {
-        Ok(_) if sniff(reader.bytes()) == Sniffed::Http2 => {
-            Box::pin(http2::converse(connection, downstream, reader.bytes(), director)).await
+    // What has failed or drained so far is found out by whoever goes on.
+    drop(begun);
+    converse_from(connection, downstream, Begun { reader }, director).await
+}
+
+/// The first bytes of a connection.
+#[derive(Debug)]
+pub(super) struct Begun {
+    reader: Reader,
+}
+
+impl Begun {
+    /// Waits until they show whether the connection carries HTTP. One that ends or fails before may.
+    pub(super) async fn read(connection: &Connection, downstream: &Wire) -> Result<Self, CloseCause> {
+        let mut reader = Reader::default();
+        {
+            let worker = &connection.node.worker;
+            let begun = pin!(worker.unless_draining(reader.first_line(worker, downstream)));
+            let _begun = connection.until_cut(begun).await?;
         }
-        // What has failed or drained so far is found out there.
-        _ => conversation::converse(connection, &downstream, reader, director).await,
+        Ok(Self { reader })
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        self.reader.bytes()
+    }
+
+    /// Whether they may be HTTP, well-formed or not: what is not well-formed is refused and not passed on unread.
+    pub(super) fn may_be_http(&self) -> bool {
+        let bytes = self.bytes();
+        match sniff(bytes) {
+            Sniffed::Http1 | Sniffed::Http2 => true,
+            Sniffed::Tls => false,
+            Sniffed::NeedMore | Sniffed::Unknown => {
+                bytes.is_empty() || names_method(bytes) || memmem(bytes, b" HTTP/")
+            }
+        }
+    }
+}
+
+fn memmem(bytes: &[u8], needle: &[u8]) -> bool {
+    bytes.windows(needle.len()).any(|window| window == needle)
+}
+
+/// Whether the bytes begin with a method of RFC 9110 or RFC 5789.
+fn names_method(bytes: &[u8]) -> bool {
+    const METHODS: [&[u8]; 9] =
+        [b"GET ", b"HEAD ", b"POST ", b"PUT ", b"DELETE ", b"CONNECT ", b"OPTIONS ", b"TRACE ", b"PATCH "];
+    let bytes = bytes.trim_ascii_start();
+    METHODS.iter().any(|method| bytes.starts_with(method))
+}
+
+async fn converse_from<D: Director>(
+    connection: &Connection,
+    downstream: Wire,
+    Begun { reader }: Begun,
+    director: &D,
+) -> CloseCause {
+    if sniff(reader.bytes()) == Sniffed::Http2 {
+        Box::pin(http2::converse(connection, downstream, reader.bytes(), director)).await
+    } else {
+        conversation::converse(connection, &downstream, reader, director).await
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use l7::http1::{HeadScanner, Http1Error};
 use tunnel::h2::ErrorCode;
+use tunnel::sniff::{Sniffed, sniff};
 
 use super::Wire;
 use crate::link::StreamError;
@@ -103,6 +104,18 @@ impl Reader {
         monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Ok(()))
     }
 
+    /// Reads until it is clear what the connection speaks, as [`sniff`] judges; waits as [`Self::preface`] does.
+    pub(super) async fn first_line(&mut self, worker: &Worker, wire: &Wire) -> io::Result<()> {
+        if !self.begun(worker, wire).await? || sniff(&self.buffer) != Sniffed::NeedMore {
+            return Ok(());
+        }
+        let rest = async {
+            while sniff(&self.buffer) == Sniffed::NeedMore && self.fill(worker, wire).await? > 0 {}
+            Ok(())
+        };
+        monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Ok(()))
+    }
+
     /// The next head, with its final empty line; `None` if the peer closed before its first byte.
     pub(super) async fn head(&mut self, worker: &Worker, wire: &Wire) -> Result<Option<Bytes>, HeadError> {
         if !self.begun(worker, wire).await.map_err(|_| HeadError::Io)? {
@@ -151,7 +164,7 @@ impl Wire {
         }
     }
 
-    pub(super) async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
+    pub(in crate::session) async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Self::Tunnel(stream) => stream.write_all(bytes).await.map_err(io_error),
             Self::Socket(socket) => socket.write_all(bytes).await,

@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use tunnel::h2::Headers;
 
 use super::body::Broken;
+use super::books::Meter;
 use super::side::{Place, Sink};
 use crate::worker::Worker;
 
@@ -89,11 +90,11 @@ impl Replay {
     }
 
     /// Passes on what was kept, and the end if that was.
-    pub(super) async fn pass(&self, to: Sink<'_>, count: &impl Fn(usize)) -> Result<(), Broken> {
+    pub(super) async fn pass(&self, to: Sink<'_>, meter: Meter<'_, '_>) -> Result<(), Broken> {
         let content = self.content.borrow().clone();
         if !content.is_empty() {
             to.write(&content, Place::Within).await?;
-            count(content.len());
+            meter.bytes(content.len());
         }
         if self.is_complete() {
             let trailers = self.trailers.borrow().clone();

@@ -180,6 +180,8 @@ impl<D: Director> Request<'_, D> {
     /// Answers in the upstream's place.
     async fn answer(&self, books: &Books<'_>, plan: &Plan, reply: &Reply, after: After) -> Outcome {
         let told = plan.is_grpc.then(|| reply.clone().for_grpc());
+        let status = told.iter().flat_map(|told| &told.fields).find(|(name, _)| name == "grpc-status");
+        books.note_grpc_status(status.map(|(_, value)| value.as_slice()));
         self.tell(books, told.as_ref().unwrap_or(reply), Some(plan), after).await
     }
 

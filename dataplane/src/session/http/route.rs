@@ -13,7 +13,8 @@ use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
 use super::{
-    Books, Decision, Director, Filtered, Kept, Protocol, Reply, Upstream, Wire, converse, protocol_to,
+    Begun, Books, Decision, Director, Filtered, Kept, Protocol, Reply, Upstream, Wire, converse,
+    converse_from, protocol_to,
 };
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record};
@@ -67,14 +68,18 @@ impl Goal {
     }
 }
 
-/// Serves the requests of a captured connection.
+/// Serves the requests of a captured connection; `begun` is what has been read of it.
 pub(in crate::session) async fn route(
     connection: &Connection,
     caller: Caller,
     downstream: Wire,
+    begun: Option<Begun>,
 ) -> CloseCause {
     let steering = Steering::new(connection, caller);
-    converse(connection, downstream, &steering).await
+    match begun {
+        Some(begun) => converse_from(connection, downstream, begun, &steering).await,
+        None => converse(connection, downstream, &steering).await,
+    }
 }
 
 /// Routes requests and reaches their endpoints.
