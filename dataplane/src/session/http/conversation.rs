@@ -57,7 +57,9 @@ async fn requests<D: Director>(
             Err(NoRequest::Closed(cause)) => return cause,
             Err(NoRequest::Refused(reply)) => return refuse(connection, downstream, &reply).await,
         };
-        let (downstream_side, received) = (Side::Http1(downstream), Received::Http1(head));
+        let normalization = director.normalization();
+        let received = Received::Http1 { raw: head, normalization };
+        let downstream_side = Side::Http1(downstream);
         let request = Request { connection, director, downstream: downstream_side, received };
         let outcome = request.serve_http1(&mut reader).await;
         if !outcome.downstream_lives {

@@ -12,15 +12,13 @@ use l7::http1::{
 };
 use l7::http2::{Pseudo, joined_cookie, passing, put_request_fields, read_request};
 use l7::ir::{Header, RequestHead};
-use l7::path::{Target, normalize};
+use l7::path::{Normalization, Target, normalize};
 use tunnel::h2::{HeaderError, Headers};
-
-use super::NORMALIZATION;
 
 /// A request head, kept as it came: it can be read again, when policies have changed or somebody else is asked.
 #[derive(Debug, Clone)]
 pub(in crate::session) enum Received {
-    Http1(Bytes),
+    Http1 { raw: Bytes, normalization: Normalization },
     Http2(Rc<Http2Head>),
 }
 
@@ -32,21 +30,22 @@ pub(in crate::session) struct Http2Head {
     cookie: Option<Vec<u8>>,
     /// It has no body.
     ended: bool,
+    normalization: Normalization,
 }
 
 /// Without it a server of HTTP/1.1 takes no switch to WebSocket; HTTP/2 has no use for it (RFC 8441 section 5.1).
 const WEBSOCKET_KEY: &str = "sec-websocket-key";
 
 impl Received {
-    pub(super) fn http2(headers: Headers, ended: bool) -> Self {
+    pub(super) fn http2(headers: Headers, ended: bool, normalization: Normalization) -> Self {
         let cookie = joined_cookie(lines(&headers));
-        Self::Http2(Rc::new(Http2Head { headers, cookie, ended }))
+        Self::Http2(Rc::new(Http2Head { headers, cookie, ended, normalization }))
     }
 
     /// Bytes of the head, about.
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Http1(raw) => raw.len(),
+            Self::Http1 { raw, .. } => raw.len(),
             Self::Http2(head) => head.headers.list_size(),
         }
     }
@@ -58,16 +57,16 @@ impl Received {
         take: impl FnOnce(&Request<'_, '_>, &Target<'_>) -> R,
     ) -> Result<R, Http1Error> {
         match self {
-            Self::Http1(raw) => {
+            Self::Http1 { raw, normalization } => {
                 let mut storage = empty_headers();
                 let mut request = parse_request(raw, &mut storage)?;
                 // Without its Upgrade field a request asks for no switch, which a server is free to ignore as well.
                 request.upgrade = request.upgrade.filter(|protocols| !hides_requests(protocols));
-                let target = normalize(request.target, NORMALIZATION).map_err(|_| Http1Error::Target)?;
+                let target = normalize(request.target, *normalization).map_err(|_| Http1Error::Target)?;
                 Ok(take(&request, &target))
             }
             Self::Http2(head) => {
-                let Http2Head { headers, cookie, ended } = &**head;
+                let Http2Head { headers, cookie, ended, normalization } = &**head;
                 let pseudo = Pseudo {
                     method: headers.method().unwrap_or_default(),
                     authority: headers.authority(),
@@ -79,7 +78,7 @@ impl Received {
                 if request.upgrade.is_some_and(hides_requests) {
                     return Err(Http1Error::Connect);
                 }
-                let target = normalize(request.target, NORMALIZATION).map_err(|_| Http1Error::Target)?;
+                let target = normalize(request.target, *normalization).map_err(|_| Http1Error::Target)?;
                 Ok(take(&request, &target))
             }
         }
@@ -97,7 +96,7 @@ impl Received {
     /// to switch protocols becomes an ordinary one, as if the server had ignored it.
     pub(super) fn to_http2(&self, filters: &Chain, extended: Extended) -> Result<Headers, Unwritable> {
         let scheme = match self {
-            Self::Http1(_) => None,
+            Self::Http1 { .. } => None,
             Self::Http2(head) => head.headers.scheme(),
         };
         self.read(|request, target| {
@@ -218,4 +217,26 @@ fn hides_requests(protocols: &str) -> bool {
         let name = protocol.split('/').next().unwrap_or_default().trim();
         ["h2c", "http", "tls"].iter().any(|hidden| name.eq_ignore_ascii_case(hidden))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_normalised_as_it_was_received_for_wherever_it_is_looked_at() {
+        for (normalization, expected) in [
+            (Normalization::None, "/a/../b//c%2Fd"),
+            (Normalization::Base, "/b//c%2Fd"),
+            (Normalization::MergeSlashes, "/b/c%2Fd"),
+            (Normalization::DecodeAndMergeSlashes, "/b/c/d"),
+        ] {
+            let raw = Bytes::from_static(b"GET /a/../b//c%2Fd HTTP/1.1\r\nhost: web\r\n\r\n");
+            let received = Received::Http1 { raw, normalization };
+            assert_eq!(received.view(|head| head.path.to_owned()).unwrap(), expected);
+            let written = received.to_http1(&Chain::default(), || 0).unwrap();
+            let line = format!("GET {expected} HTTP/1.1\r\n");
+            assert!(written.starts_with(line.as_bytes()), "{normalization:?}");
+        }
+    }
 }

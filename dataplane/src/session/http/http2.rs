@@ -66,7 +66,7 @@ async fn requests<D: Director>(connection: &Connection, link: &Link, director: &
 async fn serve<D: Director>(connection: &Connection, director: &D, request: ClearRequest) {
     let ClearRequest { stream, headers } = request;
     let _held = Held::new(&connection.node.worker, REQUEST_BYTES + headers.list_size());
-    let received = Received::http2(headers, stream.is_received());
+    let received = Received::http2(headers, stream.is_received(), director.normalization());
     let downstream = Side::Http2(&stream);
     Request { connection, director, downstream, received }.serve_http2(&stream).await;
 }

@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use l7::filter::Chain;
 use l7::ir::{Filters, RequestHead};
+use l7::path::Normalization;
 use tunnel::sniff::{Sniffed, sniff};
 
 use super::connection::Connection;
@@ -44,7 +45,7 @@ pub(super) use upstream::{Kept, Upstream, protocol_to};
 use reader::Reader;
 
 /// How paths are normalised before they are matched and forwarded: Istio's default.
-pub(crate) const NORMALIZATION: l7::path::Normalization = l7::path::Normalization::Base;
+pub(crate) const NORMALIZATION: Normalization = Normalization::Base;
 
 /// What carries a request, or shall carry it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,6 +86,11 @@ impl<C> Decision<C> {
 pub(super) trait Director {
     /// Where a request goes, and from which state that was chosen.
     type Choice;
+
+    /// How the path of the next request is normalised before it is matched and forwarded.
+    fn normalization(&self) -> Normalization {
+        NORMALIZATION
+    }
 
     /// Asks somebody else about a request before it is decided. What comes back is done to the request, and the decision
     /// is made about the outcome. A head that cannot be read is refused afterwards in any case.

@@ -259,7 +259,7 @@ fn look<D: Director>(
             Err(reply) => Decision::answer(reply),
         };
         books.sign(&mut filtered.chain);
-        let head = matches!((&verdict, received), (Ok(_), Received::Http1(_))).then(|| {
+        let head = matches!((&verdict, received), (Ok(_), Received::Http1 { .. })).then(|| {
             let mut head = Vec::with_capacity(received.len() + 64);
             write_http1(&mut head, request, target, &filtered.chain, None);
             head

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use l7::ir::{Filters, HeaderEdits, HeaderValue, RequestHead};
+use l7::path::Normalization;
 use model::{Identity, Workload};
 
 use super::front::{Found, Front, Unserved};
@@ -10,7 +11,8 @@ use crate::access_log::cause::CloseCause;
 use crate::session::admission::Arrival;
 use crate::session::connection::Connection;
 use crate::session::http::{
-    Books, Caller, Decision, Director, Goal, Permit, Reply, Steering, Upstream, Way, Wire, converse, permit,
+    Books, Caller, Decision, Director, Goal, NORMALIZATION, Permit, Reply, Steering, Upstream, Way, Wire,
+    converse, permit,
 };
 use crate::session::node::workload_of;
 use crate::session::state::NodeState;
@@ -50,6 +52,16 @@ struct Waypoint<'a> {
 
 impl Director for Waypoint<'_> {
     type Choice = Box<Way>;
+
+    fn normalization(&self) -> Normalization {
+        let caller = self.steering.caller();
+        let state = caller.node.state();
+        // Only another control plane says how; one that has not said it yet serves nothing.
+        let own =
+            workload_of(&state, &caller.pod.local).filter(|_| state.snapshot.waypoint_config().is_some());
+        let found = own.and_then(|own| self.front.find(&state, &own).ok());
+        found.and_then(|found| found.served.http).map_or(NORMALIZATION, |http| http.normalization)
+    }
 
     fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Box<Way>> {
         let caller = self.steering.caller();
