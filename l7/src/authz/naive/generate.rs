@@ -75,11 +75,19 @@ impl<'a> Dice<'a> {
         let action =
             [Action::Allow, Action::Deny, Action::Audit, Action::Allow, Action::Custom][self.roll(5)];
         let dry_run = self.roll(6) == 1;
-        let rules = self.list(3, |dice| Rule {
-            clauses: dice.list(2, |dice| Clause {
-                matches: dice.list(2, |dice| Match { conditions: dice.list(2, Self::condition) }),
-            }),
-        });
+        // Rules that are found by a key, and many by the same one; or of any shape.
+        let rules = if self.roll(2) == 1 {
+            self.list(6, |dice| {
+                let conditions = vec![dice.keyed_condition(), dice.condition()];
+                Rule { clauses: vec![Clause { matches: vec![Match { conditions }] }] }
+            })
+        } else {
+            self.list(3, |dice| Rule {
+                clauses: dice.list(2, |dice| Clause {
+                    matches: dice.list(2, |dice| Match { conditions: dice.list(2, Self::condition) }),
+                }),
+            })
+        };
         Arc::new(AuthorizationPolicy {
             namespace: "ns".into(),
             name: "p".into(),
@@ -89,6 +97,18 @@ impl<'a> Dice<'a> {
             authorizer: None,
             source: None,
         })
+    }
+
+    /// One exact value of what rules are filed under.
+    fn keyed_condition(&mut self) -> Condition {
+        let (attribute, words) = match self.roll(4) {
+            0 => (Attribute::RequestPath, &PATHS[..3]),
+            1 => (Attribute::RequestHost, &HOSTS[..2]),
+            2 => (Attribute::SourcePrincipal, &PRINCIPALS[..2]),
+            _ => (Attribute::SourceNamespace, &NAMESPACES[..2]),
+        };
+        let any_of = vec![Test::Exact(self.pick(words).into())];
+        Condition { attribute, any_of, none_of: Vec::new() }
     }
 
     fn condition(&mut self) -> Condition {
