@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut config = prost_build::Config::new();
     config.bytes([".google.protobuf.Any.value", ".corelane.l7.v1"]);
     // Ordered, so that equal workloads have equal bytes: the server's versions are hashes of them.
-    config.btree_map([".istio.workload.Workload.services"]);
+    config.btree_map([".istio.workload.Workload.services", ".corelane.l7.v1.WorkloadLabels.labels"]);
     tonic_prost_build::configure()
         .build_client(true)
         .build_server(true)

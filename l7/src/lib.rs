@@ -8,6 +8,7 @@
 
 pub mod authz;
 pub mod check;
+pub mod fault;
 pub mod filter;
 pub mod grpc;
 pub mod http1;

@@ -73,3 +73,9 @@ pub const REQUEST_AUTHENTICATION_TYPE: &str = "type.googleapis.com/corelane.l7.v
 pub const WAYPOINT_POLICIES_TYPE: &str = "type.googleapis.com/corelane.l7.v1.WaypointPolicies";
 /// Type of [`l7::AuthorizationPolicy`] on the discovery stream.
 pub const AUTHORIZATION_POLICY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.AuthorizationPolicy";
+/// Type of [`l7::TrafficPolicy`] on the discovery stream.
+pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.TrafficPolicy";
+/// Type of [`l7::WorkloadLabels`] on the discovery stream.
+pub const WORKLOAD_LABELS_TYPE: &str = "type.googleapis.com/corelane.l7.v1.WorkloadLabels";
+/// Type of [`l7::MeshWide`] on the discovery stream.
+pub const MESH_WIDE_TYPE: &str = "type.googleapis.com/corelane.l7.v1.MeshWide";

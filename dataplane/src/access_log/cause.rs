@@ -46,6 +46,8 @@ pub enum CloseCause {
     InvalidHttp,
     /// No rule of any route of the service matches the request.
     NoRoute,
+    /// The route made a fault on purpose.
+    FaultInjected,
     ClientReset,
     ServerReset,
     IdleTimeout,
@@ -79,6 +81,7 @@ pub enum RequestFlag {
     None,
     NoHealthyUpstream,
     NoRouteFound,
+    FaultInjected,
     NoClusterFound,
     DnsResolutionFailed,
     UpstreamConnectionFailure,
@@ -95,7 +98,7 @@ pub enum RequestFlag {
 // === impl CloseCause ===
 
 impl CloseCause {
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::Finished,
         Self::PolicyDenied,
         Self::TokenRefused,
@@ -116,6 +119,7 @@ impl CloseCause {
         Self::WrongDestination,
         Self::InvalidHttp,
         Self::NoRoute,
+        Self::FaultInjected,
         Self::ClientReset,
         Self::ServerReset,
         Self::IdleTimeout,
@@ -147,6 +151,7 @@ impl CloseCause {
             Self::WrongDestination => "wrong_destination",
             Self::InvalidHttp => "invalid_http",
             Self::NoRoute => "no_route",
+            Self::FaultInjected => "fault_injected",
             Self::ClientReset => "client_reset",
             Self::ServerReset => "server_reset",
             Self::IdleTimeout => "idle_timeout",
@@ -179,6 +184,7 @@ impl CloseCause {
             Self::WrongDestination => "the tunnel names another pod's address",
             Self::InvalidHttp => "invalid HTTP message",
             Self::NoRoute => "no route matches the request",
+            Self::FaultInjected => "the route aborts the request on purpose",
             Self::ClientReset => "connection reset by the client",
             Self::ServerReset => "connection reset by the server",
             Self::IdleTimeout => "idle timeout",
@@ -223,6 +229,7 @@ impl CloseCause {
             Self::Finished
             | Self::InvalidHttp
             | Self::NoRoute
+            | Self::FaultInjected
             | Self::ClientReset
             | Self::ServerReset
             | Self::IdleTimeout
@@ -245,6 +252,7 @@ impl CloseCause {
             | Self::WrongDestination => RequestFlag::None,
             Self::NoHealthyEndpoint => RequestFlag::NoHealthyUpstream,
             Self::NoRoute => RequestFlag::NoRouteFound,
+            Self::FaultInjected => RequestFlag::FaultInjected,
             Self::UnknownDestination => RequestFlag::NoClusterFound,
             Self::NameUnresolved => RequestFlag::DnsResolutionFailed,
             Self::ConnectFailed
@@ -302,6 +310,7 @@ impl RequestFlag {
             Self::None => "-",
             Self::NoHealthyUpstream => "UH",
             Self::NoRouteFound => "NR",
+            Self::FaultInjected => "FI",
             Self::NoClusterFound => "NC",
             Self::DnsResolutionFailed => "DF",
             Self::UpstreamConnectionFailure => "UF",

@@ -18,8 +18,8 @@ use xds::ca::{self, CaConfig};
 use xds::delta::{End, Subscription};
 use xds::local::LocalState;
 use xds::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
 };
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
@@ -278,7 +278,14 @@ impl Pods for NodeProxy {
 
 fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
     let Upstream { server, credentials, .. } = config.discovery.clone()?;
-    let own = [HTTP_ROUTE_TYPE, AUTHORIZATION_POLICY_TYPE, REQUEST_AUTHENTICATION_TYPE];
+    let own = [
+        HTTP_ROUTE_TYPE,
+        AUTHORIZATION_POLICY_TYPE,
+        REQUEST_AUTHENTICATION_TYPE,
+        TRAFFIC_POLICY_TYPE,
+        WORKLOAD_LABELS_TYPE,
+        MESH_WIDE_TYPE,
+    ];
     let own = own.into_iter().filter(|_| config.layer_7);
     let of_role = match config.options.role {
         Role::NodeProxy => AUTHORIZATION_TYPE,

@@ -504,5 +504,6 @@ fn kind_of(kind: RouteKind) -> &'static str {
     match kind {
         RouteKind::Http => "HTTPRoute",
         RouteKind::Grpc => "GRPCRoute",
+        RouteKind::Virtual => "VirtualService",
     }
 }

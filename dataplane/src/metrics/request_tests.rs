@@ -190,6 +190,7 @@ fn every_cause_has_the_flag_that_envoy_gives_it() {
         ("wrong_destination", "-"),
         ("invalid_http", "UPE"),
         ("no_route", "NR"),
+        ("fault_injected", "FI"),
         ("client_reset", "DC"),
         ("server_reset", "UC"),
         ("idle_timeout", "SI"),

@@ -14,7 +14,7 @@ use tunnel::h2::ErrorCode;
 use tunnel::tls::CipherSuite;
 
 use super::admission::Arrival;
-use super::http::Received;
+use super::http::Allowed;
 use super::load::LoadGuard;
 use super::node::{Node, Role};
 use super::pod::Pod;
@@ -65,7 +65,7 @@ pub(super) struct Shared {
     /// What policy decided about; only of inbound connections that were authorized.
     pub(super) authorized: RefCell<Option<Authorized>>,
     /// The requests in flight that policy has let pass.
-    pub(super) running: RefCell<Slab<(Received, Rc<RequestCut>)>>,
+    pub(super) running: RefCell<Slab<(Allowed, Rc<RequestCut>)>>,
     cut: Signal,
     cut_cause: Cell<Option<CloseCause>>,
 }
@@ -148,14 +148,14 @@ impl Drop for Running<'_> {
 
 impl Shared {
     /// Notes a request that policy has let pass, for as long as it runs.
-    pub(super) fn run(&self, request: &Received) -> Running<'_> {
+    pub(super) fn run(&self, request: Allowed) -> Running<'_> {
         let cut = Rc::<RequestCut>::default();
-        let key = self.running.borrow_mut().insert((request.clone(), cut.clone()));
+        let key = self.running.borrow_mut().insert((request, cut.clone()));
         Running { shared: self, key, cut }
     }
 
     /// Ends those of the requests in flight for which `holds` is false: alone where that can be, else with the connection.
-    pub(super) fn cut_requests(&self, cause: CloseCause, holds: impl Fn(&Received) -> bool) {
+    pub(super) fn cut_requests(&self, cause: CloseCause, holds: impl Fn(&Allowed) -> bool) {
         for (_, (request, cut)) in self.running.borrow().iter() {
             if holds(request) {
                 continue;

@@ -168,6 +168,11 @@ impl PolicySet {
         self.needs_request
     }
 
+    /// True if somebody may have to be asked about requests.
+    pub fn asks_somebody(&self) -> bool {
+        !self.custom.is_empty()
+    }
+
     /// The policies in the order given.
     pub fn policies(&self) -> &[Arc<ir::AuthorizationPolicy>] {
         &self.policies

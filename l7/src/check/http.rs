@@ -40,6 +40,27 @@ pub struct Question {
     pub body: Vec<u8>,
 }
 
+impl Question {
+    /// As an HTTP/1.1 message whose connection ends with the answer.
+    pub fn to_http1(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(256 + self.body.len());
+        for part in [&*self.method, " ", &self.target, " HTTP/1.1\r\nhost: ", &self.authority, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        for (name, value) in &self.headers {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        let length = self.body.len().to_string();
+        for part in ["content-length: ", &length, "\r\nconnection: close\r\n\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        out.extend_from_slice(&self.body);
+        out
+    }
+}
+
 /// The question about a request. `body` is as much of the request's as is shown, with whether that is not all of it.
 pub fn http_question(check: &HttpCheck, request: &RequestHead<'_>, body: Option<(&[u8], Shown)>) -> Question {
     let query = request.query.map(|query| format!("?{query}")).unwrap_or_default();

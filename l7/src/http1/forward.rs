@@ -129,7 +129,9 @@ pub fn local_reply_with(
         write_field(out, field);
     }
     put(out, &["content-length: ", &body.len().to_string(), "\r\n"]);
-    put(out, &["content-type: text/plain\r\n"]);
+    if !fields.iter().any(|field| field.name.eq_ignore_ascii_case("content-type")) {
+        put(out, &["content-type: text/plain\r\n"]);
+    }
     put(out, &[if keep_alive { "\r\n" } else { "connection: close\r\n\r\n" }]);
     if !is_head {
         put(out, &[body]);

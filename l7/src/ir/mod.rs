@@ -7,6 +7,7 @@ mod authorizer;
 mod backend_tls;
 mod filter;
 mod head;
+mod mesh;
 mod policy;
 mod resilience;
 mod route;
@@ -20,6 +21,7 @@ pub use filter::{
     UrlRewrite,
 };
 pub use head::{ConnectionAttributes, Header, RequestHead};
+pub use mesh::MeshWide;
 pub use policy::{Action, Attribute, AuthorizationPolicy, Clause, Condition, Match, Rule, Test};
 pub use resilience::{
     AbortWith, Fault, FaultAbort, FaultDelay, Fraction, Retry, RetryBudget, RetryOn, SessionCarrier,

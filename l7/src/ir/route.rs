@@ -40,6 +40,8 @@ pub enum RouteKind {
     #[default]
     Http,
     Grpc,
+    /// A VirtualService's.
+    Virtual,
 }
 
 impl RouteKind {

@@ -21,7 +21,7 @@ pub enum Picked<'a> {
 #[derive(Debug, Clone, PartialEq)]
 pub enum Taken<'a> {
     /// It goes to a port of a Service, changed by the filters.
-    Forwarded { service: &'a NamespacedHostname, port: u16, filters: Chain },
+    Forwarded { service: &'a NamespacedHostname, port: u16, backend: &'a Backend, filters: Chain },
     /// The client is sent elsewhere; [`Chain::redirect`] is never `None` here.
     Redirected(Chain),
     /// 500: the backend is not valid for this reason, or there is none.
@@ -45,7 +45,7 @@ impl<'a> MatchedRoute<'a> {
                 if filters.redirect().is_some() {
                     return Taken::Redirected(filters);
                 }
-                Taken::Forwarded { service, port: *port, filters }
+                Taken::Forwarded { service, port: *port, backend, filters }
             }
         }
     }

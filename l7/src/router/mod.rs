@@ -1,7 +1,7 @@
 //! The routes of one Service port, compiled: which rule takes a request.
 //!
 //! Rank of a match, over all rules of all routes (Gateway API, HTTPRouteRule): a consumer route before a producer
-//! route; then a GRPCRoute before an HTTPRoute; then the more specific hostname; then exact path, regular expression,
+//! route; then a VirtualService before a GRPCRoute, and that before an HTTPRoute; then the more specific hostname; then exact path, regular expression,
 //! longest prefix; then a method, more headers, more query parameters; then the older route, the first by
 //! `namespace/name`, the first rule, the first match. Where the API leaves the rank of regular expressions open, ours
 //! stand between exact paths and prefixes, the longer expression first: below the prefixes a catch-all of `/` would
@@ -49,6 +49,7 @@ pub struct Router {
     rules: Box<[HttpRule]>,
     /// The first that takes a request decides; none is empty.
     tiers: Box<[Hosts]>,
+    answers_itself: bool,
 }
 
 /// Who sends a request, for matches that look at it.
@@ -169,12 +170,19 @@ impl Router {
         }
         tiers.values_mut().for_each(Hosts::sort);
         let names = routes.iter().map(|route| name(route).into()).collect();
-        Ok(Self { routes: routes.into(), names, rules: rules.into(), tiers: tiers.into_values().collect() })
+        let answers_itself = rules.iter().any(|rule| rule.fault.is_some() || rule.direct.is_some());
+        let tiers = tiers.into_values().collect();
+        Ok(Self { routes: routes.into(), names, rules: rules.into(), tiers, answers_itself })
     }
 
     /// True if no route governs the port: requests then go to the Service as if there were no router.
     pub fn is_empty(&self) -> bool {
         self.routes.is_empty()
+    }
+
+    /// True if some rule makes faults or answers in the backend's place.
+    pub fn answers_itself(&self) -> bool {
+        self.answers_itself
     }
 
     /// The routes, by rank among equals.

@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sha2::{Digest, Sha256};
 
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
+    WORKLOAD_TYPE,
 };
 
 const MAGIC: &[u8; 16] = b"corelane-state\n\0";
@@ -18,7 +19,7 @@ const VERSION: u32 = 1;
 const DIGEST_BYTES: usize = 32;
 
 /// The types that are kept; a type's place in it is its number in the file.
-pub(super) const TYPES: [&str; 7] = [
+pub(super) const TYPES: [&str; 10] = [
     ADDRESS_TYPE,
     AUTHORIZATION_TYPE,
     HTTP_ROUTE_TYPE,
@@ -26,6 +27,9 @@ pub(super) const TYPES: [&str; 7] = [
     WORKLOAD_TYPE,
     REQUEST_AUTHENTICATION_TYPE,
     WAYPOINT_POLICIES_TYPE,
+    TRAFFIC_POLICY_TYPE,
+    WORKLOAD_LABELS_TYPE,
+    MESH_WIDE_TYPE,
 ];
 
 /// Why a file is not what it should be.
@@ -211,7 +215,7 @@ mod tests {
         let [one, two] = two();
         assert_eq!(decode(&encoded(&[two, one])), Err(FormatError::Record(2)));
         assert_eq!(decode(&encoded(&[one, one])), Err(FormatError::Record(2)));
-        assert_eq!(decode(&encoded(&[Record { kind: 9, ..one }])), Err(FormatError::Record(1)));
+        assert_eq!(decode(&encoded(&[Record { kind: 99, ..one }])), Err(FormatError::Record(1)));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use ipnet::Ipv4Net;
 
 use crate::kube::MeshSettings;
+use crate::transport::Roots;
 
 /// Time that a burst of file changes may last before the folder is read again.
 pub const DEBOUNCE: Duration = Duration::from_millis(50);
@@ -42,6 +43,8 @@ pub struct ControlConfig {
     pub service_entry_network: Ipv4Net,
     pub gateway_class: GatewayClassNames,
     pub waypoints: WaypointPods,
+    /// What the issuers of tokens must prove themselves by where their keys are fetched over TLS.
+    pub issuer_roots: Roots,
     pub debounce: Duration,
     pub poll_interval: Duration,
     pub leaf_lifetime: Duration,
@@ -129,6 +132,7 @@ impl ControlConfig {
             service_entry_network: default_network([240, 240, 0, 0]),
             gateway_class: GatewayClassNames::default(),
             waypoints: WaypointPods::default(),
+            issuer_roots: Roots::System,
             debounce: DEBOUNCE,
             poll_interval: POLL_INTERVAL,
             leaf_lifetime: LEAF_LIFETIME,

@@ -14,8 +14,9 @@ use prost_types::Any;
 use sha2::{Digest, Sha256};
 
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, l7, security, workload,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, l7,
+    security, workload,
 };
 
 /// Bytes of the digest that make a version.
@@ -35,16 +36,24 @@ pub enum ResourceKind {
     RequestAuthentication,
     /// What a waypoint enforces, for each of its destinations.
     WaypointPolicies,
+    /// How the traffic to a service is spread and bounded.
+    TrafficPolicy,
+    WorkloadLabels,
+    /// What holds for the mesh as a whole.
+    MeshWide,
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 9] = [
         Self::Address,
         Self::Authorization,
         Self::HttpRoute,
         Self::AuthorizationPolicy,
         Self::RequestAuthentication,
         Self::WaypointPolicies,
+        Self::TrafficPolicy,
+        Self::WorkloadLabels,
+        Self::MeshWide,
     ];
 
     pub fn type_url(self) -> &'static str {
@@ -55,7 +64,15 @@ impl ResourceKind {
             Self::AuthorizationPolicy => AUTHORIZATION_POLICY_TYPE,
             Self::RequestAuthentication => REQUEST_AUTHENTICATION_TYPE,
             Self::WaypointPolicies => WAYPOINT_POLICIES_TYPE,
+            Self::TrafficPolicy => TRAFFIC_POLICY_TYPE,
+            Self::WorkloadLabels => WORKLOAD_LABELS_TYPE,
+            Self::MeshWide => MESH_WIDE_TYPE,
         }
+    }
+
+    /// Node proxies and waypoints hold the same.
+    fn is_for_all(self) -> bool {
+        matches!(self, Self::Address | Self::TrafficPolicy | Self::WorkloadLabels | Self::MeshWide)
     }
 
     pub fn from_type_url(type_url: &str) -> Option<Self> {
@@ -108,6 +125,9 @@ pub struct DesiredState {
     http_routes: BTreeMap<Arc<str>, Arc<DesiredResource>>,
     authorization_policies: BTreeMap<Arc<str>, Arc<DesiredResource>>,
     request_authentications: BTreeMap<Arc<str>, Arc<DesiredResource>>,
+    traffic_policies: Resources,
+    workload_labels: Resources,
+    mesh_wide: Resources,
     /// `NETWORK/IP` to the names of its workloads and services.
     by_ip: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Service name to its workloads.
@@ -170,7 +190,8 @@ impl<'a> View<'a> {
     /// All resources of a type, in the order of their names.
     pub fn resources(&self, kind: ResourceKind) -> &'a Resources {
         match (self.audience, kind) {
-            (Audience::NodeProxy, _) | (_, ResourceKind::Address) => self.state.resources(kind),
+            (Audience::NodeProxy, _) => self.state.resources(kind),
+            (_, kind) if kind.is_for_all() => self.state.resources(kind),
             (Audience::Waypoint(Some(waypoint)), _) => waypoint.resources(kind),
             (Audience::Waypoint(None), _) => &NOTHING,
         }
@@ -201,8 +222,12 @@ impl WaypointState {
             ResourceKind::AuthorizationPolicy => &self.authorization_policies,
             ResourceKind::RequestAuthentication => &self.request_authentications,
             ResourceKind::WaypointPolicies => &self.policies,
-            // What connections show is in the policies of the other type.
-            ResourceKind::Address | ResourceKind::Authorization => &NOTHING,
+            // What connections show is in the policies of the other type; the others are not a waypoint's own.
+            ResourceKind::Address
+            | ResourceKind::Authorization
+            | ResourceKind::TrafficPolicy
+            | ResourceKind::WorkloadLabels
+            | ResourceKind::MeshWide => &NOTHING,
         }
     }
 
@@ -241,6 +266,9 @@ impl DesiredState {
             ResourceKind::RequestAuthentication => &self.request_authentications,
             // Each waypoint has its own.
             ResourceKind::WaypointPolicies => &NOTHING,
+            ResourceKind::TrafficPolicy => &self.traffic_policies,
+            ResourceKind::WorkloadLabels => &self.workload_labels,
+            ResourceKind::MeshWide => &self.mesh_wide,
         }
     }
 
@@ -328,6 +356,18 @@ impl DesiredState {
     pub fn insert_authorization_policy(&mut self, name: &str, policy: &l7::AuthorizationPolicy) {
         let resource = DesiredResource::new(name, policy, Vec::new()).with_scope(policy.scope());
         self.authorization_policies.insert(name.into(), Arc::new(resource));
+    }
+
+    pub fn insert_traffic_policy(&mut self, name: &str, policy: &l7::TrafficPolicy) {
+        insert(&mut self.traffic_policies, name, policy);
+    }
+
+    pub fn insert_workload_labels(&mut self, uid: &str, labels: &l7::WorkloadLabels) {
+        insert(&mut self.workload_labels, uid, labels);
+    }
+
+    pub fn insert_mesh_wide(&mut self, mesh: &l7::MeshWide) {
+        insert(&mut self.mesh_wide, "mesh", mesh);
     }
 
     pub fn insert_request_authentication(&mut self, name: &str, tokens: &l7::RequestAuthentication) {

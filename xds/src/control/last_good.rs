@@ -89,6 +89,8 @@ impl Losses<'_> {
             peer_authentications: PeerAuthentication,
             request_authentications: RequestAuthentication,
             config_maps: ConfigMap,
+            virtual_services: VirtualService,
+            destination_rules: DestinationRule,
         }
     }
 

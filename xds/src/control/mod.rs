@@ -14,6 +14,7 @@ pub mod desired;
 mod files;
 pub mod index;
 pub mod ipam;
+mod issuer;
 pub mod last_good;
 mod listener;
 pub mod plane;

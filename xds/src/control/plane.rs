@@ -4,7 +4,7 @@
 //! blocking thread, so that streams and certificates never wait for a large folder. A configuration takes effect as a
 //! whole: the resources and the view are built from one catalog and published together.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,11 +21,13 @@ use super::ca::{AuthorityError, CertificateAuthority, LeafLifetimes, ROOT_CERTIF
 use super::config::{ControlConfig, ListenAddress, RootSource};
 use super::files::{self, FileError};
 use super::index::Indexer;
+use super::issuer::{self, Fetcher, Keys};
 use super::last_good::InForce;
 use super::listener::{Connection, ListenError, Listener};
 use super::server::{Certificates, Discovery, NodeRejection, Published};
 use super::view::ClusterView;
 use super::watch::FolderWatcher;
+use crate::kube::istio::KeySource;
 use crate::kube::{MeshSettings, Problem, check_references, load_dir};
 use crate::transport::{Credentials, Roots, Server, ServerAddress, Token};
 
@@ -78,12 +80,14 @@ pub struct ControlPlane {
 struct Tasks {
     server: JoinHandle<()>,
     reloader: JoinHandle<()>,
+    issuers: JoinHandle<()>,
     listener: JoinHandle<()>,
 }
 
 impl Drop for Tasks {
     fn drop(&mut self) {
         self.reloader.abort();
+        self.issuers.abort();
         self.listener.abort();
         self.server.abort();
     }
@@ -110,7 +114,10 @@ impl ControlPlane {
         let listener = Listener::bind(&config.listen).await?;
         let address = listener.address()?;
         let watcher = FolderWatcher::new(&config.directory, config.debounce, config.poll_interval);
-        let (mut reloader, receivers) = Reloader::new(&config, watcher);
+        let (want, wanted) = watch::channel(Arc::default());
+        let (fetched, keys) = watch::channel(Arc::default());
+        let fetcher = Fetcher::new(wanted, fetched, config.issuer_roots.clone());
+        let (mut reloader, receivers) = Reloader::new(&config, watcher, Issuers { want, keys });
         reloader.reload().await?;
 
         let (stop, stopped) = watch::channel(false);
@@ -129,6 +136,7 @@ impl ControlPlane {
             server: tokio::spawn(serve(router, incoming, stopped.clone())),
             listener: tokio::spawn(listener.run(tls, connections)),
             reloader: tokio::spawn(reloader.run(stopped)),
+            issuers: tokio::spawn(fetcher.run()),
         };
         info!(address = ?address, directory = %config.directory.display(), "control plane serves");
         Ok(Self {
@@ -263,12 +271,19 @@ struct Reloader {
     directory: PathBuf,
     mesh: MeshSettings,
     watcher: FolderWatcher,
+    issuers: Issuers,
     /// `None` only while a blocking thread works with it.
     work: Option<Work>,
     generation: u64,
     states: watch::Sender<Arc<Published>>,
     view: watch::Sender<Arc<ClusterView>>,
     problems: watch::Sender<Arc<Vec<Problem>>>,
+}
+
+/// The issuers whose keys are fetched elsewhere.
+struct Issuers {
+    want: watch::Sender<Arc<BTreeSet<KeySource>>>,
+    keys: watch::Receiver<Arc<Keys>>,
 }
 
 /// What reading and converting needs; travels to the blocking thread and back.
@@ -284,7 +299,7 @@ struct Receivers {
 }
 
 impl Reloader {
-    fn new(config: &ControlConfig, watcher: FolderWatcher) -> (Self, Receivers) {
+    fn new(config: &ControlConfig, watcher: FolderWatcher, issuers: Issuers) -> (Self, Receivers) {
         let (states, states_out) = watch::channel(Arc::default());
         let (view, view_out) = watch::channel(Arc::default());
         let (problems, problems_out) = watch::channel(Arc::default());
@@ -293,6 +308,7 @@ impl Reloader {
             directory: config.directory.clone(),
             mesh: config.mesh.clone(),
             watcher,
+            issuers,
             work: Some(work),
             generation: 0,
             states,
@@ -308,6 +324,8 @@ impl Reloader {
             tokio::select! {
                 _ = stopped.wait_for(|stop| *stop) => return,
                 () = self.watcher.changed() => {}
+                // The fetcher lives as long as this loop, which holds what it listens to.
+                Ok(()) = self.issuers.keys.changed() => {}
             }
             if let Err(error) = self.reload().await {
                 // The blocking thread died, and the state it worked on with it: the last published state stays.
@@ -322,19 +340,31 @@ impl Reloader {
         let Some(mut work) = self.work.take() else { return Ok(()) };
         let (directory, mesh) = (self.directory.clone(), self.mesh.clone());
         let generation = self.generation + 1;
-        let (work, indexed, problems) = tokio::task::spawn_blocking(move || {
+        let keys = self.issuers.keys.borrow_and_update().clone();
+        let (work, indexed, problems, sources) = tokio::task::spawn_blocking(move || {
             let mut problems = work.in_force.update(load_dir(&directory), &directory);
             let catalog = work.in_force.catalog();
+            let sources = issuer::sources(catalog);
+            let (completed, mut unfetched) = issuer::completed(catalog, &keys);
+            let catalog = completed.as_ref().unwrap_or(catalog);
+            problems.append(&mut unfetched);
             let mut indexed = work.indexer.build(catalog, generation);
             problems.extend(check_references(catalog, &mesh.with(catalog)));
             problems.append(&mut indexed.problems);
             problems.sort_by(|left, right| {
                 (&left.file, left.line, left.column).cmp(&(&right.file, right.line, right.column))
             });
-            (work, indexed, problems)
+            (work, indexed, problems, sources)
         })
         .await?;
         self.work = Some(work);
+        self.issuers.want.send_if_modified(|wanted| {
+            let changed = **wanted != sources;
+            if changed {
+                *wanted = Arc::new(sources);
+            }
+            changed
+        });
         self.report(problems);
         let current = self.states.borrow().clone();
         let same_view = |new: &ClusterView, old: &ClusterView| {

@@ -29,21 +29,27 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Subscribes to everything of a type.
 const WILDCARD: &str = "*";
 
-const UPSERT_ORDER: [ResourceKind; 6] = [
+const UPSERT_ORDER: [ResourceKind; 9] = [
+    ResourceKind::MeshWide,
     ResourceKind::Authorization,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::RequestAuthentication,
     ResourceKind::WaypointPolicies,
+    ResourceKind::WorkloadLabels,
     ResourceKind::Address,
+    ResourceKind::TrafficPolicy,
     ResourceKind::HttpRoute,
 ];
-const REMOVAL_ORDER: [ResourceKind; 6] = [
+const REMOVAL_ORDER: [ResourceKind; 9] = [
     ResourceKind::HttpRoute,
+    ResourceKind::TrafficPolicy,
     ResourceKind::Address,
+    ResourceKind::WorkloadLabels,
     ResourceKind::WaypointPolicies,
     ResourceKind::RequestAuthentication,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::Authorization,
+    ResourceKind::MeshWide,
 ];
 
 /// Why a stream must end. Each names the rule that the client broke.

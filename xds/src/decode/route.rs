@@ -1,5 +1,6 @@
 //! Routes: `corelane.l7.v1.HttpRoute`.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use l7::ir::{HttpRoute, RouteKind};
@@ -25,12 +26,17 @@ pub fn http_route(name: &str, bytes: &[u8]) -> Result<Arc<HttpRoute>, DecodeErro
 }
 
 /// The name of a route's resource: `namespace/name/parent-namespace/parent-host/port`, the port 0 for all. A GRPCRoute
-/// has `grpc_route` before its name, which is no name of an object and so never that of an HTTPRoute.
+/// has `grpc_route` before its name, which is no name of an object and so never that of an HTTPRoute; a VirtualService has
+/// `virtual_service` there and the namespace whose clients it governs, empty for all.
 pub fn route_name(route: &HttpRoute) -> String {
     let port = route.parent_port.unwrap_or(0);
     let kind = match route.kind {
-        RouteKind::Http => "",
-        RouteKind::Grpc => "grpc_route/",
+        RouteKind::Http => Cow::Borrowed(""),
+        RouteKind::Grpc => Cow::Borrowed("grpc_route/"),
+        RouteKind::Virtual => {
+            let consumer = route.consumer_namespace.as_deref().unwrap_or_default();
+            Cow::Owned(format!("virtual_service/{consumer}/"))
+        }
     };
     format!("{}/{kind}{}/{}/{port}", route.namespace, route.name, route.parent)
 }

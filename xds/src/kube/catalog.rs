@@ -15,6 +15,7 @@ use super::istio::{
     AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
 };
 use super::mesh::ConfigMap;
+use super::traffic::{DestinationRule, VirtualService};
 
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
 
@@ -98,10 +99,12 @@ pub enum Kind {
     PeerAuthentication,
     RequestAuthentication,
     ConfigMap,
+    VirtualService,
+    DestinationRule,
 }
 
 impl Kind {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -118,6 +121,8 @@ impl Kind {
         Self::PeerAuthentication,
         Self::RequestAuthentication,
         Self::ConfigMap,
+        Self::VirtualService,
+        Self::DestinationRule,
     ];
 
     /// The name as it is written under `kind`.
@@ -139,6 +144,8 @@ impl Kind {
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
             Self::ConfigMap => "ConfigMap",
+            Self::VirtualService => "VirtualService",
+            Self::DestinationRule => "DestinationRule",
         }
     }
 
@@ -152,7 +159,7 @@ impl Kind {
             | Self::ServiceAccount
             | Self::ConfigMap => ("", &["v1"]),
             Self::EndpointSlice => ("discovery.k8s.io", &["v1", "v1beta1"]),
-            Self::ServiceEntry | Self::WorkloadEntry => {
+            Self::ServiceEntry | Self::WorkloadEntry | Self::VirtualService | Self::DestinationRule => {
                 ("networking.istio.io", &["v1", "v1beta1", "v1alpha3"])
             }
             Self::Gateway | Self::GatewayClass | Self::HttpRoute | Self::ReferenceGrant => {
@@ -202,6 +209,8 @@ pub struct Catalog {
     pub peer_authentications: Objects<PeerAuthentication>,
     pub request_authentications: Objects<RequestAuthentication>,
     pub config_maps: Objects<ConfigMap>,
+    pub virtual_services: Objects<VirtualService>,
+    pub destination_rules: Objects<DestinationRule>,
 }
 
 /// What stays the same for every conversion: names that an installation chooses once.

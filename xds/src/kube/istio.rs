@@ -1,6 +1,7 @@
 //! Istio objects: ServiceEntry, WorkloadEntry, AuthorizationPolicy, PeerAuthentication, RequestAuthentication.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -174,6 +175,35 @@ pub struct RequestAuthentication {
     pub meta: Meta,
     pub target: PolicyTarget,
     pub rules: Vec<l7::ir::TokenRule>,
+    /// Where the keys of each rule come from; as many as there are rules.
+    pub sources: Vec<KeySource>,
+}
+
+/// Where the keys of a token rule come from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum KeySource {
+    /// They stand in the rule, or nowhere.
+    Written,
+    /// `jwksUri`
+    Address(Arc<str>),
+    /// The issuer, whose name is its address, says where.
+    Issuer(Arc<str>),
+}
+
+impl KeySource {
+    pub fn is_remote(&self) -> bool {
+        !matches!(self, Self::Written)
+    }
+}
+
+impl fmt::Display for KeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Written => f.write_str("the rule itself"),
+            Self::Address(address) => f.write_str(address),
+            Self::Issuer(issuer) => write!(f, "issuer {issuer}"),
+        }
+    }
 }
 
 /// What is attached to workloads by namespace, selector or reference.

@@ -9,10 +9,9 @@ use super::yaml::{Node, shortened};
 const MESH_GROUPS: [&str; 3] = ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io"];
 
 /// Kinds of those groups that exist but are not read, so that they are not taken for misspelled ones.
-const UNSUPPORTED_KINDS: [&str; 23] = [
+const UNSUPPORTED_KINDS: [&str; 21] = [
     "BackendTLSPolicy",
     "BackendTrafficPolicy",
-    "DestinationRule",
     "EnvoyFilter",
     "GRPCRoute",
     "HTTPFilter",
@@ -23,7 +22,6 @@ const UNSUPPORTED_KINDS: [&str; 23] = [
     "TLSRoute",
     "TrafficExtension",
     "UDPRoute",
-    "VirtualService",
     "WorkloadGroup",
     "XBackendTrafficPolicy",
     "XListenerSet",
@@ -159,7 +157,7 @@ mod tests {
             object("security.istio.io/v1", "AuthorisationPolicy")
                 .contains("did you mean AuthorizationPolicy?")
         );
-        assert!(object("networking.istio.io/v1", "DestinationRule").contains("error: DestinationRule"));
+        assert!(object("networking.istio.io/v1", "Sidecar").contains("error: Sidecar"));
         assert!(object("networking.istio.io/v1", "Gateway").contains("error: Gateway (networking.istio.io)"));
         assert!(
             object("securty.istio.io/v1", "AuthorizationPolicy").contains("did you mean security.istio.io?")

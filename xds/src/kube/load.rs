@@ -277,6 +277,8 @@ impl Catalog {
             Object::PeerAuthentication(object) => put(&mut self.peer_authentications, name, object),
             Object::RequestAuthentication(object) => put(&mut self.request_authentications, name, object),
             Object::ConfigMap(object) => put(&mut self.config_maps, name, object),
+            Object::VirtualService(object) => put(&mut self.virtual_services, name, object),
+            Object::DestinationRule(object) => put(&mut self.destination_rules, name, object),
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod problem;
 mod read;
 mod reader;
 mod references;
+pub mod traffic;
 mod yaml;
 
 #[cfg(test)]

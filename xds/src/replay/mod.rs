@@ -20,14 +20,15 @@ use serde_json::{Value, json};
 use crate::delta::{Client, Demand, End, Mode, Outcome, Subscription};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
+    WORKLOAD_TYPE,
 };
 use crate::snapshot::{Snapshot, dump};
 use crate::store::Store;
 
 /// Types that the store takes; a stream may carry others, which the client acknowledges and ignores.
-const KNOWN_TYPES: [&str; 7] = [
+const KNOWN_TYPES: [&str; 10] = [
     ADDRESS_TYPE,
     WORKLOAD_TYPE,
     AUTHORIZATION_TYPE,
@@ -35,6 +36,9 @@ const KNOWN_TYPES: [&str; 7] = [
     AUTHORIZATION_POLICY_TYPE,
     REQUEST_AUTHENTICATION_TYPE,
     WAYPOINT_POLICIES_TYPE,
+    TRAFFIC_POLICY_TYPE,
+    WORKLOAD_LABELS_TYPE,
+    MESH_WIDE_TYPE,
 ];
 
 /// What came of a capture.

@@ -11,9 +11,10 @@
 use std::fmt;
 use std::sync::Arc;
 
+use l7::ir::Labels;
 use model::{EndpointPort, Health, HealthPolicy, LoadBalancing, LoadBalancingMode, RoutingScope, Workload};
 
-use super::ServiceEntry;
+use super::{Map, ServiceEntry};
 
 /// Random probes before every endpoint is looked at.
 const PROBES_MAX: usize = 8;
@@ -24,6 +25,14 @@ pub struct Endpoint {
     pub workload: Arc<Workload>,
     /// The ports of this service as this endpoint serves them; shared between endpoints where equal.
     pub ports: Arc<[EndpointPort]>,
+}
+
+impl Within<'_> {
+    fn has(&self, workload: &Workload) -> bool {
+        let Some(wanted) = self.wanted else { return false };
+        let own = self.labels.get(&workload.uid);
+        wanted.iter().all(|(key, value)| own.is_some_and(|own| own.get(key) == Some(value)))
+    }
 }
 
 /// An endpoint with the port to dial.
@@ -60,6 +69,15 @@ pub struct Chooser<'a> {
     seed: u64,
     load: Option<&'a dyn Load>,
     avoid: Option<&'a Workload>,
+    within: Option<Within<'a>>,
+}
+
+/// A part of a service's endpoints.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Within<'a> {
+    /// All of them an endpoint must have; `None` where the part is not known: then none belongs to it.
+    pub(super) wanted: Option<&'a Labels>,
+    pub(super) labels: &'a Map<Arc<str>, Arc<Labels>>,
 }
 
 /// Live connections to a workload, as far as the asking worker knows.
@@ -70,12 +88,12 @@ pub trait Load {
 impl<'a> Chooser<'a> {
     /// Chooses at random, weighted by capacity.
     pub fn random(seed: u64) -> Self {
-        Self { seed, load: None, avoid: None }
+        Self { seed, load: None, avoid: None, within: None }
     }
 
     /// Draws two, weighted by capacity, and takes the one with fewer connections for its capacity.
     pub fn least_loaded(seed: u64, load: &'a dyn Load) -> Self {
-        Self { seed, load: Some(load), avoid: None }
+        Self { seed, load: Some(load), avoid: None, within: None }
     }
 
     /// The same, but never this endpoint.
@@ -84,8 +102,12 @@ impl<'a> Chooser<'a> {
         Self { avoid: Some(workload), ..self }
     }
 
+    pub(super) fn within(self, within: Within<'a>) -> Self {
+        Self { within: Some(within), ..self }
+    }
+
     pub(super) fn start(&self) -> Choosing<'a> {
-        Choosing { random: Random::new(self.seed), load: self.load, avoid: self.avoid }
+        Choosing { random: Random::new(self.seed), load: self.load, avoid: self.avoid, within: self.within }
     }
 }
 
@@ -106,6 +128,7 @@ pub(super) struct Choosing<'a> {
     pub(super) random: Random,
     load: Option<&'a dyn Load>,
     avoid: Option<&'a Workload>,
+    within: Option<Within<'a>>,
 }
 
 /// A sequence of random numbers from one seed (splitmix64).
@@ -143,7 +166,7 @@ pub(super) fn choose<'a>(
     client: &Workload,
     choosing: &mut Choosing<'_>,
 ) -> Result<Choice<'a>, NoEndpoint> {
-    let request = Request::new(entry, service_port, purpose, client, choosing.avoid);
+    let request = Request::new(entry, service_port, purpose, client, choosing);
     let first = request.draw(&mut choosing.random)?;
     let Some(load) = choosing.load else { return Ok(first) };
     let second = request.draw(&mut choosing.random)?;
@@ -163,6 +186,8 @@ fn lighter<'a>(load: &dyn Load, first: Choice<'a>, second: Choice<'a>) -> Choice
 pub enum Unfit {
     #[error("it is not ready")]
     Unhealthy,
+    #[error("it has not the labels of the subset")]
+    OtherSubset,
     #[error("its capacity is 0")]
     NoCapacity,
     #[error("it has no address, or is on another network and no gateway leads there")]
@@ -179,7 +204,8 @@ pub(super) fn standings<'a>(
     service_port: u16,
     client: &Workload,
 ) -> Vec<(&'a Endpoint, Result<u16, Unfit>)> {
-    let request = Request::new(entry, service_port, Purpose::Destination, client, None);
+    let request =
+        Request::new(entry, service_port, Purpose::Destination, client, &Chooser::random(0).start());
     let ranked = |endpoint: &'a Endpoint| {
         let standing = request.standing(endpoint);
         (
@@ -200,6 +226,7 @@ struct Request<'a, 'c> {
     purpose: Purpose,
     client: &'c Workload,
     avoid: Option<&'c Workload>,
+    within: Option<Within<'c>>,
     unhealthy_too: bool,
     preferences: Option<&'a LoadBalancing>,
     /// The service's own target port, 0 where each endpoint carries one; `None` if the service has no such port.
@@ -212,7 +239,7 @@ impl<'a, 'c> Request<'a, 'c> {
         service_port: u16,
         purpose: Purpose,
         client: &'c Workload,
-        avoid: Option<&'c Workload>,
+        choosing: &Choosing<'c>,
     ) -> Self {
         let service = &entry.service;
         let balancing = service.load_balancing.as_ref();
@@ -221,7 +248,8 @@ impl<'a, 'c> Request<'a, 'c> {
             service_port,
             purpose,
             client,
-            avoid,
+            avoid: choosing.avoid,
+            within: choosing.within,
             unhealthy_too: balancing.is_some_and(|it| it.health_policy == HealthPolicy::AllowAll),
             preferences: balancing.filter(|it| {
                 matches!(it.mode, LoadBalancingMode::Strict | LoadBalancingMode::Failover)
@@ -295,6 +323,9 @@ impl<'a, 'c> Request<'a, 'c> {
         let workload = &endpoint.workload;
         if !self.unhealthy_too && workload.health != Health::Healthy {
             return Err(Unfit::Unhealthy);
+        }
+        if self.within.is_some_and(|within| !within.has(workload)) {
+            return Err(Unfit::OtherSubset);
         }
         if workload.capacity == 0 {
             return Err(Unfit::NoCapacity);

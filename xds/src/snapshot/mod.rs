@@ -22,6 +22,7 @@ pub mod resolve;
 mod resolve_tests;
 mod routes;
 mod table;
+mod traffic;
 mod vip_blocks;
 pub mod waypoint;
 mod workloads;
@@ -32,7 +33,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use l7::authz::PolicySet;
-use l7::ir::HttpRoute;
+use l7::ir::{HttpRoute, Labels, MeshWide, TrafficPolicy};
 use l7::router::Router;
 use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
@@ -79,6 +80,11 @@ pub struct Snapshot {
     pub(crate) fronted: Map<Option<NamespacedHostname>, PolicySetKey>,
     /// By the service whose traffic they govern.
     pub(crate) routes: Map<NamespacedHostname, Arc<ServiceRoutes>>,
+    /// By the service whose traffic they concern: one for each kind of client.
+    pub(crate) traffic: Map<NamespacedHostname, Few<Arc<TrafficPolicy>>>,
+    /// By the uid of the workload.
+    pub(crate) labels: Map<Arc<str>, Arc<Labels>>,
+    pub(crate) mesh: MeshWide,
     /// Keys asked for on demand that the control plane has answered for.
     pub(crate) answered: Map<Arc<str>, ()>,
     pub(crate) stale: Option<SystemTime>,

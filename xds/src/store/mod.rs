@@ -19,19 +19,22 @@ mod routes;
 mod services;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod workloads;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use l7::ir::MeshWide;
 use prost_types::Any;
 
 use crate::decode::{self, Address, Interner};
 use crate::delta::Sink;
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
+    WORKLOAD_TYPE,
 };
 use crate::snapshot::Snapshot;
 
@@ -137,6 +140,9 @@ impl Sink for Store {
             REQUEST_AUTHENTICATION_TYPE => self.remove_token_rules(name),
             HTTP_ROUTE_TYPE => self.remove_route(name),
             WAYPOINT_POLICIES_TYPE => self.remove_fronted(name),
+            TRAFFIC_POLICY_TYPE => self.remove_traffic_policy(name),
+            WORKLOAD_LABELS_TYPE => self.remove_labels(name),
+            MESH_WIDE_TYPE => self.set_mesh_wide(MeshWide::default()),
             _ => {}
         }
     }
@@ -184,6 +190,9 @@ impl Store {
                 let (destination, names) = decode::waypoint_policies(name, bytes)?;
                 self.upsert_fronted(destination, names);
             }
+            TRAFFIC_POLICY_TYPE => self.upsert_traffic_policy(decode::traffic_policy(name, bytes)?),
+            WORKLOAD_LABELS_TYPE => self.upsert_labels(name, decode::workload_labels(bytes)?),
+            MESH_WIDE_TYPE => self.set_mesh_wide(decode::mesh_wide(bytes)?),
             // The client hands over only what it subscribed to.
             _ => {}
         }

@@ -201,7 +201,7 @@ async fn dial(
 // === impl Roots ===
 
 impl Roots {
-    fn read(&self) -> Result<RootCertStore, TransportError> {
+    pub(crate) fn read(&self) -> Result<RootCertStore, TransportError> {
         let (from, pem) = match self {
             Self::File(path) => (path.display().to_string(), read(path)?),
             Self::Pem(pem) => ("the given PEM".to_owned(), pem.to_vec()),

@@ -8,9 +8,11 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use l7::authz::{DENIED_BODY, DENIED_STATUS, Denial, MatchedRule, PolicySet, Verdict};
 use l7::filter::Chain;
-use l7::ir::{ConnectionAttributes, Filters, RequestHead};
+use l7::ir::{Authorizer, ConnectionAttributes, Filters, RequestHead};
 use l7::jwt::{Authenticated, Rejection, Token};
+use l7::path::Normalization;
 
+use super::consult::Asker;
 use super::{Books, Decision, Director, Filtered, Kept, Protocol, Received, Reply, Upstream, Wire, converse};
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
@@ -60,6 +62,23 @@ struct Gate {
 
 impl Director for Gate {
     type Choice = Protocol;
+
+    fn normalization(&self) -> Normalization {
+        self.node.state().snapshot.mesh_wide().normalization
+    }
+
+    async fn consult(
+        &self,
+        request: &Received,
+        books: &mut Books<'_>,
+    ) -> Result<Option<Arc<Filters>>, Reply> {
+        let state = self.node.state();
+        let Some(workload) = workload_of(&state, &self.pod.local) else { return Ok(None) };
+        let policies = state.snapshot.policies_for(&workload);
+        let (node, pod, address) = (&self.node, &*self.pod, self.arrival.destination);
+        let asker = Asker { node, pod, state: &state, workload: &workload, address };
+        asker.approve(&policies, &self.arrival, request, books).await
+    }
 
     fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Protocol> {
         let state = self.node.state();
@@ -116,7 +135,7 @@ pub(in crate::session) fn permit(
         })?;
     let seen = RequestHead { token: token.as_ref(), ..*request };
     let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
-    let verdict = match policies.evaluate(&arrival.attributes(), Some(&seen)) {
+    let verdict = match policies.evaluate_asked(&arrival.attributes(), Some(&seen), &books.approved_by) {
         Verdict::Allow(rule) => {
             books.facts.policy = rule.map(name);
             Ok(())
@@ -133,16 +152,30 @@ pub(in crate::session) fn permit(
     verdict.map(|()| Permit { token, edits })
 }
 
+/// A request that policy has let pass, with who has approved it.
+#[derive(Debug)]
+pub(in crate::session) struct Allowed {
+    request: Received,
+    approved_by: Vec<Arc<Authorizer>>,
+}
+
+impl Allowed {
+    pub(super) fn of(request: &Received, books: &Books<'_>) -> Self {
+        Self { request: request.clone(), approved_by: books.approved_by.clone() }
+    }
+}
+
 /// Whether a request that was allowed once is allowed still.
 pub(in crate::session) fn is_still_allowed(
     policies: &PolicySet,
     connection: &ConnectionAttributes<'_>,
-    request: &Received,
+    allowed: &Allowed,
 ) -> bool {
+    let Allowed { request, approved_by } = allowed;
     let allowed = request.view(|request| {
         let Ok(authenticated) = policies.tokens().authenticate(request, now()) else { return false };
         let request = RequestHead { token: authenticated.token.as_ref(), ..*request };
-        policies.evaluate(connection, Some(&request)).is_allowed()
+        policies.evaluate_asked(connection, Some(&request), approved_by).is_allowed()
     });
     allowed.unwrap_or(false)
 }
@@ -152,6 +185,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-fn policy_name(namespace: &str, name: &str) -> Arc<str> {
+pub(super) fn policy_name(namespace: &str, name: &str) -> Arc<str> {
     Arc::from(format!("{namespace}/{name}"))
 }

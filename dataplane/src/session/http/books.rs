@@ -1,10 +1,12 @@
 //! The books of one request. Those of requests that run at the same time on one connection are apart.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use l7::filter::{Chain, OwnField};
 use l7::grpc::Messages;
+use l7::ir::Authorizer;
 use tunnel::h2::Headers;
 
 use super::Protocol;
@@ -23,6 +25,8 @@ pub(in crate::session) struct Books<'c> {
     pub(in crate::session) record: Box<Record>,
     pub(in crate::session) facts: Box<HttpFacts>,
     protocol: Protocol,
+    /// The external authorizers that have let the request pass.
+    pub(in crate::session) approved_by: Vec<Arc<Authorizer>>,
     began: Instant,
     /// Client to server.
     sent: Cell<u64>,
@@ -84,6 +88,7 @@ impl<'c> Books<'c> {
             record: Box::new(connection.record.borrow().clone()),
             facts: Box::default(),
             protocol,
+            approved_by: Vec::new(),
             began: Instant::now(),
             sent: Cell::new(0),
             received: Cell::new(0),

@@ -37,6 +37,9 @@ impl Reply {
     /// The same as clients of gRPC read it: the status is in the fields, of a response without a body
     /// (gRPC's "Trailers-Only").
     pub(super) fn for_grpc(self) -> Self {
+        if self.has("grpc-status") {
+            return self;
+        }
         let status = grpc::status_of(self.status).to_string();
         let message = grpc::message(&self.body);
         let fields = vec![
@@ -45,6 +48,10 @@ impl Reply {
             (Cow::Borrowed("grpc-message"), message.into_bytes()),
         ];
         Self { status: 200, body: Cow::Borrowed(""), fields, cause: self.cause }
+    }
+
+    fn has(&self, field: &str) -> bool {
+        self.fields.iter().any(|(name, _)| name.eq_ignore_ascii_case(field))
     }
 
     fn headers(&self) -> Vec<Header<'_>> {
@@ -71,7 +78,9 @@ impl Reply {
         }
         if !self.body.is_empty() {
             headers.push("content-length", self.body.len().to_string())?;
-            headers.push("content-type", "text/plain")?;
+            if !self.has("content-type") {
+                headers.push("content-type", "text/plain")?;
+            }
         }
         Ok(headers)
     }

@@ -17,7 +17,7 @@ use super::reader::Reader;
 use super::replay::Replay;
 use super::reply::{TIMED_OUT, invalid};
 use super::side::Side;
-use super::{Books, Decision, Director, Filtered, Protocol, Reply};
+use super::{Allowed, Books, Decision, Director, Filtered, Protocol, Reply};
 use crate::link::TunnelStream;
 use crate::session::connection::Connection;
 
@@ -73,7 +73,10 @@ impl<D: Director> Request<'_, D> {
         let outcome = match self.look(&mut books).await {
             Ok(seen) => {
                 // As long as it runs it is decided again whenever policies change.
-                let _running = seen.verdict.is_ok().then(|| self.connection.shared.run(&self.received));
+                let _running = seen
+                    .verdict
+                    .is_ok()
+                    .then(|| self.connection.shared.run(Allowed::of(&self.received, &books)));
                 match self.downstream {
                     Side::Http1(wire) => {
                         let source = Source::http1(wire, reader, seen.plan.body);
@@ -94,7 +97,10 @@ impl<D: Director> Request<'_, D> {
         let mut books = Books::open(self.connection, Protocol::Http2);
         let outcome = match self.look(&mut books).await {
             Ok(seen) => {
-                let running = seen.verdict.is_ok().then(|| self.connection.shared.run(&self.received));
+                let running = seen
+                    .verdict
+                    .is_ok()
+                    .then(|| self.connection.shared.run(Allowed::of(&self.received, &books)));
                 let served = pin!(self.serve(&mut books, seen, Source::Http2(stream)));
                 match &running {
                     Some(running) => running.until_cut(served).await,

@@ -6,15 +6,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use l7::filter::{Chain, Dialled};
-use l7::ir::{Header, RequestHead, Scheme};
-use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
+use l7::ir::{Filters, Header, RequestHead, Scheme};
+use l7::path::Normalization;
+use l7::router::{MatchedRoute, RouteMatch, Router, Sender, Taken};
 use model::{AppProtocol, NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
 use super::{
-    Begun, Books, Decision, Director, Filtered, Kept, Protocol, Reply, Upstream, Wire, converse,
-    converse_from, protocol_to,
+    Begun, Books, Decision, Director, Filtered, Kept, Protocol, Received, Reply, Upstream, Wire, converse,
+    converse_from, prepare, protocol_to,
 };
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record};
@@ -68,6 +69,29 @@ impl Goal {
     }
 }
 
+impl Caller {
+    /// The routes that govern what the client has dialled.
+    fn router(&self, state: &NodeState, workload: &Workload) -> Option<Arc<Router>> {
+        match &self.goal {
+            Goal::Service(service) => {
+                let (port, namespace) = (self.to.port(), workload.identity.namespace());
+                state.snapshot.routes_for(service, port, namespace).cloned()
+            }
+            Goal::Workload(_) => None,
+        }
+    }
+
+    /// Whom routes take the client for.
+    pub(super) fn sender<'s>(&self, state: &'s NodeState) -> Sender<'s> {
+        let owner =
+            state.snapshot.workload_by_address(&self.workload.network, self.remote.ip().to_canonical());
+        owner.map_or_else(Sender::default, |owner| Sender {
+            namespace: owner.identity.namespace(),
+            labels: state.snapshot.labels_of(owner).map(AsRef::as_ref),
+        })
+    }
+}
+
 /// Serves the requests of a captured connection; `begun` is what has been read of it.
 pub(in crate::session) async fn route(
     connection: &Connection,
@@ -103,18 +127,31 @@ pub(in crate::session) struct Way {
 impl Director for Steering<'_> {
     type Choice = Box<Way>;
 
+    fn normalization(&self) -> Normalization {
+        self.caller.node.state().snapshot.mesh_wide().normalization
+    }
+
+    async fn consult(
+        &self,
+        request: &Received,
+        books: &mut Books<'_>,
+    ) -> Result<Option<Arc<Filters>>, Reply> {
+        let caller = &self.caller;
+        let state = caller.node.state();
+        let workload = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
+        let router = caller.router(&state, &workload).filter(|router| router.answers_itself());
+        if let Some(router) = router {
+            prepare(caller, &state, &router, request, books).await?;
+        }
+        Ok(None)
+    }
+
     fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Box<Way>> {
         let caller = &self.caller;
         let state = caller.node.state();
         let workload = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
         let goal = caller.goal.clone();
-        let router = match &goal {
-            Goal::Service(service) => {
-                let (port, namespace) = (caller.to.port(), workload.identity.namespace());
-                state.snapshot.routes_for(service, port, namespace).cloned()
-            }
-            Goal::Workload(_) => None,
-        };
+        let router = caller.router(&state, &workload);
         self.steer(state, workload, goal, router.as_deref(), request, books)
     }
 
@@ -173,17 +210,19 @@ impl<'a> Steering<'a> {
         let caller = &self.caller;
         self.describe_goal(&state, &goal, &mut books.record);
         let mut filtered = Filtered::default();
+        let mut subset = None;
         let (goal, port) = match router {
             // The routes may be gone since the connection began: the service serves itself.
             None => (goal, caller.to.port()),
-            Some(router) => match router.route(request) {
+            Some(router) => match router.route_from(request, caller.sender(&state)) {
                 RouteMatch::NotFound => {
                     return Decision::answer(Reply::text(404, "no route matches", CloseCause::NoRoute));
                 }
                 RouteMatch::Matched(matched) => {
                     note(&matched, &mut books.facts);
                     match matched.take(caller.node.random()) {
-                        Taken::Forwarded { service, port, filters } => {
+                        Taken::Forwarded { service, port, backend, filters } => {
+                            subset.clone_from(&backend.subset);
                             filtered.chain = filters;
                             filtered.limit = matched.rule.timeouts.limit();
                             (Goal::Service(service.clone()), port)
@@ -199,7 +238,11 @@ impl<'a> Steering<'a> {
         };
         let client = Client { workload: &workload, ip: caller.remote.ip() };
         let to = SocketAddr::new(caller.to.ip(), port);
-        match goal.resolve(&state, client, to, caller.node.chooser()) {
+        let mut chooser = caller.node.chooser();
+        if let (Some(subset), Goal::Service(service)) = (&subset, &goal) {
+            chooser = state.snapshot.within(chooser, service, workload.identity.namespace(), subset);
+        }
+        match goal.resolve(&state, client, to, chooser) {
             Ok(route) => {
                 let protocol = protocol_to(goal.declared(&state, port), books.protocol());
                 Decision::forward(Box::new(Way { state, workload, route, protocol }), filtered)
@@ -221,7 +264,7 @@ impl<'a> Steering<'a> {
 }
 
 /// Notes the route of a request.
-fn note(matched: &MatchedRoute<'_>, facts: &mut HttpFacts) {
+pub(super) fn note(matched: &MatchedRoute<'_>, facts: &mut HttpFacts) {
     facts.route = Some((Arc::clone(matched.name), u16::try_from(matched.rule_index).unwrap_or(u16::MAX)));
 }
 

@@ -1,5 +1,6 @@
 //! The requests of a connection: tokens, policies, then the routes of the service, then an endpoint.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use l7::ir::{Filters, HeaderEdits, HeaderValue, RequestHead};
@@ -11,8 +12,8 @@ use crate::access_log::cause::CloseCause;
 use crate::session::admission::Arrival;
 use crate::session::connection::Connection;
 use crate::session::http::{
-    Books, Caller, Decision, Director, Goal, NORMALIZATION, Permit, Reply, Steering, Upstream, Way, Wire,
-    converse, permit,
+    Asker, Books, Caller, Decision, Director, Goal, Permit, Received, Reply, Steering, Upstream, Way, Wire,
+    converse, permit, prepare,
 };
 use crate::session::node::workload_of;
 use crate::session::state::NodeState;
@@ -56,11 +57,35 @@ impl Director for Waypoint<'_> {
     fn normalization(&self) -> Normalization {
         let caller = self.steering.caller();
         let state = caller.node.state();
+        let usual = state.snapshot.mesh_wide().normalization;
         // Only another control plane says how; one that has not said it yet serves nothing.
         let own =
             workload_of(&state, &caller.pod.local).filter(|_| state.snapshot.waypoint_config().is_some());
         let found = own.and_then(|own| self.front.find(&state, &own).ok());
-        found.and_then(|found| found.served.http).map_or(NORMALIZATION, |http| http.normalization)
+        found.and_then(|found| found.served.http).map_or(usual, |http| http.normalization)
+    }
+
+    async fn consult(
+        &self,
+        request: &Received,
+        books: &mut Books<'_>,
+    ) -> Result<Option<Arc<Filters>>, Reply> {
+        let caller = self.steering.caller();
+        let state = caller.node.state();
+        let own = workload_of(&state, &caller.pod.local).unwrap_or_else(|| caller.workload.clone());
+        // What is not served is refused when it is decided.
+        let Ok(Found { served, .. }) = self.front.find(&state, &own) else { return Ok(None) };
+        let Some(http) = served.http else { return Ok(None) };
+        let address = SocketAddr::new(own.addresses.first().copied().unwrap_or(caller.to.ip()), 0);
+        let asker = Asker { node: &caller.node, pod: &caller.pod, state: &state, workload: &own, address };
+        let edits = asker.approve(&http.policies, &self.arrival, request, books).await?;
+        if let Some(router) = http.router.filter(|router| router.answers_itself()) {
+            // What the route answers itself is nobody's who may not ask.
+            let permitted = request.view(|head| permit(&http.policies, &self.arrival, head, books).map(drop));
+            permitted.unwrap_or(Ok(()))?;
+            prepare(caller, &state, &router, request, books).await?;
+        }
+        Ok(edits)
     }
 
     fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Box<Way>> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::pods::{canonical, with_labels};
+use super::policies::publish_labels;
 use super::services::{entry_ports, entry_target};
 use super::{Context, wire_trust_domain};
 use crate::control::desired::{DesiredState, ip_bytes};
@@ -42,6 +43,7 @@ fn desired_workload_entry(context: &Context<'_>, entry: &WorkloadEntry, desired:
     );
     let endpoint =
         ExternalEndpoint { meta, spec: &entry.spec, labels: &labels, telemetry: &labels, targets: &targets };
+    publish_labels(context, &uid, &labels, desired);
     desired.insert_workload(endpoint.workload(context, uid, services));
 }
 
@@ -75,8 +77,11 @@ fn service_entry_endpoints(context: &Context<'_>, entry: &ServiceEntry, desired:
         Some(endpoint.workload(context, uid, services))
     };
     if !entry.endpoints.is_empty() {
-        for workload in entry.endpoints.iter().filter_map(|spec| endpoint(spec, &hosts)) {
-            desired.insert_workload(workload);
+        for spec in &entry.endpoints {
+            if let Some(workload) = endpoint(spec, &hosts) {
+                publish_labels(context, &workload.uid, &spec.labels, desired);
+                desired.insert_workload(workload);
+            }
         }
     } else if entry.resolution != Resolution::Static {
         // Without endpoints each host is resolved itself.

@@ -21,7 +21,7 @@ mod golden;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use self::addresses::{Addresses, Assigned};
@@ -32,6 +32,7 @@ use self::waypoints::Waypoints;
 use super::config::{ControlConfig, GatewayClassNames, WaypointPods};
 use super::desired::DesiredState;
 use super::view::{ClusterView, NamespaceView};
+use crate::kube::convert;
 use crate::kube::{Catalog, Labels, MeshSettings, Problem};
 
 /// Label of namespaces and pods: `ambient` takes a pod into the mesh, `none` keeps it out.
@@ -77,6 +78,8 @@ struct Context<'a> {
     services: ServiceTable<'a>,
     memberships: Memberships<'a>,
     policies: Policies<'a>,
+    /// Of the labels that proxies are told.
+    label_keys: BTreeSet<Arc<str>>,
 }
 
 // === impl Indexer ===
@@ -107,8 +110,16 @@ impl Indexer {
         let services = ServiceTable::new(catalog, settings, &waypoints, &mut problems);
         let policies = Policies::new(catalog, settings, &mut problems);
         let memberships = Memberships::new(catalog, settings, &services);
-        let context =
-            Context { catalog, settings, assigned: &assigned, waypoints, services, memberships, policies };
+        let context = Context {
+            catalog,
+            settings,
+            assigned: &assigned,
+            waypoints,
+            services,
+            memberships,
+            policies,
+            label_keys: convert::traffic::label_keys(catalog),
+        };
         let mut desired = DesiredState::default();
         let mut view = ClusterView {
             generation,
@@ -123,6 +134,7 @@ impl Indexer {
         context.policies.publish(&mut desired, &mut problems);
         policies::publish_tokens(&context, &mut desired, &mut problems);
         policies::publish_routes(&context, &mut desired, &mut problems);
+        policies::publish_traffic(&context, &mut desired, &mut problems);
         fronted::publish(&context, &mut desired, &mut problems);
         view.nodes = nodes(&context, &view);
         Indexed { desired, view, problems }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use model::Identity;
 
 use super::addresses::object_problem;
+use super::policies::publish_labels;
 use super::{Context, DATAPLANE_MODE, REDIRECTION, waypoint_pods, wire_trust_domain};
 use crate::control::desired::{DesiredState, ip_bytes};
 use crate::control::view::{ClusterView, PodView};
@@ -51,6 +52,7 @@ pub(super) fn publish(
         // A pod without address cannot be reached: the kubelet has not started it yet.
         if !pod_view.ips.is_empty() {
             desired.insert_workload(workload(context, pod, &pod_view));
+            publish_labels(context, &pod_view.uid, &pod.meta.labels, desired);
         }
         view.pods.insert(name.clone(), pod_view);
     }

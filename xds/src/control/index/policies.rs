@@ -6,11 +6,14 @@
 
 use std::sync::Arc;
 
+use ::l7::ir::MeshWide;
+
 use super::authorization::{authorization, wire_scope};
 use super::{Context, IndexSettings};
 use crate::control::desired::DesiredState;
-use crate::decode::route_name;
+use crate::decode::{route_name, traffic_policy_name};
 use crate::kube::convert::request_authentication::MeshTokens;
+use crate::kube::convert::traffic::told_labels;
 use crate::kube::convert::{self, Carrier, MeshPolicy, ServiceRef, Subject};
 use crate::kube::{Catalog, Labels, Problem, Severity};
 use crate::proto::l7;
@@ -78,6 +81,36 @@ pub(super) fn publish_tokens(context: &Context<'_>, desired: &mut DesiredState, 
                 .insert_request_authentication(&key, &l7::RequestAuthentication { scope, ir: ir.into() }),
             Err(error) => problems.push(problem(Severity::Error, format!("tokens of {key}: {error}"))),
         }
+    }
+}
+
+/// Adds what spreads and bounds traffic, and what holds for all proxies.
+pub(super) fn publish_traffic(
+    context: &Context<'_>,
+    desired: &mut DesiredState,
+    problems: &mut Vec<Problem>,
+) {
+    for policy in convert::traffic_policies(context.catalog, &context.settings.mesh) {
+        let name = traffic_policy_name(&policy);
+        match serde_json::to_vec(&policy) {
+            Ok(ir) => desired.insert_traffic_policy(&name, &l7::TrafficPolicy { ir: ir.into() }),
+            Err(error) => problems.push(problem(Severity::Error, format!("traffic to {name}: {error}"))),
+        }
+    }
+    let config = context.catalog.mesh_config(&context.settings.mesh);
+    let normalization = config.and_then(|(_, mesh)| mesh.normalization).unwrap_or_default();
+    match serde_json::to_vec(&MeshWide { normalization }) {
+        Ok(ir) => desired.insert_mesh_wide(&l7::MeshWide { ir: ir.into() }),
+        Err(error) => problems.push(problem(Severity::Error, format!("MeshConfig: {error}"))),
+    }
+}
+
+/// Tells those labels of a workload that somebody asks for.
+pub(super) fn publish_labels(context: &Context<'_>, uid: &str, labels: &Labels, desired: &mut DesiredState) {
+    let told = told_labels(labels, &context.label_keys);
+    if !told.is_empty() {
+        let labels = told.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        desired.insert_workload_labels(uid, &l7::WorkloadLabels { labels });
     }
 }
 

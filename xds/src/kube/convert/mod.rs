@@ -7,10 +7,13 @@ pub mod attachment;
 pub(super) mod attribute;
 pub mod authorization;
 pub mod authorizer;
+pub mod hosts;
 pub mod peer_authentication;
 pub mod request_authentication;
 pub mod route;
+pub mod traffic;
 pub mod trust_domain;
+pub mod virtual_service;
 
 use std::sync::Arc;
 
@@ -21,7 +24,14 @@ use super::catalog::{Catalog, MeshSettings};
 pub use attachment::{Scope, ServiceRef, Subject, workload_policies};
 pub use authorization::ConvertError;
 pub use request_authentication::request_authentications;
-pub use route::routes;
+pub use traffic::traffic_policies;
+
+/// All routes of a catalog, of whatever kind, in the order of their names.
+pub fn routes(catalog: &Catalog, mesh: &MeshSettings) -> Vec<ir::HttpRoute> {
+    let mut routes = route::routes(catalog, mesh);
+    routes.extend(virtual_service::routes(catalog, mesh));
+    routes
+}
 
 /// Which resource carries a policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

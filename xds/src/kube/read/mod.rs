@@ -4,6 +4,7 @@
 //! objects is checked in [`super::references`].
 
 mod cluster;
+mod destination_rule;
 mod duration;
 mod filter;
 mod gateway;
@@ -18,6 +19,9 @@ mod request_authentication;
 mod route;
 mod slice;
 mod timeouts;
+mod virtual_match;
+mod virtual_service;
+mod virtual_traffic;
 
 use std::sync::Arc;
 
@@ -34,6 +38,7 @@ use super::istio::{
 use super::mesh::ConfigMap;
 use super::problem::Severity;
 use super::reader::{Fields, Findings, Item};
+use super::traffic::{DestinationRule, VirtualService};
 use super::yaml::shortened;
 
 /// An object of any kind that is read.
@@ -55,6 +60,8 @@ pub(super) enum Object {
     PeerAuthentication(PeerAuthentication),
     RequestAuthentication(RequestAuthentication),
     ConfigMap(ConfigMap),
+    VirtualService(VirtualService),
+    DestinationRule(DestinationRule),
 }
 
 /// Reads `metadata`; `None` where the object has no usable name. Begins the object in `findings`.
@@ -161,6 +168,12 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
                 .map(Object::RequestAuthentication)
         }
         Kind::ConfigMap => mesh_config::config_map(&mut fields, meta, findings).map(Object::ConfigMap),
+        Kind::VirtualService => {
+            virtual_service::virtual_service(&mut fields, meta, findings).map(Object::VirtualService)
+        }
+        Kind::DestinationRule => {
+            destination_rule::destination_rule(&mut fields, meta, findings).map(Object::DestinationRule)
+        }
     };
     fields.ignore(&["spec", "status"]);
     fields.finish(findings);

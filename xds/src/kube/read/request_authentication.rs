@@ -7,7 +7,7 @@ use l7::ir::{HeaderValue, TokenRule};
 use l7::jwt::check_jwks;
 
 use super::super::catalog::Meta;
-use super::super::istio::{PolicyTarget, RequestAuthentication};
+use super::super::istio::{KeySource, PolicyTarget, RequestAuthentication};
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
 use super::policy::target;
@@ -25,7 +25,8 @@ pub(super) fn request_authentication(
     findings: &mut Findings,
 ) -> Option<RequestAuthentication> {
     let Some(spec) = fields.optional("spec") else {
-        return Some(RequestAuthentication { meta, target: PolicyTarget::Namespace, rules: Vec::new() });
+        let (rules, sources) = (Vec::new(), Vec::new());
+        return Some(RequestAuthentication { meta, target: PolicyTarget::Namespace, rules, sources });
     };
     let mut fields = spec.fields(findings)?;
     let target = target(&mut fields, findings)?;
@@ -34,17 +35,19 @@ pub(super) fn request_authentication(
     if let Some(list) = list.filter(|_| items.len() > RULES_MAX) {
         list.error(findings, "there are too many rules", format!("keep at most {RULES_MAX}"));
     }
-    let rules: Option<Vec<TokenRule>> = items.iter().map(|item| rule(item, findings)).collect();
+    let rules: Option<Vec<(TokenRule, KeySource)>> = items.iter().map(|item| rule(item, findings)).collect();
     fields.finish(findings);
-    Some(RequestAuthentication { meta, target, rules: rules? })
+    let (rules, sources) = rules?.into_iter().unzip();
+    Some(RequestAuthentication { meta, target, rules, sources })
 }
 
-fn rule(item: &Item<'_>, findings: &mut Findings) -> Option<TokenRule> {
+fn rule(item: &Item<'_>, findings: &mut Findings) -> Option<(TokenRule, KeySource)> {
     let mut fields = item.fields(findings)?;
     let issuer = fields.required(findings, "issuer").and_then(|item| item.filled(findings));
+    let (jwks, source) = keys(&mut fields, item, issuer, findings);
     let rule = TokenRule {
         audiences: texts(&mut fields, "audiences", findings),
-        jwks: jwks(&mut fields, item, findings),
+        jwks,
         from_headers: list(&mut fields, "fromHeaders", findings, from_header),
         from_parameters: texts(&mut fields, "fromParams", findings),
         from_cookies: texts(&mut fields, "fromCookies", findings),
@@ -59,32 +62,50 @@ fn rule(item: &Item<'_>, findings: &mut Findings) -> Option<TokenRule> {
         issuer: Arc::from(issuer?),
     };
     fields.finish(findings);
-    Some(rule)
+    Some((rule, source))
 }
 
-/// The keys of the issuer. Without usable keys the rule is in force all the same and takes no token: leaving it out
-/// would let the issuer's tokens pass unseen.
-fn jwks(fields: &mut Fields<'_>, rule: &Item<'_>, findings: &mut Findings) -> Arc<str> {
+/// The keys of the issuer, and where they come from where they do not stand here. Without usable keys the rule is in force
+/// all the same and takes no token: leaving it out would let the issuer's tokens pass unseen.
+fn keys(
+    fields: &mut Fields<'_>,
+    rule: &Item<'_>,
+    issuer: Option<&str>,
+    findings: &mut Findings,
+) -> (Arc<str>, KeySource) {
     const REFUSED: &str = "every token of this issuer is refused";
-    // How long a fetch may take.
+    // How long a fetch may take, which is fixed here.
     fields.ignore(&["timeout"]);
     let address = fields.optional("jwksUri").or_else(|| fields.optional("jwks_uri"));
-    if let Some(item) = &address {
-        let message = format!("keys are not fetched: {REFUSED}, unless they stand under jwks");
-        item.warning(findings, message, "copy what the address serves into jwks");
-    }
-    let Some(item) = fields.optional("jwks") else {
-        if address.is_none() {
-            let message = format!("the rule has no keys: {REFUSED}");
-            rule.warning(findings, message, "write the issuer's JWKS under jwks");
+    if let Some(item) = fields.optional("jwks") {
+        if let Some(address) = &address {
+            address.error(findings, "jwks and jwksUri exclude each other", "keep one of them");
         }
-        return Arc::default();
-    };
-    let text = item.text(findings).unwrap_or_default();
-    if let Err(error) = check_jwks(text) {
-        item.warning(findings, format!("{error}: {REFUSED}"), "write a JWKS as in RFC 7517, section 5");
+        let text = item.text(findings).unwrap_or_default();
+        if let Err(error) = check_jwks(text) {
+            item.warning(findings, format!("{error}: {REFUSED}"), "write a JWKS as in RFC 7517, section 5");
+        }
+        return (Arc::from(text), KeySource::Written);
     }
-    Arc::from(text)
+    if let Some(item) = address {
+        let text = item.filled(findings).unwrap_or_default();
+        if !is_web_address(text) {
+            let message = format!("{:?} is no address that keys could be fetched from", shortened(text));
+            item.error(findings, message, "write one such as https://issuer.example/keys");
+        }
+        return (Arc::default(), KeySource::Address(Arc::from(text)));
+    }
+    if let Some(issuer) = issuer.filter(|issuer| is_web_address(issuer)) {
+        return (Arc::default(), KeySource::Issuer(Arc::from(issuer)));
+    }
+    let message = format!("the rule has no keys, and its issuer is no address: {REFUSED}");
+    rule.warning(findings, message, "write the issuer's JWKS under jwks, or its address under jwksUri");
+    (Arc::default(), KeySource::Written)
+}
+
+fn is_web_address(text: &str) -> bool {
+    let rest = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    rest.is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_graphic()))
 }
 
 fn from_header(item: &Item<'_>, findings: &mut Findings) -> Option<HeaderValue> {

@@ -387,7 +387,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-fn regex(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<Arc<str>> {
+pub(super) fn regex(item: &Item<'_>, text: &str, findings: &mut Findings) -> Option<Arc<str>> {
     if text.is_empty() {
         item.error(findings, "the expression is empty", "write .* to match anything");
         return None;

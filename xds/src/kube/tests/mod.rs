@@ -9,6 +9,7 @@ mod fuzz;
 mod golden;
 mod request_authentication;
 mod routes;
+mod traffic;
 
 use super::{Loaded, Problem, load_documents};
 

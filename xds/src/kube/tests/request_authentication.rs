@@ -69,7 +69,6 @@ fn it_reaches_whom_its_namespace_selector_and_target_say() {
 fn rules_that_cannot_work_are_told_and_refuse_their_tokens() {
     for (spec, complaint) in [
         ("jwtRules: [{issuer: i}]", "the rule has no keys"),
-        ("jwtRules: [{issuer: i, jwksUri: 'https://i/keys'}]", "keys are not fetched"),
         ("jwtRules: [{issuer: i, jwks: '{'}]", "no JWKS"),
     ] {
         let text = object("app", spec);
@@ -90,6 +89,8 @@ fn what_is_written_wrongly_is_refused_where_it_stands() {
             "spec.jwtRules[0].outputPayloadToHeader",
         ),
         ("jwtRules: [{issuer: i, fromHeaders: [{prefix: p}]}]", "spec.jwtRules[0].fromHeaders[0].name"),
+        ("jwtRules: [{issuer: i, jwksUri: keys}]", "is no address that keys could be fetched from"),
+        ("jwtRules: [{issuer: i, jwksUri: 'https://i/k', jwks: '{\"keys\":[]}'}]", "exclude each other"),
         ("targetRefs: [{kind: Pod, name: x}]", "a policy cannot target kind Pod"),
     ] {
         let told = findings(&object("app", spec)).join("\n");
