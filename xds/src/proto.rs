@@ -3,7 +3,7 @@
 //! Packages and field numbers are those of the public APIs, so that any control plane can be the other side;
 //! the files themselves are our own and carry only what a node proxy needs. The generated code refers across
 //! packages by their nesting, hence the tree; use the short names [`discovery`], [`rpc`], [`workload`],
-//! [`zds`], [`security`], [`ca`], [`l7`].
+//! [`zds`], [`security`], [`ca`], [`l7`], [`waypoint`].
 
 // Generated code follows prost's style, not ours.
 #![allow(clippy::all, clippy::pedantic, missing_debug_implementations, unused_qualifications)]
@@ -50,8 +50,15 @@ pub mod corelane {
             tonic::include_proto!("corelane.l7.v1");
         }
     }
+
+    pub mod envoy {
+        pub mod v1 {
+            tonic::include_proto!("corelane.envoy.v1");
+        }
+    }
 }
 
+pub use corelane::envoy::v1 as waypoint;
 pub use corelane::l7::v1 as l7;
 pub use envoy::service::discovery::v3 as discovery;
 pub use google::rpc;
@@ -79,3 +86,9 @@ pub const TRAFFIC_POLICY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.Traffi
 pub const WORKLOAD_LABELS_TYPE: &str = "type.googleapis.com/corelane.l7.v1.WorkloadLabels";
 /// Type of [`l7::MeshWide`] on the discovery stream.
 pub const MESH_WIDE_TYPE: &str = "type.googleapis.com/corelane.l7.v1.MeshWide";
+/// Type of [`waypoint::Cluster`] on the discovery stream.
+pub const CLUSTER_TYPE: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
+/// Type of [`waypoint::LoadAssignment`] on the discovery stream.
+pub const LOAD_ASSIGNMENT_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// Type of [`waypoint::Listener`] on the discovery stream.
+pub const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";

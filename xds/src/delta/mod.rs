@@ -13,10 +13,12 @@
 
 mod backoff;
 #[cfg(test)]
+mod followed_tests;
+#[cfg(test)]
 mod tests;
 mod version;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
@@ -46,6 +48,12 @@ pub trait Sink {
     /// Takes a resource out of force. Only called for names whose upsert was accepted.
     fn remove(&mut self, type_url: &str, name: &str);
 
+    /// The names of a [`Mode::Followed`] type that are wanted, as what is held of other types says; `None` for all
+    /// other types.
+    fn followed(&self, _type_url: &str) -> Option<BTreeSet<&str>> {
+        None
+    }
+
     /// What was asked for on demand by this key is in force, or does not exist.
     fn answered(&mut self, _type_url: &str, _key: &str) {}
 
@@ -70,6 +78,10 @@ impl Subscription {
     pub fn on_demand(type_url: &str) -> Self {
         Self { type_url: type_url.into(), mode: Mode::OnDemand }
     }
+
+    pub fn followed(type_url: &str) -> Self {
+        Self { type_url: type_url.into(), mode: Mode::Followed }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +90,8 @@ pub enum Mode {
     Wildcard,
     /// Only what [`Client::demand`] asks for, and what the server thinks fit to add.
     OnDemand,
+    /// By name, those that the sink wants, as what it holds of other types says ([`Sink::followed`]).
+    Followed,
 }
 
 /// What came of a response.
@@ -131,6 +145,8 @@ struct TypeState {
     /// Name to version of everything that the sink holds.
     held: HashMap<Arc<str>, Version, foldhash::fast::RandomState>,
     demands: BTreeMap<Box<str>, DemandState>,
+    /// Names subscribed to, where the type is followed.
+    followed: BTreeSet<Box<str>>,
     accepted_once: bool,
 }
 
@@ -152,6 +168,7 @@ impl Client {
                 mode: subscription.mode,
                 held: HashMap::default(),
                 demands: BTreeMap::new(),
+                followed: BTreeSet::new(),
                 accepted_once: false,
             })
             .collect();
@@ -174,7 +191,7 @@ impl Client {
     /// The stream is open: these requests begin it, in this order.
     pub fn opened(&mut self) -> Vec<DeltaDiscoveryRequest> {
         self.link = Link::Open { answered: false };
-        let mut requests: Vec<_> = self.types.iter().map(|it| it.first_request(&self.node)).collect();
+        let mut requests: Vec<_> = self.types.iter().filter_map(|it| it.first_request(&self.node)).collect();
         requests.extend(self.types.iter().filter_map(TypeState::renewed_demands));
         requests
     }
@@ -207,6 +224,14 @@ impl Client {
         let (outcome, error_detail) = state.apply(response, sink);
         reply.error_detail = error_detail;
         (reply, outcome)
+    }
+
+    /// Brings what is followed in line with what the sink wants now: to be called after each response, and the requests to
+    /// be sent. What is no longer wanted leaves the sink.
+    pub fn follow(&mut self, sink: &mut dyn Sink) -> Vec<DeltaDiscoveryRequest> {
+        let followed = self.types.iter_mut().filter(|it| it.mode == Mode::Followed);
+        let requests = followed.filter_map(|it| it.follow(sink)).collect();
+        if matches!(self.link, Link::Open { .. }) { requests } else { Vec::new() }
     }
 
     /// Asks for one resource by a key (`network/IP`, `namespace/hostname`, or a uid).
@@ -252,7 +277,11 @@ impl Client {
 
     /// True once each wildcard type got one accepted response, and ever after.
     pub fn ready(&self) -> bool {
-        self.types.iter().all(|it| it.mode == Mode::OnDemand || it.accepted_once)
+        self.types.iter().all(|it| match it.mode {
+            Mode::Wildcard => it.accepted_once,
+            Mode::OnDemand => true,
+            Mode::Followed => it.accepted_once || it.followed.is_empty(),
+        })
     }
 
     /// True while a stream is open and something came on it.
@@ -279,25 +308,50 @@ impl fmt::Debug for Client {
 // === impl TypeState ===
 
 impl TypeState {
-    fn first_request(&self, node: &Node) -> DeltaDiscoveryRequest {
+    /// `None` where nothing is wanted yet.
+    fn first_request(&self, node: &Node) -> Option<DeltaDiscoveryRequest> {
         // No names at all mean everything; the star taken and given back in one request means nothing yet.
-        let stars: &[&str] = match self.mode {
-            Mode::Wildcard => &[],
-            Mode::OnDemand => &["*"],
+        let (subscribe, unsubscribe) = match self.mode {
+            Mode::Wildcard => (Vec::new(), Vec::new()),
+            Mode::OnDemand => (vec!["*".to_owned()], vec!["*".to_owned()]),
+            Mode::Followed if self.followed.is_empty() => return None,
+            Mode::Followed => (self.followed.iter().map(ToString::to_string).collect(), Vec::new()),
         };
-        let stars: Vec<String> = stars.iter().map(ToString::to_string).collect();
-        DeltaDiscoveryRequest {
+        Some(DeltaDiscoveryRequest {
             node: Some(node.clone()),
             type_url: self.type_url.to_string(),
-            resource_names_subscribe: stars.clone(),
-            resource_names_unsubscribe: stars,
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
             initial_resource_versions: self
                 .held
                 .iter()
                 .map(|(name, version)| (name.to_string(), version.to_string()))
                 .collect(),
             ..DeltaDiscoveryRequest::default()
+        })
+    }
+
+    fn follow(&mut self, sink: &mut dyn Sink) -> Option<DeltaDiscoveryRequest> {
+        let wanted: BTreeSet<Box<str>> = sink.followed(&self.type_url)?.into_iter().map(Into::into).collect();
+        let names = |names: std::collections::btree_set::Difference<'_, Box<str>>| -> Vec<String> {
+            names.map(ToString::to_string).collect()
+        };
+        let subscribe = names(wanted.difference(&self.followed));
+        let unsubscribe = names(self.followed.difference(&wanted));
+        self.followed = wanted;
+        // The server says nothing of what is no longer asked for.
+        for name in &unsubscribe {
+            if self.held.remove(name.as_str()).is_some() {
+                sink.remove(&self.type_url, name);
+            }
         }
+        let is_request = !subscribe.is_empty() || !unsubscribe.is_empty();
+        is_request.then(|| DeltaDiscoveryRequest {
+            type_url: self.type_url.to_string(),
+            resource_names_subscribe: subscribe,
+            resource_names_unsubscribe: unsubscribe,
+            ..DeltaDiscoveryRequest::default()
+        })
     }
 
     /// Everything demanded before, once more: a new stream knows nothing of it.

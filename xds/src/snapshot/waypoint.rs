@@ -7,8 +7,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use equivalent::Equivalent;
 use ipnet::IpNet;
 use l7::authz::PolicySet;
+use l7::ir::TrafficSettings;
 use l7::path::Normalization;
 use l7::router::Router;
 use model::NamespacedHostname;
@@ -58,6 +60,8 @@ pub struct WaypointConfig {
     pub(crate) workloads: Arc<[IpNet]>,
     pub(crate) direct: Option<Arc<Served>>,
     pub(crate) clusters: Map<ClusterKey, Arc<Cluster>>,
+    /// What was not understood, and is refused or left out.
+    pub(crate) problems: Arc<[String]>,
 }
 
 /// A port of a service, or of one of its subsets.
@@ -69,11 +73,26 @@ pub(crate) struct ClusterKey {
     pub(crate) subset: Arc<str>,
 }
 
+/// Twin of [`ClusterKey`], see [`super::keys`].
+#[derive(Hash)]
+struct ClusterQuery<'a> {
+    hostname: &'a str,
+    port: u16,
+    subset: &'a str,
+}
+
+impl Equivalent<ClusterKey> for ClusterQuery<'_> {
+    fn equivalent(&self, key: &ClusterKey) -> bool {
+        self.hostname == &*key.hostname && self.port == key.port && self.subset == &*key.subset
+    }
+}
+
 /// The endpoints of a port of a service or of one of its subsets.
 #[derive(Debug, Clone)]
 pub(crate) struct Cluster {
     /// One for each priority, the most wanted first; a later one serves only while those before have no endpoint.
     pub(crate) levels: Vec<Arc<ServiceEntry>>,
+    pub(crate) settings: Arc<TrafficSettings>,
 }
 
 impl Snapshot {
@@ -118,8 +137,21 @@ impl WaypointConfig {
 
     /// The endpoints of a service's port, one entry for each priority.
     pub(crate) fn levels(&self, hostname: &str, port: u16, subset: Option<&str>) -> &[Arc<ServiceEntry>] {
-        let key = ClusterKey { hostname: hostname.into(), port, subset: subset.unwrap_or_default().into() };
-        self.clusters.get(&key).map_or(&[], |cluster| &cluster.levels)
+        self.cluster(hostname, port, subset).map_or(&[], |cluster| &cluster.levels)
+    }
+
+    /// How the traffic to a service's port, or to a subset of its endpoints, is spread and bounded.
+    pub fn settings(&self, hostname: &str, port: u16, subset: Option<&str>) -> Option<&Arc<TrafficSettings>> {
+        self.cluster(hostname, port, subset).map(|cluster| &cluster.settings)
+    }
+
+    /// What was not understood, and is refused or left out, each with its place.
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    fn cluster(&self, hostname: &str, port: u16, subset: Option<&str>) -> Option<&Arc<Cluster>> {
+        self.clusters.get(&ClusterQuery { hostname, port, subset: subset.unwrap_or_default() })
     }
 }
 

@@ -20,8 +20,10 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod traffic;
+mod waypoint;
 mod workloads;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -31,25 +33,31 @@ use prost_types::Any;
 
 use crate::decode::{self, Address, Interner};
 use crate::delta::Sink;
+use crate::envoy::Serving;
 use crate::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
-    WORKLOAD_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, LOAD_ASSIGNMENT_TYPE,
+    MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
+    WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::Snapshot;
 
 use endpoints::WaitingEndpoints;
 use policies::PolicyKind;
+use waypoint::is_envoy;
 
 /// Takes the resources of a delta stream (as its [`Sink`]).
 pub struct Store {
     state: Snapshot,
     /// The node whose workloads are local; empty: none are.
     node: Arc<str>,
+    /// The network that the node is in, as the control plane names it.
+    network: Arc<str>,
     interner: Interner,
     waiting: WaitingEndpoints,
     policies: policies::Dirty,
     routes: routes::Routes,
+    /// Only where the control plane speaks Envoy's resources.
+    envoy: Option<Box<Serving>>,
     changed: bool,
 }
 
@@ -64,21 +72,30 @@ impl Store {
         Self {
             state: Snapshot::default(),
             node,
+            network: Arc::from(""),
             interner: Interner::new(),
             waiting: WaitingEndpoints::default(),
             policies: policies::Dirty::default(),
             routes: routes::Routes::default(),
+            envoy: None,
             changed: false,
         }
     }
 
+    /// Names the network that a waypoint is in; the addresses that Envoy's resources tell are of that network.
+    pub fn set_network(&mut self, network: Arc<str>) {
+        self.network = network;
+    }
+
     /// The state as of now, if it changed since the last call.
     pub fn snapshot(&mut self) -> Option<Arc<Snapshot>> {
+        self.note_envoy();
         if !std::mem::take(&mut self.changed) {
             return None;
         }
         self.compile_policies();
         self.compile_routes();
+        self.serve_envoy();
         self.state.generation += 1;
         Some(Arc::new(self.state.clone()))
     }
@@ -129,6 +146,9 @@ impl fmt::Debug for Store {
 
 impl Sink for Store {
     fn upsert(&mut self, type_url: &str, name: &str, body: &Any) -> Result<(), String> {
+        if is_envoy(type_url) {
+            return self.upsert_envoy(type_url, name, body).map_err(|refusal| refusal.to_string());
+        }
         self.decode_and_upsert(type_url, name, &body.value).map_err(|error| error.to_string())
     }
 
@@ -143,8 +163,12 @@ impl Sink for Store {
             TRAFFIC_POLICY_TYPE => self.remove_traffic_policy(name),
             WORKLOAD_LABELS_TYPE => self.remove_labels(name),
             MESH_WIDE_TYPE => self.set_mesh_wide(MeshWide::default()),
-            _ => {}
+            _ => self.remove_envoy(type_url, name),
         }
+    }
+
+    fn followed(&self, type_url: &str) -> Option<BTreeSet<&str>> {
+        (type_url == LOAD_ASSIGNMENT_TYPE).then(|| self.wanted_assignments())
     }
 
     fn answered(&mut self, _type_url: &str, key: &str) {

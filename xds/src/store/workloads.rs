@@ -19,7 +19,9 @@ impl Store {
             workload.uid = Arc::clone(&old.uid);
         }
         let workload = Arc::new(workload);
+        self.soil_envoy(&workload.addresses);
         if let Some(old) = &old {
+            self.soil_envoy(&old.addresses);
             self.state.workloads.remove(&old.uid);
             self.state.local_workloads.remove(&old.uid);
             self.release_policy_set(&policy_set_key(old));
@@ -43,6 +45,7 @@ impl Store {
     pub(super) fn remove_workload(&mut self, uid: &str) -> bool {
         let Some(workload) = self.state.workloads.remove(uid) else { return false };
         self.changed = true;
+        self.soil_envoy(&workload.addresses);
         self.state.removals += 1;
         self.state.local_workloads.remove(uid);
         self.release_policy_set(&policy_set_key(&workload));

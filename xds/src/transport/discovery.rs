@@ -195,6 +195,7 @@ impl Driver {
     /// Puts in force what is there without the control plane.
     fn begin(&mut self, config: &DiscoveryConfig, tell: &mut impl FnMut(Event)) {
         self.store = recording::fresh_store(&config.sources, &config.local_node);
+        self.store.set_network(recording::network(&config.node));
         if let Some(directory) = &config.sources.directory {
             let warm = Cache::new(directory, scope(config)).and_then(|mut cache| {
                 let warm = recording::warm_start(&mut self.client, &mut self.store, config, &mut cache);
@@ -249,8 +250,10 @@ impl Driver {
                 error = keep(&mut self.keeper, complete) => tell(Event::StateNotKept { reason: error.to_string() }),
                 response = next(&mut responses) => match response {
                     Ok(Some(response)) => {
-                        if requests.try_send(self.apply(&response, tell)).is_err() {
-                            return overflow();
+                        for request in self.apply(&response, tell) {
+                            if requests.try_send(request).is_err() {
+                                return overflow();
+                            }
                         }
                     }
                     Ok(None) => return (End::Clean, "the control plane ended the stream".to_owned()),
@@ -265,10 +268,12 @@ impl Driver {
         &mut self,
         response: &DeltaDiscoveryResponse,
         tell: &mut impl FnMut(Event),
-    ) -> DeltaDiscoveryRequest {
+    ) -> Vec<DeltaDiscoveryRequest> {
         tell(Event::Message { type_url: response.type_url.clone(), bytes: response.encoded_len() });
         let (reply, outcome) =
             recording::apply(&mut self.client, &mut self.store, self.keeper.as_mut(), response);
+        let mut requests = vec![reply];
+        requests.extend(self.client.follow(&mut self.store));
         if let Outcome::Rejected { reason } = outcome {
             tell(Event::Rejected { type_url: response.type_url.clone(), reason });
         }
@@ -284,7 +289,7 @@ impl Driver {
         if let Some(snapshot) = snapshot {
             tell(Event::Snapshot { snapshot, ready });
         }
-        reply
+        requests
     }
 
     fn demand(

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use prost_types::Any;
+use prost_types::value::Kind;
 
 use super::discovery::DiscoveryConfig;
 use crate::cache::{Cache, CacheError, Keeper};
 use crate::delta::{Client, Sink};
 use crate::local::LocalState;
-use crate::proto::discovery::DeltaDiscoveryResponse;
+use crate::proto::discovery::{DeltaDiscoveryResponse, Node};
 use crate::store::Store;
 
 /// Where state comes from besides the control plane.
@@ -92,6 +93,15 @@ pub(super) fn fresh_store(sources: &StateSources, local_node: &Arc<str>) -> Stor
     store
 }
 
+/// The network that a node says it is in, as the proxies of istiod do.
+pub(super) fn network(node: &Node) -> Arc<str> {
+    let network = node.metadata.as_ref().and_then(|metadata| metadata.fields.get("NETWORK"));
+    match network.and_then(|value| value.kind.as_ref()) {
+        Some(Kind::StringValue(network)) => network.as_str().into(),
+        _ => "".into(),
+    }
+}
+
 /// Puts the state on disk in force, whole or not at all, and tells the client of what is held.
 pub(super) fn warm_start(
     client: &mut Client,
@@ -101,6 +111,7 @@ pub(super) fn warm_start(
 ) -> Result<Warm, CacheError> {
     let Some(loaded) = cache.load()? else { return Ok(Warm::Absent) };
     let mut warm = fresh_store(&config.sources, &config.local_node);
+    warm.set_network(network(&config.node));
     let mut held = Vec::with_capacity(loaded.resources.len());
     for resource in loaded.resources.into_iter().filter(|it| client.subscribes(it.type_url)) {
         let body = Any { type_url: resource.type_url.to_owned(), value: resource.body };

@@ -10,6 +10,7 @@
 //! - Order of the clauses of a rule, which are ANDed.
 
 mod held;
+mod waypoint;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,0 +1,208 @@
+//! Everything that istiod has sent to the waypoint, read; pushes of everything are compared byte by byte, so that only
+//! what changed is read again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use foldhash::fast::RandomState;
+use l7::authz::PolicySet;
+use l7::ir::HttpRoute;
+use l7::jwt::Authenticator;
+use l7::path::Normalization;
+use model::NamespacedHostname;
+
+use super::Refusal;
+use super::chain::{self, Carries, Target};
+use super::cluster::{Endpoints, ReadCluster, ServiceCluster, cluster};
+use super::destinations::Destinations;
+use super::endpoints::{Assignment, load_assignment};
+use super::listener::{MAIN, MainListener, ReadListener, listener};
+
+/// What is held of istiod's resources.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    listeners: HashMap<Box<str>, Bytes, RandomState>,
+    pub(super) destinations: Destinations,
+    pub(super) chains: BTreeMap<Arc<str>, HeldChain>,
+    pub(super) clusters: BTreeMap<Box<str>, Held<ReadCluster>>,
+    assignments: HashMap<Box<str>, Held<Arc<Assignment>>, RandomState>,
+    pub(super) changed: Changed,
+}
+
+/// What is to be put together anew.
+#[derive(Debug, Default)]
+pub(super) struct Changed {
+    pub(super) chains: bool,
+    /// Names of clusters that came or changed, they or their endpoints.
+    pub(super) clusters: BTreeSet<Box<str>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    bytes: Bytes,
+    pub(super) value: T,
+}
+
+#[derive(Debug)]
+pub(super) struct HeldChain {
+    bytes: Bytes,
+    pub(super) compiled: Arc<CompiledChain>,
+}
+
+/// A filter chain as it is served.
+#[derive(Debug)]
+pub(super) struct CompiledChain {
+    pub(super) service: Option<(NamespacedHostname, u16)>,
+    pub(super) policies: Arc<PolicySet>,
+    pub(super) http: Option<CompiledHttp>,
+    /// Why the chain refuses everything, where it does because it was not understood.
+    pub(super) refusal: Option<Refusal>,
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledHttp {
+    pub(super) route: Option<Arc<HttpRoute>>,
+    pub(super) normalization: Normalization,
+}
+
+impl State {
+    // --- Listeners ---
+
+    pub(crate) fn upsert_listener(&mut self, name: &str, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.listeners.get(name).is_some_and(|held| held == bytes) {
+            return Ok(());
+        }
+        if let ReadListener::Main(main) = listener(name, bytes)? {
+            self.replace_chains(main);
+        }
+        self.listeners.insert(name.into(), Bytes::copy_from_slice(bytes));
+        Ok(())
+    }
+
+    pub(crate) fn remove_listener(&mut self, name: &str) {
+        if self.listeners.remove(name).is_some() && name == MAIN {
+            self.replace_chains(MainListener { destinations: Destinations::default(), chains: Vec::new() });
+        }
+    }
+
+    fn replace_chains(&mut self, main: MainListener) {
+        self.changed.chains = true;
+        let mut held = std::mem::take(&mut self.chains);
+        for (name, bytes) in main.chains {
+            let chain = match held.remove(&name) {
+                Some(chain) if chain.bytes == bytes => chain,
+                _ => HeldChain { compiled: Arc::new(CompiledChain::read(&name, &bytes)), bytes },
+            };
+            self.chains.insert(name, chain);
+        }
+        self.destinations = main.destinations;
+    }
+
+    // --- Clusters and endpoints ---
+
+    pub(crate) fn upsert_cluster(&mut self, name: &str, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.clusters.get(name).is_some_and(|held| held.bytes == bytes) {
+            return Ok(());
+        }
+        let value = cluster(name, bytes)?;
+        self.changed.clusters.insert(name.into());
+        self.clusters.insert(name.into(), Held { bytes: Bytes::copy_from_slice(bytes), value });
+        Ok(())
+    }
+
+    pub(crate) fn remove_cluster(&mut self, name: &str) {
+        if self.clusters.remove(name).is_some() {
+            self.changed.clusters.insert(name.into());
+        }
+    }
+
+    pub(crate) fn upsert_assignment(&mut self, name: &str, bytes: &[u8]) -> Result<(), Refusal> {
+        if self.assignments.get(name).is_some_and(|held| held.bytes == bytes) {
+            return Ok(());
+        }
+        let value = Arc::new(load_assignment(name, bytes)?);
+        self.assignments.insert(name.into(), Held { bytes: Bytes::copy_from_slice(bytes), value });
+        self.soil_assignment(name);
+        Ok(())
+    }
+
+    pub(crate) fn remove_assignment(&mut self, name: &str) {
+        if self.assignments.remove(name).is_some() {
+            self.soil_assignment(name);
+        }
+    }
+
+    fn soil_assignment(&mut self, name: &str) {
+        let users = self.clusters.iter().filter(|(_, held)| held.value.discovers() == Some(name));
+        self.changed.clusters.extend(users.map(|(name, _)| name.clone()));
+    }
+
+    /// The names of the endpoints that the clusters want.
+    pub(crate) fn wanted_assignments(&self) -> BTreeSet<&str> {
+        self.clusters.values().filter_map(|held| held.value.discovers()).collect()
+    }
+
+    /// The endpoints of a cluster; `None` where they have not come yet.
+    pub(super) fn endpoints(&self, cluster: &ServiceCluster) -> Option<Arc<Assignment>> {
+        match &cluster.endpoints {
+            Endpoints::Listed(assignment) => Some(Arc::clone(assignment)),
+            Endpoints::Discovered(name) => self.assignments.get(name).map(|held| Arc::clone(&held.value)),
+        }
+    }
+
+    /// What was not understood and is refused or left out, each with its place.
+    pub(crate) fn problems(&self) -> Vec<String> {
+        let chains = self.chains.iter().filter_map(|(name, held)| {
+            held.compiled.refusal.as_ref().map(|refusal| format!("filter chain {name}: {refusal}"))
+        });
+        let endpoints = self.assignments.iter().flat_map(|(name, held)| {
+            held.value.left_out.iter().map(move |refusal| format!("endpoints of {name}: {refusal}"))
+        });
+        let mut problems: Vec<_> = chains.chain(endpoints).collect();
+        problems.sort();
+        problems
+    }
+}
+
+impl ReadCluster {
+    /// The name of the resource that lists the endpoints, if one does.
+    fn discovers(&self) -> Option<&str> {
+        match self {
+            Self::Service(cluster) => match &cluster.endpoints {
+                Endpoints::Discovered(name) => Some(name),
+                Endpoints::Listed(_) => None,
+            },
+            Self::Tunnel => None,
+        }
+    }
+}
+
+impl CompiledChain {
+    /// One that is not understood refuses all that it would serve.
+    fn read(name: &str, bytes: &[u8]) -> Self {
+        chain::chain(bytes, name).and_then(Self::compile).unwrap_or_else(|refusal| {
+            let normalization = Normalization::default();
+            let http = chain::is_http(name).then_some(CompiledHttp { route: None, normalization });
+            let reason = format!("filter chain {name} is not understood: {refusal}");
+            let policies = Arc::new(PolicySet::deny_all(reason));
+            Self { service: chain::service(name), policies, http, refusal: Some(refusal) }
+        })
+    }
+
+    fn compile(chain: chain::Chain) -> Result<Self, Refusal> {
+        let set = PolicySet::compile(chain.policies).map_err(|error| Refusal::new(error.to_string()))?;
+        let service = match &chain.target {
+            Target::Service(service) => Some((service.service(), service.port)),
+            Target::Workloads => None,
+        };
+        let (set, http) = match chain.carries {
+            Carries::Http { tokens, route, normalization } => {
+                let tokens = Authenticator::compile(tokens.as_deref());
+                (set.with_tokens(tokens), Some(CompiledHttp { route, normalization }))
+            }
+            Carries::Tcp => (set, None),
+        };
+        Ok(Self { service, policies: Arc::new(set), http, refusal: None })
+    }
+}
