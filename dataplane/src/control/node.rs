@@ -18,8 +18,9 @@ use xds::ca::{self, CaConfig};
 use xds::delta::{End, Subscription};
 use xds::local::LocalState;
 use xds::proto::{
-    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
+    ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, HTTP_ROUTE_TYPE,
+    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE,
+    WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
@@ -278,24 +279,6 @@ impl Pods for NodeProxy {
 
 fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
     let Upstream { server, credentials, .. } = config.discovery.clone()?;
-    let own = [
-        HTTP_ROUTE_TYPE,
-        AUTHORIZATION_POLICY_TYPE,
-        REQUEST_AUTHENTICATION_TYPE,
-        TRAFFIC_POLICY_TYPE,
-        WORKLOAD_LABELS_TYPE,
-        MESH_WIDE_TYPE,
-    ];
-    let own = own.into_iter().filter(|_| config.layer_7);
-    let of_role = match config.options.role {
-        Role::NodeProxy => AUTHORIZATION_TYPE,
-        Role::Waypoint => WAYPOINT_POLICIES_TYPE,
-    };
-    let types = [ADDRESS_TYPE, of_role].into_iter().chain(own);
-    let subscription = |type_url| match type_url {
-        ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),
-        _ => Subscription::wildcard(type_url),
-    };
     Some(DiscoveryConfig {
         server,
         credentials,
@@ -305,9 +288,41 @@ fn discovery_config(config: &NodeConfig) -> Option<DiscoveryConfig> {
             Role::NodeProxy => Arc::clone(&config.node),
             Role::Waypoint => Arc::from(""),
         },
-        subscriptions: types.map(subscription).collect(),
+        subscriptions: subscriptions(config),
         sources: config.sources.clone(),
     })
+}
+
+/// What is asked of the control plane. Ours tells of requests in types of its own; another one tells a waypoint all by
+/// Envoy's resources, of which the clusters come first, and by the workloads that they lead to.
+fn subscriptions(config: &NodeConfig) -> Vec<Subscription> {
+    let of_role = match config.options.role {
+        Role::NodeProxy => AUTHORIZATION_TYPE,
+        Role::Waypoint if config.layer_7 => WAYPOINT_POLICIES_TYPE,
+        Role::Waypoint => {
+            return vec![
+                Subscription::wildcard(CLUSTER_TYPE),
+                Subscription::followed(LOAD_ASSIGNMENT_TYPE),
+                Subscription::wildcard(LISTENER_TYPE),
+                Subscription::wildcard(WORKLOAD_TYPE),
+            ];
+        }
+    };
+    let own = [
+        HTTP_ROUTE_TYPE,
+        AUTHORIZATION_POLICY_TYPE,
+        REQUEST_AUTHENTICATION_TYPE,
+        TRAFFIC_POLICY_TYPE,
+        WORKLOAD_LABELS_TYPE,
+        MESH_WIDE_TYPE,
+    ];
+    let own = own.into_iter().filter(|_| config.layer_7);
+    let types = [ADDRESS_TYPE, of_role].into_iter().chain(own);
+    let subscription = |type_url| match type_url {
+        ADDRESS_TYPE if config.on_demand => Subscription::on_demand(type_url),
+        _ => Subscription::wildcard(type_url),
+    };
+    types.map(subscription).collect()
 }
 
 fn ca_config(config: &NodeConfig) -> CaConfig {

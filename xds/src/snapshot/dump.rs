@@ -13,7 +13,7 @@ use model::{
 };
 use serde_json::{Map, Value, json};
 
-use super::{Policy, PolicyScope, ServiceEntry, Snapshot};
+use super::{Policy, PolicyScope, ServiceEntry, Snapshot, WaypointConfig};
 
 /// `staticConfig`: what was written by hand, without the control plane.
 pub fn static_config(snapshot: &Snapshot) -> Value {
@@ -32,12 +32,43 @@ pub fn state(snapshot: &Snapshot) -> Value {
     policies.sort_by_key(|it| (&it.policy.namespace, &it.policy.name));
     let routes: BTreeMap<_, _> =
         snapshot.routes().map(|it| (crate::decode::route_name(it), route(it))).collect();
-    json!({
+    let mut state = json!({
         "workloads": workloads.into_values().collect::<Vec<_>>(),
         "services": services.into_values().collect::<Vec<_>>(),
         "policies": policies.into_iter().map(|it| policy(it)).collect::<Vec<_>>(),
         "routes": routes.into_values().collect::<Vec<_>>(),
-    })
+    });
+    if let (Some(config), Some(fields)) = (snapshot.waypoint_config(), state.as_object_mut()) {
+        fields.insert("waypoint".to_owned(), waypoint(config));
+    }
+    state
+}
+
+/// What a control plane that speaks Envoy's resources has told a waypoint, and what of it was not understood.
+fn waypoint(config: &WaypointConfig) -> Value {
+    let mut destinations: Vec<_> = config
+        .served()
+        .map(|(name, served)| {
+            let mut policies: Vec<_> = served
+                .http
+                .iter()
+                .flat_map(|http| http.policies.policies())
+                .chain(served.tcp.iter().flat_map(|set| set.policies()))
+                .map(|policy| format!("{}/{}", policy.namespace, policy.name))
+                .collect();
+            policies.sort();
+            policies.dedup();
+            json!({
+                "destination": name,
+                "service": served.service.as_ref().map(ToString::to_string),
+                "http": served.http.is_some(),
+                "tcp": served.tcp.is_some(),
+                "policies": policies,
+            })
+        })
+        .collect();
+    destinations.sort_by_key(|it| it["destination"].to_string());
+    json!({ "destinations": destinations, "problems": config.problems() })
 }
 
 /// An object under construction, from which defaults are left out.

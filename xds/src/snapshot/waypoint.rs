@@ -113,6 +113,15 @@ impl Snapshot {
 }
 
 impl WaypointConfig {
+    /// Everything that is served, with how it is addressed, in no particular order.
+    pub(super) fn served(&self) -> impl Iterator<Item = (String, &Arc<Served>)> {
+        let addresses = self.by_address.iter().map(|(address, served)| (address.to_string(), served));
+        let blocks = self.by_block.iter().map(|(block, port, served)| (format!("{block}:{port}"), served));
+        let names = self.by_name.iter().map(|(name, served)| (name.to_string(), served));
+        let direct = self.direct.iter().map(|served| ("workloads".to_owned(), served));
+        addresses.chain(blocks).chain(names).chain(direct)
+    }
+
     fn by_address(&self, address: SocketAddr) -> Option<Served> {
         let (ip, port) = (address.ip().to_canonical(), address.port());
         if let Some(served) = self.by_address.get(&SocketAddr::new(ip, port)) {
