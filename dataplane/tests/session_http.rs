@@ -426,13 +426,13 @@ fn malformed_requests_are_refused_and_neighbours_go_on() {
 }
 
 #[test]
-fn a_failing_upstream_is_told_as_a_bad_gateway() {
-    inside("a_failing_upstream_is_told_as_a_bad_gateway", || {
+fn a_server_that_breaks_off_is_told_as_unavailable() {
+    inside("a_server_that_breaks_off_is_told_as_unavailable", || {
         let mut web = Web::new(&both());
         web.bed.serve("server", 8081, |socket, _| drop(socket));
         let mut client = web.bed.client("client", SocketAddr::new(web.bed.ip("server"), 8081));
-        assert_eq!(client.get("/v1/x").status, 502);
-        assert_eq!(web.bed.ended(Direction::Inbound, CloseCause::ServerReset).http.unwrap().status, 502);
+        assert_eq!(client.get("/v1/x").status, 503);
+        assert_eq!(web.bed.ended(Direction::Inbound, CloseCause::ServerReset).http.unwrap().status, 503);
     });
 }
 

@@ -18,5 +18,7 @@ pub mod jwt;
 pub mod path;
 #[cfg(test)]
 mod random;
+pub mod retry;
 pub mod router;
+pub mod session;
 pub mod template;

@@ -1,4 +1,5 @@
-//! The tunnel: TLS 1.3 with SPIFFE identities, HTTP/2, HBONE CONNECT, pool decisions. No sockets, no clock.
+//! The tunnel: TLS 1.3 with SPIFFE identities, HTTP/2, HBONE CONNECT, pool decisions; TLS to backends outside the
+//! mesh's trust. No sockets, no clock.
 
 #![deny(unsafe_code)]
 #![cfg_attr(
@@ -6,6 +7,7 @@
     deny(clippy::indexing_slicing, clippy::unwrap_used, clippy::expect_used, clippy::panic)
 )]
 
+pub mod backend_tls;
 pub mod h2;
 pub mod hbone;
 pub mod pool;

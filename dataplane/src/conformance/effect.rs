@@ -9,7 +9,7 @@ use l7::http1::{
     Request, Rewritten, Version, empty_headers, parse_request, parse_response, redirect_reply,
     write_rewritten_request, write_rewritten_response,
 };
-use l7::ir::{Header, RequestHead, Scheme};
+use l7::ir::{Header, HeaderValue, RequestHead, Scheme};
 
 use super::request::{Headers, Text};
 
@@ -130,10 +130,24 @@ pub(super) fn forwarded(
     Ok(Seen { request: Some(request), status, headers })
 }
 
-/// The answer that sends the client elsewhere; it dialled `port` in the clear.
-pub(super) fn redirected(head: &RequestHead<'_>, filters: &Chain, port: u16) -> Result<Seen, String> {
+/// An answer to a preflight.
+pub(super) fn answered(fields: &[HeaderValue]) -> Result<Seen, String> {
+    let fields = fields.iter().map(|it| Header { name: &it.name, value: it.value.as_bytes() });
+    let mut wire = Vec::new();
+    redirect_reply(&mut wire, 200, fields, true);
+    let (status, headers) = receive(&wire)?;
+    Ok(Seen { request: None, status, headers })
+}
+
+/// The answer that sends the client elsewhere; it dialled `port`.
+pub(super) fn redirected(
+    head: &RequestHead<'_>,
+    filters: &Chain,
+    has_tls: bool,
+    port: u16,
+) -> Result<Seen, String> {
     let redirect = filters.redirect().ok_or("there is no redirect")?;
-    let dialled = Dialled { scheme: Scheme::Http, port };
+    let dialled = Dialled { scheme: if has_tls { Scheme::Https } else { Scheme::Http }, port };
     let location = filters.location(redirect, dialled, head.authority, head.path, head.query);
     let location = [Header { name: "location", value: location.as_bytes() }];
     let fields = filters.response_fields(&location);
@@ -188,12 +202,19 @@ pub(super) fn differences(
             None => found.push(String::from("no request at the backend")),
         }
     }
+    found.extend(response_differences(expect, seen));
+    if let Some(wanted) = &expect.redirect {
+        compare_location(wanted, seen.location().as_deref(), path, &mut found);
+    }
+    found
+}
+
+/// What of the response is not as the case wants it.
+pub(super) fn response_differences(expect: &Expectations, seen: &Seen) -> Vec<String> {
+    let mut found = Vec::new();
     if let Some(wanted) = &expect.response_headers {
         compare_headers("response", &wanted.equal, &wanted.absent, &seen.headers, &mut found);
         wanted.compare_choices(&seen.headers, &mut found);
-    }
-    if let Some(wanted) = &expect.redirect {
-        compare_location(wanted, seen.location().as_deref(), path, &mut found);
     }
     found
 }

@@ -16,6 +16,7 @@ mod routing;
 mod stand_in;
 mod tokens;
 mod validation;
+mod way;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -4,16 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use l7::filter::Chain;
-use l7::ir::{HttpRoute, RequestHead};
-use l7::path::Normalization;
-use l7::router::{RouteMatch, Router, Taken, governs};
+use l7::ir::HttpRoute;
+use l7::router::{Router, governs};
 use serde_json::Value;
 use xds::kube::{MeshSettings, convert};
 
-use super::effect::{self, Expectations, Seen};
-use super::request::{Headers, Sent};
-use super::stand_in::{Replaced, kind, replace_gateways};
+use super::effect::{self, Expectations};
+use super::request::Headers;
+use super::stand_in::{Listener, Replaced, kind, replace_gateways};
+use super::way::{Behaviour, Way, Went, duration};
 use super::{Outcome, objects};
 
 /// A file of the suite, or one of groups that were derived from the text of the API.
@@ -50,11 +49,13 @@ struct Group {
 struct Case {
     id: String,
     request: Request,
+    #[serde(default)]
+    backend_behaviour: Behaviour,
     expect: Expected,
 }
 
 #[derive(Debug, serde::Deserialize)]
-struct Request {
+pub(super) struct Request {
     /// `APP.NAMESPACE` of the client.
     from: Option<String>,
     /// `SERVICE[.NAMESPACE][:PORT]`.
@@ -62,14 +63,15 @@ struct Request {
     /// `NAMESPACE/NAME`.
     gateway: Option<String>,
     listener_port: Option<u16>,
-    authority: String,
+    pub(super) authority: String,
     protocol: String,
-    method: String,
-    path: String,
+    sni: Option<String>,
+    pub(super) method: String,
+    pub(super) path: String,
     #[serde(default)]
-    query: BTreeMap<String, String>,
-    headers: Option<Headers>,
-    backend_sets_response_headers: Option<Headers>,
+    pub(super) query: BTreeMap<String, String>,
+    pub(super) headers: Option<Headers>,
+    pub(super) backend_sets_response_headers: Option<Headers>,
     /// Also written as a query parameter `delay` in the path.
     backend_delay: Option<String>,
 }
@@ -78,14 +80,23 @@ struct Request {
 struct Expected {
     #[serde(default)]
     status: Vec<u16>,
+    grpc_status: Option<u16>,
     backend: Option<String>,
     #[serde(default)]
     backend_any_of: Vec<String>,
     backend_namespace: Option<String>,
     #[serde(flatten)]
     effects: Expectations,
-    mirrored_to: Option<Value>,
+    mirrored_to: Option<Vec<Mirrored>>,
     distribution: Option<Distribution>,
+}
+
+/// A Service that gets copies.
+#[derive(Debug, serde::Deserialize)]
+struct Mirrored {
+    name: String,
+    namespace: String,
+    percent: Option<f64>,
 }
 
 #[derive(Debug, serde::Deserialize)]
@@ -99,27 +110,16 @@ struct Distribution {
 struct Mesh<'a> {
     routes: Vec<Arc<HttpRoute>>,
     objects: &'a [Value],
-    /// Gateways that are not modelled, and why.
-    left_out: BTreeMap<String, String>,
+    listeners: Vec<Listener>,
     settings: MeshSettings,
     mode: Mode,
 }
 
-/// Where a request went.
-#[derive(Debug, Clone, PartialEq)]
-enum Went {
-    /// Pods of this Service: namespace and name; and what filters made of the messages.
-    To(String, String, Seen),
-    /// The client is sent elsewhere.
-    Redirected(Seen),
-    Refused(u16),
-}
-
 const MESH_NAMESPACE: &str = "gateway-conformance-mesh";
 const HTTP_PORT: u16 = 80;
-/// Those that are served.
-const FILTERS: [&str; 4] =
-    ["RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite", "RequestRedirect"];
+const HTTPS_PORT: u16 = 443;
+/// Requests of which the copies are counted.
+const MIRRORED_REQUESTS: u32 = 500;
 /// Cases before which the suite deletes the ReferenceGrants, which its case format has no word for.
 const AFTER_REVOCATION: [&str; 1] = ["HTTPRouteReferenceGrant/01"];
 
@@ -149,50 +149,39 @@ pub(super) fn run(file: &File, base: &[Value], sink: &mut dyn FnMut(&str, Outcom
 }
 
 fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
-    let routes = || objects.iter().filter(|object| matches!(kind(object), "HTTPRoute" | "GRPCRoute"));
-    if let Some(other) =
-        objects.iter().map(kind).find(|kind| matches!(*kind, "GRPCRoute" | "BackendTLSPolicy"))
-    {
-        return Err(format!("{other} is not supported"));
+    let has = |wanted: &str| objects.iter().any(|object| kind(object) == wanted);
+    if has("BackendTLSPolicy") && has("GRPCRoute") {
+        return Err(String::from("gRPC over TLS of the backend's own is not served"));
     }
-    if let Some(feature) = routes().find_map(unsupported) {
-        return Err(feature);
+    if has("BackendTLSPolicy") {
+        return Err(String::from("TLS to the backend needs sockets; run by session_cases"));
     }
     let readable = match mode {
         Mode::Mesh => Replaced { objects: objects.to_vec(), ..Replaced::default() },
-        Mode::Gateway => replace_gateways(objects),
+        Mode::Gateway => replace_gateways(objects)?,
     };
     let catalog =
         objects::read(&readable.objects).map_err(|reason| format!("an object is refused: {reason}"))?;
     let settings = MeshSettings::default();
     let mut routes = convert::routes(&catalog, &settings);
     if mode == Mode::Gateway {
-        // A gateway serves routes of other namespaces to every client.
-        for route in &mut routes {
-            route.consumer_namespace = None;
-        }
+        routes.retain_mut(|route| attach(route, &readable.listeners));
     }
     let routes = routes.into_iter().map(Arc::new).collect();
-    Ok(Mesh { routes, objects, left_out: readable.left_out, settings, mode })
+    Ok(Mesh { routes, objects, listeners: readable.listeners, settings, mode })
 }
 
-/// The first thing of a route that the engine does not do.
-fn unsupported(route: &Value) -> Option<String> {
-    let rules = route.pointer("/spec/rules").and_then(Value::as_array)?;
-    let filter = |holder: &Value| {
-        let filters = holder.get("filters")?.as_array()?;
-        let mut types = filters.iter().filter_map(|filter| filter.get("type")?.as_str());
-        let filter = types.find(|filter| !FILTERS.contains(filter))?;
-        Some(format!("filter {filter} is not supported"))
+/// Gives a route the host names that it shares with its listener; `false` if there are none.
+fn attach(route: &mut HttpRoute, listeners: &[Listener]) -> bool {
+    // A gateway serves routes of other namespaces to every client.
+    route.consumer_namespace = None;
+    let stand_in = route.parent.hostname.split('.').next();
+    let Some(listener) = listeners.iter().find(|listener| Some(&*listener.service) == stand_in) else {
+        return true;
     };
-    rules.iter().find_map(|rule| {
-        let backends = rule.get("backendRefs").and_then(Value::as_array);
-        let feature = ["retry", "sessionPersistence"]
-            .into_iter()
-            .find(|feature| rule.get(feature).is_some())
-            .map(|feature| format!("{feature} is not supported"));
-        filter(rule).or_else(|| backends.into_iter().flatten().find_map(filter)).or(feature)
-    })
+    let shared = listener.intersect(&route.hostnames);
+    route.hostnames = shared.clone().unwrap_or_default();
+    shared.is_some()
 }
 
 // === impl Request ===
@@ -203,11 +192,11 @@ impl Request {
         let Some(text) = self.backend_delay.as_deref().or(in_path) else {
             return Ok(Duration::ZERO);
         };
-        let milliseconds = match text.strip_suffix("ms") {
-            Some(number) => number.parse().ok(),
-            None => text.strip_suffix('s').and_then(|number| number.parse::<u64>().ok()).map(|it| it * 1000),
-        };
-        milliseconds.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is no delay"))
+        duration(text)
+    }
+
+    fn has_tls(&self) -> bool {
+        matches!(self.protocol.as_str(), "https" | "h2")
     }
 }
 
@@ -216,16 +205,16 @@ impl Request {
 impl Mesh<'_> {
     fn judge(&self, case: &Case) -> Result<Outcome, String> {
         let (request, expect) = (&case.request, &case.expect);
-        if request.protocol != "http" {
-            return Err(format!("protocol {} needs sockets", request.protocol));
-        }
-        if expect.mirrored_to.is_some() {
-            return Err(String::from("mirrors are not supported"));
+        if !matches!(request.protocol.as_str(), "http" | "grpc") && !request.has_tls() {
+            return Err(format!("protocol {} needs sockets; run by session_http2", request.protocol));
         }
         if let Some(beyond) = expect.effects.beyond() {
             return Err(beyond.to_owned());
         }
-        let (namespace, service, port) = self.destination(request)?;
+        let (namespace, service, port) = match self.destination(request)? {
+            Destination::Service(namespace, service, port) => (namespace, service, port),
+            Destination::Refused(status) => return self.compare(case, &Went::Refused(status)),
+        };
         let hostname = self.settings.service_hostname(&namespace, &service);
         if self.mode == Mode::Mesh && self.has_hostnames(&hostname) {
             return Err(String::from(
@@ -240,51 +229,90 @@ impl Mesh<'_> {
             .iter()
             .filter(|route| route.parent.hostname == hostname && governs(route, port, client_namespace));
         let router = Router::compile(governing.cloned()).map_err(|error| error.to_string())?;
-        let way = Way { router, plain: (namespace, service), port, delay };
+        let behaviour = case.backend_behaviour.clone();
+        let way = Way {
+            router,
+            plain: (self.mode == Mode::Mesh).then_some((namespace, service)),
+            port,
+            has_tls: request.has_tls(),
+            delay,
+            behaviour,
+        };
         if let Some(distribution) = &expect.distribution {
             return distribute(request, &way, distribution);
         }
-        let went = send(request, &way, 0)?;
-        self.compare(case, &went)
+        let (went, _) = way.send(request, 0)?;
+        let compared = self.compare(case, &went)?;
+        match (&expect.mirrored_to, compared) {
+            (Some(wanted), Outcome::Compared { got, want }) if got == want => mirror(request, &way, wanted),
+            (_, compared) => Ok(compared),
+        }
     }
 
-    /// Namespace and name of the Service that the client dials, and the port.
-    fn destination(&self, request: &Request) -> Result<(String, String, u16), String> {
+    /// What the client dials.
+    fn destination(&self, request: &Request) -> Result<Destination, String> {
         if self.mode == Mode::Gateway {
-            let (namespace, name) = match &request.gateway {
-                Some(gateway) => {
-                    if let Some(reason) = self.left_out.get(gateway) {
-                        return Err(reason.clone());
-                    }
-                    gateway.split_once('/').ok_or("the gateway has no namespace")?
-                }
-                // The case may mean any of them.
-                None if !self.left_out.is_empty() => {
-                    return Err(self.left_out.values().next().cloned().unwrap_or_default());
-                }
-                None => self.only_gateway()?,
-            };
-            return Ok((namespace.to_owned(), name.to_owned(), request.listener_port.unwrap_or(HTTP_PORT)));
+            return self.listener(request);
         }
         let dialled = request.connect_to.as_deref().ok_or("the case dials nothing")?;
         if dialled.starts_with('{') {
-            return Err(String::from("a request to an address of a pod needs sockets"));
+            return Err(String::from(
+                "a request to an address of a pod is under no route; run by session_tcp",
+            ));
         }
         let (host, port) = dialled.split_once(':').unwrap_or((dialled, "80"));
         let (name, namespace) = host.split_once('.').unwrap_or((host, MESH_NAMESPACE));
         let port = port.parse().map_err(|_| format!("{port:?} is no port"))?;
-        Ok((namespace.to_owned(), name.to_owned(), port))
+        Ok(Destination::Service(namespace.to_owned(), name.to_owned(), port))
     }
 
-    /// The gateway that all routes name.
-    fn only_gateway(&self) -> Result<(&str, &str), String> {
-        let mut parents = self.routes.iter().map(|route| &route.parent);
-        let first = parents.next().ok_or("the case has no route of a gateway")?;
-        if parents.any(|parent| parent != first) {
-            return Err(String::from("the case does not say which gateway it means"));
+    /// The listener that a request belongs to: within TLS the one of the server name, and then the host must be its,
+    /// too (RFC 9110 section 15.5.20).
+    fn listener(&self, request: &Request) -> Result<Destination, String> {
+        let gateway = match &request.gateway {
+            Some(gateway) => gateway.as_str(),
+            None => self.only_gateway(request)?,
+        };
+        let port = request.listener_port.unwrap_or(if request.has_tls() { HTTPS_PORT } else { HTTP_PORT });
+        let host = request.authority.rsplit_once(':').map_or(request.authority.as_str(), |(host, _)| host);
+        let listeners = self.listeners.iter().filter(|listener| {
+            listener.gateway == gateway && listener.port == port && listener.has_tls == request.has_tls()
+        });
+        let best = |name: &str| {
+            let ranked = listeners.clone().filter_map(|listener| Some((listener.rank(name)?, listener)));
+            ranked.max_by_key(|(rank, _)| *rank).map(|(_, listener)| listener)
+        };
+        let Some(listener) = best(host) else { return Ok(Destination::Refused(404)) };
+        if let Some(sni) = &request.sni
+            && request.has_tls()
+            && best(sni) != Some(listener)
+        {
+            return Ok(Destination::Refused(421));
         }
-        let name = first.hostname.split('.').next().unwrap_or_default();
-        Ok((&first.namespace, name))
+        let namespace = gateway.split_once('/').map_or("", |(namespace, _)| namespace);
+        Ok(Destination::Service(namespace.to_owned(), listener.service.clone(), port))
+    }
+
+    /// The gateway that all routes name; of several the one that has such listeners.
+    fn only_gateway(&self, request: &Request) -> Result<&str, String> {
+        let mut gateways: Vec<&str> = self
+            .listeners
+            .iter()
+            .filter(|listener| listener.has_tls == request.has_tls())
+            .filter(|listener| {
+                let stand_in = |route: &Arc<HttpRoute>| {
+                    route.parent.hostname.split('.').next() == Some(&listener.service)
+                };
+                self.routes.iter().any(stand_in)
+            })
+            .map(|listener| listener.gateway.as_str())
+            .collect();
+        gateways.dedup();
+        match gateways.as_slice() {
+            [gateway] => Ok(gateway),
+            [] => Err(String::from("the case has no route of a gateway")),
+            _ => Err(String::from("the case does not say which gateway it means")),
+        }
     }
 
     fn has_hostnames(&self, parent: &str) -> bool {
@@ -293,30 +321,33 @@ impl Mesh<'_> {
 
     fn compare(&self, case: &Case, went: &Went) -> Result<Outcome, String> {
         let expect = &case.expect;
-        let statuses = expect.status.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ");
+        let wanted = expect.statuses();
+        let statuses = wanted.iter().map(u16::to_string).collect::<Vec<_>>().join(" or ");
         let backends: Vec<&String> = expect.backend.iter().chain(&expect.backend_any_of).collect();
         let want = match (&expect.backend_namespace, backends.as_slice()) {
             (_, []) => statuses,
             (namespace, backends) => format!("{statuses} from {backends:?} in {namespace:?}"),
         };
         let holds = match went {
-            Went::Refused(status) => expect.status.contains(status),
-            Went::Redirected(seen) => expect.status.contains(&seen.status),
+            Went::Refused(status) => wanted.contains(status),
+            Went::Redirected(seen) | Went::Answered(seen) => wanted.contains(&seen.status),
             Went::To(namespace, service, _) => {
                 let pods = self.pods(namespace, service)?;
                 let serves = backends.is_empty()
                     || backends.iter().any(|wanted| pods.iter().any(|pod| pod.starts_with(wanted.as_str())));
                 let is_near = expect.backend_namespace.as_ref().is_none_or(|wanted| wanted == namespace);
-                expect.status.contains(&200) && serves && is_near
+                wanted.contains(&200) && serves && is_near
             }
         };
         let got = match went {
             _ if holds => want.clone(),
             Went::Refused(status) => status.to_string(),
             Went::Redirected(seen) => format!("{} to {:?}", seen.status, seen.location()),
+            Went::Answered(seen) => format!("{} of the proxy", seen.status),
             Went::To(namespace, service, _) => format!("200 from {service} in {namespace}"),
         };
         let differences = match went {
+            Went::Answered(seen) => effect::response_differences(&expect.effects, seen),
             Went::To(_, _, seen) | Went::Redirected(seen) => {
                 // The suite compares the path at a backend of a gateway even where a case does not name it.
                 let as_sent = (self.mode == Mode::Gateway).then_some(case.request.path.as_str());
@@ -342,7 +373,7 @@ impl Mesh<'_> {
             .find(|object| text(object, "/metadata/name") == service)
             .and_then(|object| object.pointer("/spec/selector"))
             .and_then(Value::as_object)
-            .ok_or("endpoints written by hand need sockets")?;
+            .ok_or("endpoints written by hand need sockets; run by session_cases")?;
         let selects = |object: &&Value| {
             let labels = object.pointer("/spec/template/metadata/labels");
             selector.iter().all(|(key, value)| labels.and_then(|labels| labels.get(key)) == Some(value))
@@ -354,14 +385,50 @@ impl Mesh<'_> {
     }
 }
 
-/// What the client's proxy knows of a connection.
-struct Way {
-    router: Router,
-    /// Namespace and name of the Service, where a request goes if no route governs it.
-    plain: (String, String),
-    port: u16,
-    /// How long the backend waits before it answers.
-    delay: Duration,
+// === impl Expected ===
+
+impl Expected {
+    /// A gRPC status stands for the HTTP status of which it would be made.
+    fn statuses(&self) -> Vec<u16> {
+        match self.grpc_status {
+            None => self.status.clone(),
+            Some(0) => vec![200],
+            Some(GRPC_UNIMPLEMENTED) => vec![404],
+            Some(_) => Vec::new(),
+        }
+    }
+}
+
+/// Of a method that nobody serves.
+const GRPC_UNIMPLEMENTED: u16 = 12;
+
+/// What a client dials.
+enum Destination {
+    /// Namespace and name, and the port.
+    Service(String, String, u16),
+    /// There is nothing for the request.
+    Refused(u16),
+}
+
+/// Counts the copies of many requests, for each of which chance is drawn as a proxy draws it.
+fn mirror(request: &Request, way: &Way, wanted: &[Mirrored]) -> Result<Outcome, String> {
+    let mut counts: BTreeMap<(String, String), u32> = BTreeMap::new();
+    for number in 0..MIRRORED_REQUESTS {
+        let (_, mirrored) = way.send(request, u64::MAX / u64::from(MIRRORED_REQUESTS) * u64::from(number))?;
+        for copy in mirrored {
+            *counts.entry(copy).or_default() += 1;
+        }
+    }
+    let want: Vec<_> =
+        wanted.iter().map(|it| (it.namespace.as_str(), it.name.as_str(), it.percent)).collect();
+    let is_near = |wanted: &Mirrored| {
+        let count = counts.get(&(wanted.namespace.clone(), wanted.name.clone())).copied().unwrap_or_default();
+        let share = wanted.percent.unwrap_or(100.0) / 100.0;
+        (f64::from(count) / f64::from(MIRRORED_REQUESTS) - share).abs() <= 1.5 / f64::from(MIRRORED_REQUESTS)
+    };
+    let want = format!("copies for {want:?}");
+    let holds = counts.len() == wanted.len() && wanted.iter().all(is_near);
+    Ok(Outcome::Compared { got: if holds { want.clone() } else { format!("{counts:?}") }, want })
 }
 
 /// Routes many requests, evenly spread, and compares the shares of the backends.
@@ -370,9 +437,9 @@ fn distribute(request: &Request, way: &Way, wanted: &Distribution) -> Result<Out
     for number in 0..wanted.requests {
         // Evenly spread in place of random: what is tested is the shares, not luck.
         let point = u64::MAX / u64::from(wanted.requests) * u64::from(number) + 1;
-        let name = match send(request, way, point)? {
+        let name = match way.send(request, point)?.0 {
             Went::To(_, name, _) => name,
-            Went::Redirected(seen) => seen.status.to_string(),
+            Went::Redirected(seen) | Went::Answered(seen) => seen.status.to_string(),
             Went::Refused(status) => status.to_string(),
         };
         *counts.entry(name).or_default() += 1;
@@ -385,54 +452,4 @@ fn distribute(request: &Request, way: &Way, wanted: &Distribution) -> Result<Out
     let known = counts.keys().all(|name| wanted.weights.contains_key(name));
     let want = format!("shares of {:?}", wanted.weights);
     Ok(Outcome::Compared { got: if near && known { want.clone() } else { format!("{counts:?}") }, want })
-}
-
-/// Routes one request.
-fn send(request: &Request, way: &Way, random: u64) -> Result<Went, String> {
-    let query: Vec<_> = request.query.iter().map(|(name, value)| format!("{name}={value}")).collect();
-    let target = match query.as_slice() {
-        [] => request.path.clone(),
-        pairs => format!("{}?{}", request.path, pairs.join("&")),
-    };
-    let authority = request.authority.replace("{GATEWAY_ADDRESS}", "gateway.test");
-    let sent = Sent {
-        method: &request.method,
-        target: &target,
-        authority: &authority,
-        headers: request.headers.as_ref(),
-        token: None,
-    };
-    let answer = request.backend_sets_response_headers.as_ref();
-    sent.receive(Normalization::Base, |received, head| route(received, head, way, random, answer))
-        .unwrap_or_else(|status| Ok(Went::Refused(status)))
-}
-
-fn route(
-    received: &l7::http1::Request<'_, '_>,
-    head: &RequestHead<'_>,
-    way: &Way,
-    random: u64,
-    answer: Option<&Headers>,
-) -> Result<Went, String> {
-    if way.router.is_empty() {
-        let (namespace, name) = way.plain.clone();
-        let seen = effect::forwarded(received, head, &Chain::default(), answer)?;
-        return Ok(Went::To(namespace, name, seen));
-    }
-    let RouteMatch::Matched(found) = way.router.route(head) else {
-        return Ok(Went::Refused(404));
-    };
-    Ok(match found.take(random) {
-        Taken::Failed(_) => Went::Refused(500),
-        Taken::Redirected(filters) => Went::Redirected(effect::redirected(head, &filters, way.port)?),
-        // That the limit is kept on sockets is shown elsewhere; here, that it is the right one.
-        Taken::Forwarded { .. } if found.rule.timeouts.limit().is_some_and(|limit| way.delay > limit) => {
-            Went::Refused(504)
-        }
-        Taken::Forwarded { service, filters, .. } => {
-            let name = service.hostname.split('.').next().unwrap_or_default().to_owned();
-            let seen = effect::forwarded(received, head, &filters, answer)?;
-            Went::To(service.namespace.to_string(), name, seen)
-        }
-    })
 }

@@ -14,7 +14,7 @@ use super::workers::on_this_worker;
 use crate::access_log::queue::RECORDS_MAX;
 use crate::admin::Inspect;
 use crate::metrics::{Limit, SERIES_MAX};
-use crate::session::{DEMANDS_WAITING_MAX, DNS_CONNECTIONS_MAX, DNS_QUERIES_MAX, Node};
+use crate::session::{COPIES_MAX, DEMANDS_WAITING_MAX, DNS_CONNECTIONS_MAX, DNS_QUERIES_MAX, Node};
 
 /// How long a worker may take to answer.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
@@ -130,6 +130,7 @@ impl Inspect for NodeInspect {
                 Limit::Memory => (json!(options.memory_max), "worker, in bytes"),
                 Limit::TunnelsOfClient => (json!(options.tunnels_of_client_max), "worker and client address"),
                 Limit::Handshakes => (json!(options.handshakes_max), "worker"),
+                Limit::Copies => (json!(COPIES_MAX), "worker"),
                 Limit::Descriptors => {
                     (json!(getrlimit(rustix::process::Resource::Nofile).current), "process")
                 }

@@ -36,7 +36,10 @@ pub(super) struct Parts<'a> {
 /// Starts one worker for each of the metrics.
 pub(super) fn start(parts: Parts<'_>) -> Result<Supervisor, NodeError> {
     let Parts { driver, options, metrics, recorder, events, publisher } = parts;
+    // Workers read no files.
+    crate::session::load_system_authorities();
     let count = metrics.len();
+    let options = NodeOptions { workers: count, ..options };
     let mut shares = Vec::with_capacity(count);
     for metrics in metrics {
         let mailbox = publisher.subscribe().map_err(NodeError::Mailbox)?;

@@ -83,6 +83,8 @@ pub enum Limit {
     Descriptors,
     /// Time without a byte on a connection.
     IdleTime,
+    /// Copies of requests under way.
+    Copies,
 }
 
 /// Upper bounds of the histogram of how late a worker's tick was, in seconds; the last bucket has none.
@@ -165,7 +167,7 @@ impl Gauge {
 }
 
 impl Limit {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Connections,
         Self::MetricSeries,
         Self::DnsQueries,
@@ -176,6 +178,7 @@ impl Limit {
         Self::Handshakes,
         Self::Descriptors,
         Self::IdleTime,
+        Self::Copies,
     ];
 
     pub const fn label(self) -> &'static str {
@@ -190,6 +193,7 @@ impl Limit {
             Self::Handshakes => "handshakes",
             Self::Descriptors => "descriptors",
             Self::IdleTime => "idle_time",
+            Self::Copies => "copies",
         }
     }
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use l7::ir::BackendTls;
 use model::{Identity, Workload};
 use tunnel::h2;
 use tunnel::hbone;
@@ -13,6 +14,7 @@ use super::dns::ResolveError;
 use super::node::{Node, Role, contexts_of};
 use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
+use super::tls_stream::TlsStream;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Party, Record, TlsFacts};
 use crate::link::{DialError, DialOptions, Link, PoolError, RequestError, TunnelStream};
@@ -24,6 +26,8 @@ use crate::net::{ConnectError, Socket, connect};
 pub(super) enum Wire {
     Tunnel(TunnelStream),
     Socket(Socket),
+    /// TLS of the backend's own, within one of the others.
+    Tls(TlsStream),
 }
 
 /// What is known of an upstream, for the books.
@@ -32,12 +36,14 @@ pub(super) struct UpstreamFacts {
     pub(super) destination: Party,
     pub(super) authority: Option<Authority>,
     pub(super) tls: Option<TlsFacts>,
+    /// What is asked of the backend itself.
+    pub(super) backend_tls: Option<Arc<BackendTls>>,
 }
 
 impl UpstreamFacts {
     /// Before anything is dialled: where it will go.
     pub(super) fn of_route(route: &Route) -> Self {
-        let mut facts = Self { destination: Party::default(), authority: None, tls: None };
+        let mut facts = Self::default();
         facts.destination.workload.clone_from(&route.workload);
         match &route.transport {
             Transport::Tcp { to: Target::Address(address) } => facts.destination.address = Some(*address),
@@ -128,6 +134,26 @@ impl Dialler<'_> {
     fn leads_back(&self, route: &Route) -> bool {
         let is_ours = |it: &Arc<Workload>| it.identity == self.workload.identity;
         self.node.options.role == Role::Waypoint && route.workload.as_ref().is_some_and(is_ours)
+    }
+
+    /// The same, and TLS within it where the backend expects that.
+    pub(super) async fn dial_backend(
+        &self,
+        state: &NodeState,
+        route: &Route,
+        facts: &mut UpstreamFacts,
+    ) -> Result<Wire, CloseCause> {
+        let carrier = self.dial(state, route, facts).await?;
+        let Some(tls) = &facts.backend_tls else { return Ok(carrier) };
+        let context = self.node.backend_contexts.of(tls).map_err(|error| {
+            tracing::warn!(%error, hostname = %tls.hostname, "TLS to a backend is not possible");
+            CloseCause::TlsFailed
+        })?;
+        let stream = TlsStream::connect(&self.node.worker, carrier, &context).await.map_err(|error| {
+            tracing::debug!(%error, hostname = %tls.hostname, "no TLS to a backend");
+            CloseCause::TlsFailed
+        })?;
+        Ok(Wire::Tls(stream))
     }
 
     async fn plain(&self, to: SocketAddr) -> Result<Socket, CloseCause> {

@@ -17,6 +17,7 @@
 mod admission;
 mod application;
 mod arrivals;
+mod backend_tls;
 mod connection;
 mod demand;
 mod dial;
@@ -32,15 +33,19 @@ mod outbound;
 mod passthrough;
 mod pod;
 mod registry;
+mod retry_budgets;
 mod revocation;
 mod state;
+mod tls_stream;
 mod waypoint;
 
 pub(crate) use admission::{Admission, judge};
+pub use backend_tls::load_system_authorities;
 pub use demand::{Demander, WAITING_MAX as DEMANDS_WAITING_MAX};
 pub(crate) use dns::names;
 pub use dns::resolv_conf::{RESOLV_CONF_BYTES_MAX, ResolvConf};
 pub use dns::{DNS_CONNECTIONS_MAX, DNS_PORT, DNS_QUERIES_MAX, DnsOptions, SearchDomains};
+pub use http::COPIES_MAX;
 pub(crate) use http::NORMALIZATION;
 pub use load::EndpointChoice;
 pub use node::{Node, NodeOptions, NodeParts, Ports, Role};

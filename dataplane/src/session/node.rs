@@ -16,11 +16,13 @@ use xds::publish::Mailbox;
 use xds::snapshot::{Chooser, Route, Snapshot};
 
 use super::arrivals::Arrivals;
+use super::backend_tls::BackendContexts;
 use super::demand::{DEMAND_WAIT, Demander, Demands};
 use super::dns::{DnsOptions, Resolver};
 use super::load::{EndpointChoice, EndpointLoads, LoadGuard};
 use super::pod::Pod;
 use super::registry::{Books, Registry};
+use super::retry_budgets::RetryBudgets;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
 use crate::access_log::queue::Recorder;
 use crate::metrics::{Counter, Gauge, Limit, WorkerMetrics};
@@ -101,6 +103,8 @@ pub struct NodeOptions {
     pub own_pod: Option<Arc<str>>,
     /// `TCP_CONGESTION` of every socket; `None` leaves the host's.
     pub congestion: Option<Congestion>,
+    /// How many workers there are, each with a node of its own.
+    pub workers: usize,
     /// Connections and accepted tunnels of one worker at most; beyond it new ones are refused.
     pub connections_max: usize,
     /// Bytes that one worker holds for others at most; new work is refused from nine tenths on.
@@ -148,6 +152,7 @@ impl Default for NodeOptions {
             pool: PoolConfig::DEFAULT,
             own_pod: None,
             congestion: None,
+            workers: 1,
             connections_max: 100_000,
             memory_max: 1 << 30,
             tunnels_of_client_max: 1_000,
@@ -189,6 +194,10 @@ pub struct Node {
     /// Accepted tunnels by their client's address, and those of them whose handshake is under way.
     pub(super) arrivals: Arrivals,
     pub(super) demands: Demands,
+    pub(super) backend_contexts: BackendContexts,
+    pub(super) retry_budgets: RetryBudgets,
+    /// Copies of requests that are under way.
+    pub(super) copies: Rc<Cell<usize>>,
     events: Sender<PodEvent>,
     state: RefCell<Arc<NodeState>>,
     /// Opens when the next state is in force.
@@ -205,6 +214,7 @@ impl Node {
     /// Starts following the mailbox. Lives as long as the worker.
     pub fn start(worker: &Worker, parts: NodeParts, options: NodeOptions) -> Result<Rc<Self>, BoxError> {
         let seed = Instant::now();
+        let workers = options.workers;
         let by_load = options.endpoint_choice == EndpointChoice::LeastLoaded;
         let node = Rc::new_cyclic(|node| Self {
             worker: worker.clone(),
@@ -217,6 +227,9 @@ impl Node {
             accepted_tunnels: Cell::new(0),
             arrivals: Arrivals::default(),
             demands: Demands::default(),
+            backend_contexts: BackendContexts::default(),
+            retry_budgets: RetryBudgets::new(workers),
+            copies: Rc::default(),
             events: parts.events,
             state: RefCell::default(),
             superseded: RefCell::default(),

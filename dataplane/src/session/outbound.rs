@@ -115,6 +115,11 @@ async fn carry_other(connection: Connection, caller: http::Caller, socket: Socke
             connection.established();
             carry_plain(connection, socket, upstream).await;
         }
+        // Of a backend that a route of requests names; nothing here asks for one.
+        Ok(Wire::Tls(_)) => {
+            socket.reset_on_close();
+            connection.end(CloseCause::TlsFailed);
+        }
         Err(cause) => {
             socket.reset_on_close();
             connection.end(cause);
@@ -169,6 +174,8 @@ async fn prepare(
     match reach(connection, &state, &dialler, to).await? {
         Wire::Tunnel(stream) => Ok(Ready::Tunnel(stream)),
         Wire::Socket(upstream) => Ok(Ready::Plain(upstream)),
+        // Of a backend that a route names; nothing here asks for one.
+        Wire::Tls(_) => Err(CloseCause::TlsFailed),
     }
 }
 

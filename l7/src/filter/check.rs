@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::http1::{is_authority, is_token};
-use crate::ir::{Filters, HeaderEdits, HttpRule, PathMatch, PathRewrite, UrlAction};
+use crate::ir::{Cors, Filters, Fraction, HeaderEdits, HttpRule, PathMatch, PathRewrite, UrlAction};
 
 /// Longest header name and value, and longest replacement of a path, of the Gateway API.
 const NAME_BYTES_MAX: usize = 256;
@@ -53,6 +53,12 @@ pub enum FilterFault {
     Port,
     #[error("status {0} is not one of 301, 302, 303, 307 and 308")]
     Status(u16),
+    #[error("{0:?} cannot be a name or an origin of CORS")]
+    Cors(Arc<str>),
+    #[error("CORS can only be decided for a rule, not for one of its backends")]
+    CorsOfBackend,
+    #[error("a copy of a request cannot be a share of {0}")]
+    Share(String),
     #[error("a rule that redirects every request cannot have backends")]
     RedirectWithBackends,
 }
@@ -65,15 +71,19 @@ pub fn check(rule: &HttpRule) -> Result<(), FilterFault> {
             return Err(FilterFault::RedirectWithBackends);
         }
     }
-    rule.backends
-        .iter()
-        .filter_map(|backend| backend.filters.as_deref())
-        .try_for_each(|filters| check_filters(filters, rule))
+    rule.backends.iter().filter_map(|backend| backend.filters.as_deref()).try_for_each(|filters| {
+        if filters.cors.is_some() {
+            return Err(FilterFault::CorsOfBackend);
+        }
+        check_filters(filters, rule)
+    })
 }
 
 fn check_filters(filters: &Filters, rule: &HttpRule) -> Result<(), FilterFault> {
     edits(&filters.request_headers)?;
     edits(&filters.response_headers)?;
+    filters.cors.as_ref().map_or(Ok(()), |it| cors(it))?;
+    filters.mirrors.iter().try_for_each(|mirror| share(mirror.share))?;
     match &filters.url {
         None => Ok(()),
         Some(UrlAction::Rewrite(rewrite)) => {
@@ -93,6 +103,22 @@ fn check_filters(filters: &Filters, rule: &HttpRule) -> Result<(), FilterFault> 
             }
         }
     }
+}
+
+/// Names are tokens (a star is one, too), and origins are written back as they came, so theirs need no check.
+fn cors(cors: &Cors) -> Result<(), FilterFault> {
+    let mut names = cors.methods.iter().chain(&cors.headers).chain(&cors.expose_headers);
+    match names.find(|name| name.is_empty() || name.len() > NAME_BYTES_MAX || !name.bytes().all(is_token)) {
+        Some(name) => Err(FilterFault::Cors(name.clone())),
+        None => Ok(()),
+    }
+}
+
+fn share(share: Fraction) -> Result<(), FilterFault> {
+    if share.numerator > share.denominator.get() {
+        return Err(FilterFault::Share(format!("{}/{}", share.numerator, share.denominator)));
+    }
+    Ok(())
 }
 
 fn edits(edits: &HeaderEdits) -> Result<(), FilterFault> {

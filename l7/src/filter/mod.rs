@@ -1,13 +1,15 @@
-//! Filters of HTTPRoute rules and backends, as pure functions: header edits, URL rewrites, redirects.
+//! Filters of HTTPRoute rules and backends, as pure functions: header edits, URL rewrites, redirects, copies, sharing
+//! across origins.
 //!
 //! Invariants:
 //! - What passed [`check`] can neither break the framing of a message nor add a line to its head: names are tokens,
 //!   values hold no control characters, and the fields that frame a message or concern one connection are refused.
 //! - Fields that a client names in Connection are left behind before the edits, so no client can strip what a
 //!   filter adds.
-//! - A request without filters costs nothing: a [`Chain`] of none is three empty options.
+//! - A request without filters costs nothing: a [`Chain`] of none is four empty options.
 
 mod check;
+mod cors;
 mod fields;
 mod path;
 mod redirect;
@@ -17,9 +19,12 @@ mod tests;
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use crate::ir::{Backend, Filters, Header, HttpMatch, PathMatch, Redirect, UrlAction, UrlRewrite};
+use crate::ir::{
+    Backend, Filters, Header, HeaderEdits, HttpMatch, Mirror, PathMatch, Redirect, UrlAction, UrlRewrite,
+};
 
 pub use check::{FilterFault, check, header_name, header_value, replacement};
+pub use cors::{CorsPolicy, CorsVerdict};
 pub use fields::Fields;
 pub use redirect::Dialled;
 
@@ -34,6 +39,8 @@ pub struct Chain {
     own: Vec<OwnField>,
     /// The prefix that matched; only kept if there are filters.
     prefix: Option<Arc<str>>,
+    /// What this one response is told beside: of sharing across origins, of the session.
+    told: Option<Box<HeaderEdits>>,
 }
 
 /// A field that the proxy sets on what it forwards, in place of any of that name.
@@ -81,7 +88,11 @@ impl Chain {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.first.is_none() && self.rule.is_none() && self.backend.is_none() && self.own.is_empty()
+        self.first.is_none()
+            && self.rule.is_none()
+            && self.backend.is_none()
+            && self.own.is_empty()
+            && self.told.is_none()
     }
 
     fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
@@ -145,14 +156,34 @@ impl Chain {
         fields
     }
 
+    /// Whoever gets a copy of the request, each decided alone: `random` draws evenly from all numbers.
+    pub fn mirrors(&self, mut random: impl FnMut() -> u64) -> impl Iterator<Item = &Mirror> {
+        self.filters().flat_map(|filters| &filters.mirrors).filter(move |mirror| mirror.share.takes(random()))
+    }
+
+    /// Edits the response, before the filters do.
+    pub fn edit_response(&mut self, edits: HeaderEdits) {
+        match &mut self.told {
+            None => self.told = Some(Box::new(edits)),
+            Some(told) => {
+                told.remove.extend(edits.remove);
+                told.set.extend(edits.set);
+                told.add.extend(edits.add);
+            }
+        }
+    }
+
     /// Whether the response must be written with [`Self::response_fields`].
     pub fn edits_response(&self) -> bool {
-        self.filters().any(|filters| !filters.response_headers.is_empty())
+        self.told.is_some() || self.filters().any(|filters| !filters.response_headers.is_empty())
     }
 
     /// The fields for the client.
     pub fn response_fields<'a>(&'a self, headers: &'a [Header<'a>]) -> Fields<'a> {
         let mut fields = Fields::received(headers);
+        if let Some(told) = &self.told {
+            fields.edit(told);
+        }
         for filters in self.filters() {
             fields.edit(&filters.response_headers);
         }

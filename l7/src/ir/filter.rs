@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{BackendTarget, Fraction};
+use super::{BackendTarget, BackendTls, Fraction};
 
 /// What is done to the requests that a rule or a backend takes, and to their responses. Executed by
 /// [`crate::filter`]; each kind occurs at most once, so the order in which they were written does not matter.
@@ -101,6 +101,9 @@ pub struct Mirror {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub subset: Option<Arc<str>>,
     pub share: Fraction,
+    /// As [`super::Backend::tls`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Arc<BackendTls>>,
 }
 
 // === CORS ===

@@ -7,6 +7,7 @@ use model::NamespacedHostname;
 use super::MatchedRoute;
 use crate::filter::Chain;
 use crate::ir::{Backend, BackendTarget, HttpRule};
+use crate::session::Bond;
 
 /// What a rule gives a request to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -31,11 +32,27 @@ pub enum Taken<'a> {
 impl<'a> MatchedRoute<'a> {
     /// Picks a backend of the rule as [`pick_backend`] does, unless the rule redirects.
     pub fn take(&self, random: u64) -> Taken<'a> {
+        self.take_of(|rule| pick_backend(rule, random))
+    }
+
+    /// The same for a request that is bound: it goes to the backend of its session, if the rule still has it. One that
+    /// gets no new sessions, its weight being 0, keeps those that it has.
+    pub fn take_bound(&self, bond: &Bond, random: u64) -> Taken<'a> {
+        let is_bound = |backend: &&'a Backend| match &backend.target {
+            BackendTarget::Service { service, port } => *service == bond.service && *port == bond.port,
+            BackendTarget::Invalid(_) => false,
+        };
+        self.take_of(|rule| {
+            rule.backends.iter().find(is_bound).map_or_else(|| pick_backend(rule, random), Picked::Backend)
+        })
+    }
+
+    fn take_of(&self, pick: impl FnOnce(&'a HttpRule) -> Picked<'a>) -> Taken<'a> {
         let mut filters = Chain::of_rule(self.rule.filters.as_ref(), self.matched());
         if filters.redirect().is_some() {
             return Taken::Redirected(filters);
         }
-        let Picked::Backend(backend) = pick_backend(self.rule, random) else {
+        let Picked::Backend(backend) = pick(self.rule) else {
             return Taken::Failed(None);
         };
         match &backend.target {

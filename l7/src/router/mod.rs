@@ -26,16 +26,19 @@ mod pattern;
 mod table;
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::filter::{self, FilterFault};
+use foldhash::fast::RandomState;
+
+use crate::filter::{self, CorsPolicy, FilterFault};
 #[cfg(doc)]
 use crate::ir::RouteOrder;
 use crate::ir::{HttpMatch, HttpRoute, HttpRule, Labels, RequestHead, RouteKind};
 use hosts::Hosts;
 
 pub use backend::{Picked, Taken, pick_backend};
+pub(crate) use pattern::Pattern;
 pub use pattern::PatternError;
 
 /// The compiled routes of one Service port, as a client sees them.
@@ -47,6 +50,8 @@ pub struct Router {
     /// The rules of all routes side by side, so that finding one touches nothing of its route: with many routes that
     /// is what a lookup costs.
     rules: Box<[HttpRule]>,
+    /// Of the rules that have one, by their position among the rules.
+    cors: HashMap<u32, Arc<CorsPolicy>, RandomState>,
     /// The first that takes a request decides; none is empty.
     tiers: Box<[Hosts]>,
     answers_itself: bool,
@@ -82,6 +87,8 @@ pub struct MatchedRoute<'a> {
     /// `NAMESPACE/NAME` of the route.
     pub name: &'a Arc<str>,
     pub rule: &'a HttpRule,
+    /// To be asked before the request is [taken](Self::take): it may answer.
+    pub cors: Option<&'a Arc<CorsPolicy>>,
     /// Index of `rule` in the route.
     pub rule_index: usize,
     /// Index of the match that holds in the rule.
@@ -135,7 +142,7 @@ pub fn governs(route: &HttpRoute, port: u16, client_namespace: &str) -> bool {
 
 /// Whether a regular expression can serve in a route: for front ends, which report it where it was written.
 pub fn check_pattern(text: &Arc<str>) -> Result<(), PatternError> {
-    pattern::Pattern::compile(text).map(drop)
+    Pattern::compile(text).map(drop)
 }
 
 // === impl Router ===
@@ -149,6 +156,7 @@ impl Router {
         routes.sort_by_cached_key(|route| (route.created, name(route)));
         let mut rules: Vec<HttpRule> = Vec::new();
         let mut tiers: BTreeMap<Tier, Hosts> = BTreeMap::new();
+        let mut policies: HashMap<u32, Arc<CorsPolicy>, RandomState> = HashMap::default();
         for (route_index, route) in routes.iter().enumerate() {
             let tier = tiers.entry(tier(route)).or_default();
             for (rule_index, rule) in route.rules.iter().enumerate() {
@@ -161,6 +169,10 @@ impl Router {
                     cause,
                 };
                 filter::check(rule).map_err(|fault| refused(fault.into()))?;
+                if let Some(cors) = rule.filters.as_ref().and_then(|filters| filters.cors.as_ref()) {
+                    let policy = CorsPolicy::compile(cors).map_err(|error| refused(error.into()))?;
+                    policies.insert(slot, Arc::new(policy));
+                }
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
                     let id = MatchId { route: route_at, rule: rule_at, entry: entry_at, slot };
@@ -171,8 +183,8 @@ impl Router {
         tiers.values_mut().for_each(Hosts::sort);
         let names = routes.iter().map(|route| name(route).into()).collect();
         let answers_itself = rules.iter().any(|rule| rule.fault.is_some() || rule.direct.is_some());
-        let tiers = tiers.into_values().collect();
-        Ok(Self { routes: routes.into(), names, rules: rules.into(), tiers, answers_itself })
+        let (cors, tiers) = (policies, tiers.into_values().collect());
+        Ok(Self { routes: routes.into(), names, rules: rules.into(), cors, tiers, answers_itself })
     }
 
     /// True if no route governs the port: requests then go to the Service as if there were no router.
@@ -205,7 +217,8 @@ impl Router {
     fn resolve(&self, id: MatchId) -> Option<MatchedRoute<'_>> {
         let (rule_index, match_index) = (id.rule as usize, id.entry as usize);
         let (route, name) = (self.routes.get(id.route as usize)?, self.names.get(id.route as usize)?);
-        Some(MatchedRoute { route, name, rule: self.rules.get(id.slot as usize)?, rule_index, match_index })
+        let (rule, cors) = (self.rules.get(id.slot as usize)?, self.cors.get(&id.slot));
+        Some(MatchedRoute { route, name, rule, cors, rule_index, match_index })
     }
 }
 

@@ -297,7 +297,7 @@ fn ten_thousand_routes_find_their_own() {
         |path| RequestHead { method: "GET", authority: "s", path, query: None, headers: &[], token: None };
     let RouteMatch::Matched(found) = router.route(&head("/service-7777/v1/users/1")) else { panic!() };
     assert_eq!(&*found.route.name, "r7777");
-    assert_eq!(router.route(&head("/service-7777/v10")), RouteMatch::NotFound);
+    assert!(matches!(router.route(&head("/service-7777/v10")), RouteMatch::NotFound));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use model::SourceRef;
 
+use super::backend_policy::{BackendTlsPolicy, BackendTrafficPolicy};
 use super::cluster::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
 use super::istio::{
@@ -94,7 +95,10 @@ pub enum Kind {
     Gateway,
     GatewayClass,
     HttpRoute,
+    GrpcRoute,
     ReferenceGrant,
+    BackendTlsPolicy,
+    BackendTrafficPolicy,
     AuthorizationPolicy,
     PeerAuthentication,
     RequestAuthentication,
@@ -104,7 +108,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 21] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -116,7 +120,10 @@ impl Kind {
         Self::Gateway,
         Self::GatewayClass,
         Self::HttpRoute,
+        Self::GrpcRoute,
         Self::ReferenceGrant,
+        Self::BackendTlsPolicy,
+        Self::BackendTrafficPolicy,
         Self::AuthorizationPolicy,
         Self::PeerAuthentication,
         Self::RequestAuthentication,
@@ -139,7 +146,10 @@ impl Kind {
             Self::Gateway => "Gateway",
             Self::GatewayClass => "GatewayClass",
             Self::HttpRoute => "HTTPRoute",
+            Self::GrpcRoute => "GRPCRoute",
             Self::ReferenceGrant => "ReferenceGrant",
+            Self::BackendTlsPolicy => "BackendTLSPolicy",
+            Self::BackendTrafficPolicy => "XBackendTrafficPolicy",
             Self::AuthorizationPolicy => "AuthorizationPolicy",
             Self::PeerAuthentication => "PeerAuthentication",
             Self::RequestAuthentication => "RequestAuthentication",
@@ -165,6 +175,9 @@ impl Kind {
             Self::Gateway | Self::GatewayClass | Self::HttpRoute | Self::ReferenceGrant => {
                 ("gateway.networking.k8s.io", &["v1", "v1beta1"])
             }
+            Self::GrpcRoute => ("gateway.networking.k8s.io", &["v1", "v1alpha2"]),
+            Self::BackendTlsPolicy => ("gateway.networking.k8s.io", &["v1", "v1alpha3"]),
+            Self::BackendTrafficPolicy => ("gateway.networking.x-k8s.io", &["v1alpha1"]),
             Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
                 ("security.istio.io", &["v1", "v1beta1"])
             }
@@ -173,10 +186,9 @@ impl Kind {
 
     /// The spelling of `apiVersion` that we propose.
     pub(super) fn api_version(self) -> String {
-        match self.api().0 {
-            "" => String::from("v1"),
-            group => format!("{group}/v1"),
-        }
+        let (group, versions) = self.api();
+        let version = versions.first().unwrap_or(&"v1");
+        if group.is_empty() { (*version).to_owned() } else { format!("{group}/{version}") }
     }
 
     pub fn is_namespaced(self) -> bool {
@@ -204,7 +216,10 @@ pub struct Catalog {
     pub gateways: Objects<Gateway>,
     pub gateway_classes: Objects<GatewayClass>,
     pub http_routes: Objects<HttpRoute>,
+    pub grpc_routes: Objects<HttpRoute>,
     pub reference_grants: Objects<ReferenceGrant>,
+    pub backend_tls_policies: Objects<BackendTlsPolicy>,
+    pub backend_traffic_policies: Objects<BackendTrafficPolicy>,
     pub authorization_policies: Objects<AuthorizationPolicy>,
     pub peer_authentications: Objects<PeerAuthentication>,
     pub request_authentications: Objects<RequestAuthentication>,

@@ -1,8 +1,8 @@
-//! Gateway API objects: Gateway, GatewayClass, HTTPRoute, ReferenceGrant.
+//! Gateway API objects: Gateway, GatewayClass, HTTPRoute, GRPCRoute, ReferenceGrant.
 
 use std::sync::Arc;
 
-use l7::ir::{Filters, HttpMatch, Timeouts};
+use l7::ir::{Filters, Fraction, HttpMatch, Retry, RouteKind, SessionPersistence, Timeouts};
 
 use super::catalog::{Meta, Position};
 
@@ -58,8 +58,10 @@ pub enum GatewayAddressKind {
     Other,
 }
 
+/// An HTTPRoute, or the HTTPRoute that a GRPCRoute amounts to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpRoute {
+    pub kind: RouteKind,
     pub meta: Meta,
     pub parents: Vec<ParentRef>,
     pub hostnames: Vec<Arc<str>>,
@@ -83,9 +85,21 @@ pub struct HttpRouteRule {
     pub name: Option<Arc<str>>,
     /// Never empty: a rule written without matches carries prefix `/`.
     pub matches: Vec<HttpMatch>,
+    /// Without the mirrors.
     pub filters: Option<Arc<Filters>>,
+    pub mirrors: Vec<MirrorRef>,
     pub backends: Vec<BackendRef>,
     pub timeouts: Timeouts,
+    pub retry: Option<Arc<Retry>>,
+    pub session: Option<Arc<SessionPersistence>>,
+}
+
+/// A RequestMirror filter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorRef {
+    /// Its weight and filters mean nothing.
+    pub backend: BackendRef,
+    pub share: Fraction,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,7 +111,9 @@ pub struct BackendRef {
     pub name: Arc<str>,
     pub port: Option<u16>,
     pub weight: u32,
+    /// Without the mirrors.
     pub filters: Option<Arc<Filters>>,
+    pub mirrors: Vec<MirrorRef>,
     /// Path of the reference within its object.
     pub field: Arc<str>,
     pub at: Position,

@@ -6,14 +6,13 @@ use super::reader::{Findings, Item, closest};
 use super::yaml::{Node, shortened};
 
 /// API groups in which an unknown kind is an error: leaving it out would change what the mesh enforces.
-const MESH_GROUPS: [&str; 3] = ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io"];
+const MESH_GROUPS: [&str; 4] =
+    ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io"];
 
 /// Kinds of those groups that exist but are not read, so that they are not taken for misspelled ones.
-const UNSUPPORTED_KINDS: [&str; 21] = [
-    "BackendTLSPolicy",
+const UNSUPPORTED_KINDS: [&str; 18] = [
     "BackendTrafficPolicy",
     "EnvoyFilter",
-    "GRPCRoute",
     "HTTPFilter",
     "ListenerSet",
     "ProxyConfig",
@@ -23,7 +22,6 @@ const UNSUPPORTED_KINDS: [&str; 21] = [
     "TrafficExtension",
     "UDPRoute",
     "WorkloadGroup",
-    "XBackendTrafficPolicy",
     "XListenerSet",
     "XMesh",
     "Gateway",
@@ -150,6 +148,8 @@ mod tests {
         };
         assert!(object("apps/v1", "Deployment").contains("a.yaml:2:7: warning: Deployment is ignored"));
         assert!(object("v1", "Secret").contains("warning"));
+        assert_eq!(object("v1", "ConfigMap"), "");
+        assert!(object("gateway.networking.x-k8s.io/v1alpha1", "XMesh").contains("error: XMesh"));
         assert!(object("serving.knative.dev/v1", "Service").contains("warning"));
         assert!(object("v1", "Servce").contains("a.yaml:2:7: error"));
         assert!(object("v1", "Servce").contains("did you mean Service?"));

@@ -11,12 +11,14 @@ use super::catalog::{Catalog, MeshSettings, Meta, ObjectName, Position};
 /// The ConfigMap that holds MeshConfig, in the root namespace.
 pub const MESH_CONFIG_MAP: &str = "istio";
 
-/// Of ConfigMaps only MeshConfig is looked at.
+/// Of ConfigMaps only what others refer to is looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ConfigMap {
     pub meta: Meta,
     /// What stands under `data.mesh` of the one that is named so.
     pub mesh: Option<MeshConfig>,
+    /// `data.ca.crt`: certificates in PEM, to which a BackendTLSPolicy may refer.
+    pub authorities: Option<Arc<str>>,
 }
 
 /// `istio.mesh.v1alpha1.MeshConfig`, as far as it is honoured.

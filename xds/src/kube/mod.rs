@@ -4,6 +4,7 @@
 //! Reading is total: whatever the text, it yields a catalog of the good objects and a [`Problem`] for everything
 //! else, each with file, line, column, field and mend. Nothing here watches, serves or keeps state.
 
+pub mod backend_policy;
 pub mod catalog;
 pub mod check;
 pub mod cluster;

@@ -5,13 +5,15 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use l7::ir::BackendTarget;
+use l7::ir::{BackendTarget, RouteKind};
 
+use super::backend_policy::{Authorities, BackendTlsPolicy, PolicyTargetRef};
 use super::catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
 use super::convert::attachment::{in_namespace, matches_labels};
 use super::convert::authorizer::authorizer;
+use super::convert::backend_policy::authority;
 use super::convert::route::{ParentError, parent_error, resolve_backend};
-use super::gateway::HttpRoute;
+use super::gateway::{BackendRef, HttpRoute};
 use super::istio::{Attached, AuthorizationPolicy, PeerAuthentication, PolicyTarget, TargetRef};
 use super::mesh::MESH_CONFIG_MAP;
 use super::problem::{Problem, Severity};
@@ -22,8 +24,15 @@ pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> 
     let mut checker = Checker { catalog, mesh, problems: Vec::new() };
     checker.namespaces();
     checker.mesh_config();
-    for route in catalog.http_routes.values() {
+    for route in catalog.http_routes.values().chain(catalog.grpc_routes.values()) {
         checker.route(route);
+    }
+    for policy in catalog.backend_tls_policies.values() {
+        checker.backend_policy(Kind::BackendTlsPolicy, &policy.meta, &policy.targets);
+        checker.authorities(policy);
+    }
+    for policy in catalog.backend_traffic_policies.values() {
+        checker.backend_policy(Kind::BackendTrafficPolicy, &policy.meta, &policy.targets);
     }
     for policy in catalog.authorization_policies.values() {
         checker.attached(Kind::AuthorizationPolicy, &**policy);
@@ -67,7 +76,8 @@ impl Checker<'_> {
         let catalog = self.catalog;
         let pods = catalog.pods.values().map(|pod| (Kind::Pod, &pod.meta));
         let services = catalog.services.values().map(|service| (Kind::Service, &service.meta));
-        let routes = catalog.http_routes.values().map(|route| (Kind::HttpRoute, &route.meta));
+        let routes = catalog.http_routes.values().chain(catalog.grpc_routes.values());
+        let routes = routes.map(|route| (object_kind(route), &route.meta));
         let policies =
             catalog.authorization_policies.values().map(|policy| (Kind::AuthorizationPolicy, &policy.meta));
         for (kind, meta) in pods.chain(services).chain(routes).chain(policies) {
@@ -88,10 +98,11 @@ impl Checker<'_> {
     }
 
     fn route(&mut self, route: &HttpRoute) {
+        let kind = object_kind(route);
         if route.parents.is_empty() {
             let fix = String::from("name the Service whose traffic it governs");
             let message = String::from("the route has no parent, so it has no effect");
-            self.warn(Kind::HttpRoute, &route.meta, start(&route.meta), "spec.parentRefs", message, fix);
+            self.warn(kind, &route.meta, start(&route.meta), "spec.parentRefs", message, fix);
         }
         for (index, parent) in route.parents.iter().enumerate() {
             let Some(error) = parent_error(parent, self.catalog, self.mesh) else {
@@ -106,18 +117,66 @@ impl Checker<'_> {
             };
             let message = format!("{error}, so the route has no effect there");
             let field = format!("spec.parentRefs[{index}]");
-            self.warn(Kind::HttpRoute, &route.meta, parent.at, &field, message, fix);
+            self.warn(kind, &route.meta, parent.at, &field, message, fix);
         }
-        for backend in route.rules.iter().flat_map(|rule| &rule.backends) {
-            let BackendTarget::Invalid(reason) = resolve_backend(backend, route, self.catalog, self.mesh)
-            else {
-                continue;
+        let backends = route.rules.iter().flat_map(|rule| &rule.backends);
+        for backend in backends.clone() {
+            self.backend(route, backend, "its share of the traffic is answered with 500");
+        }
+        let mirrors = backends.flat_map(|backend| &backend.mirrors);
+        for mirror in route.rules.iter().flat_map(|rule| &rule.mirrors).chain(mirrors) {
+            self.backend(route, &mirror.backend, "no copies are sent");
+        }
+    }
+
+    fn backend(&mut self, route: &HttpRoute, backend: &BackendRef, effect: &str) {
+        let BackendTarget::Invalid(reason) = resolve_backend(backend, route, self.catalog, self.mesh) else {
+            return;
+        };
+        let name = ObjectName { namespace: backend.namespace.clone(), name: backend.name.clone() };
+        let is_missing = !self.catalog.services.contains_key(&name);
+        let fix = if is_missing { self.near_service(&name) } else { String::new() };
+        let message = format!("{reason}; {effect}");
+        self.warn(object_kind(route), &route.meta, backend.at, &backend.field, message, fix);
+    }
+
+    fn backend_policy(&mut self, kind: Kind, meta: &Meta, targets: &[PolicyTargetRef]) {
+        for target in targets {
+            let name = ObjectName { namespace: meta.namespace.clone(), name: target.name.clone() };
+            let finding = if target.group.is_empty() && &*target.kind == "Service" {
+                self.missing_port(&name, target.section_name.as_ref())
+            } else {
+                Some((
+                    format!("a target of kind {} is not served", target.kind),
+                    String::from("name a Service"),
+                ))
             };
-            let name = ObjectName { namespace: backend.namespace.clone(), name: backend.name.clone() };
-            let is_missing = !self.catalog.services.contains_key(&name);
-            let fix = if is_missing { self.near_service(&name) } else { String::new() };
-            let message = format!("{reason}; its share of the traffic is answered with 500");
-            self.warn(Kind::HttpRoute, &route.meta, backend.at, &backend.field, message, fix);
+            let Some((message, fix)) = finding else { continue };
+            let message = format!("{message}, so the policy has no effect there");
+            self.warn(kind, meta, target.at, &target.field, message, fix);
+        }
+    }
+
+    /// What a reference to a Service and one of its ports lacks, and how to mend it.
+    fn missing_port(&self, name: &ObjectName, section: Option<&Arc<str>>) -> Option<(String, String)> {
+        let Some(service) = self.catalog.services.get(name) else {
+            return Some((format!("there is no Service {name}"), self.near_service(name)));
+        };
+        let section = section.filter(|section| service.ports.iter().all(|port| port.name != **section))?;
+        let message = format!("Service {name} has no port named {section}");
+        Some((message, String::from("write the name of a port of the Service")))
+    }
+
+    fn authorities(&mut self, policy: &BackendTlsPolicy) {
+        let Authorities::References(references) = &policy.authorities else {
+            return;
+        };
+        for reference in references {
+            if let Err(reason) = authority(self.catalog, policy, reference) {
+                let message = format!("{reason}; without any authority no request is forwarded");
+                let fix = String::from("put the certificates in PEM under the key ca.crt of a ConfigMap");
+                self.warn(Kind::BackendTlsPolicy, &policy.meta, reference.at, &reference.field, message, fix);
+            }
         }
     }
 
@@ -236,6 +295,14 @@ impl Checker<'_> {
             format!("no workload has the labels {}, so the policy concerns nobody", pairs.join(", "));
         let fix = String::from("compare the selector with the labels of the Pods of this namespace");
         self.warn(kind, meta, start(meta), "spec.selector.matchLabels", message, fix);
+    }
+}
+
+fn object_kind(route: &HttpRoute) -> Kind {
+    match route.kind {
+        RouteKind::Http => Kind::HttpRoute,
+        RouteKind::Grpc => Kind::GrpcRoute,
+        RouteKind::Virtual => Kind::VirtualService,
     }
 }
 

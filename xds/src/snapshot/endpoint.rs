@@ -69,6 +69,7 @@ pub struct Chooser<'a> {
     seed: u64,
     load: Option<&'a dyn Load>,
     avoid: Option<&'a Workload>,
+    prefer: Option<&'a str>,
     within: Option<Within<'a>>,
 }
 
@@ -88,12 +89,12 @@ pub trait Load {
 impl<'a> Chooser<'a> {
     /// Chooses at random, weighted by capacity.
     pub fn random(seed: u64) -> Self {
-        Self { seed, load: None, avoid: None, within: None }
+        Self { seed, load: None, avoid: None, within: None, prefer: None }
     }
 
     /// Draws two, weighted by capacity, and takes the one with fewer connections for its capacity.
     pub fn least_loaded(seed: u64, load: &'a dyn Load) -> Self {
-        Self { seed, load: Some(load), avoid: None, within: None }
+        Self { seed, load: Some(load), avoid: None, within: None, prefer: None }
     }
 
     /// The same, but never this endpoint.
@@ -102,12 +103,24 @@ impl<'a> Chooser<'a> {
         Self { avoid: Some(workload), ..self }
     }
 
+    /// The same, but the endpoint of this unique name if it will do, whatever its load and its locality.
+    #[must_use]
+    pub fn preferring(self, uid: &'a str) -> Self {
+        Self { prefer: Some(uid), ..self }
+    }
+
     pub(super) fn within(self, within: Within<'a>) -> Self {
         Self { within: Some(within), ..self }
     }
 
     pub(super) fn start(&self) -> Choosing<'a> {
-        Choosing { random: Random::new(self.seed), load: self.load, avoid: self.avoid, within: self.within }
+        Choosing {
+            random: Random::new(self.seed),
+            load: self.load,
+            avoid: self.avoid,
+            within: self.within,
+            prefer: self.prefer,
+        }
     }
 }
 
@@ -129,6 +142,7 @@ pub(super) struct Choosing<'a> {
     load: Option<&'a dyn Load>,
     avoid: Option<&'a Workload>,
     within: Option<Within<'a>>,
+    prefer: Option<&'a str>,
 }
 
 /// A sequence of random numbers from one seed (splitmix64).
@@ -167,6 +181,9 @@ pub(super) fn choose<'a>(
     choosing: &mut Choosing<'_>,
 ) -> Result<Choice<'a>, NoEndpoint> {
     let request = Request::new(entry, service_port, purpose, client, choosing);
+    if let Some(choice) = choosing.prefer.and_then(|uid| request.of(uid)) {
+        return Ok(choice);
+    }
     let first = request.draw(&mut choosing.random)?;
     let Some(load) = choosing.load else { return Ok(first) };
     let second = request.draw(&mut choosing.random)?;
@@ -257,6 +274,12 @@ impl<'a, 'c> Request<'a, 'c> {
             }),
             target_port: service.port(service_port).map(|port| port.target_port),
         }
+    }
+
+    /// The endpoint of this name, if it is eligible.
+    fn of(&self, uid: &str) -> Option<Choice<'a>> {
+        let endpoint = self.entry.endpoints.iter().find(|endpoint| &*endpoint.workload.uid == uid)?;
+        Some(Choice { endpoint, target_port: self.eligible(endpoint)? })
     }
 
     fn draw(&self, random: &mut Random) -> Result<Choice<'a>, NoEndpoint> {

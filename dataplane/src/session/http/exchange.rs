@@ -23,7 +23,7 @@ use super::request::{Failure, Plan, within};
 use super::response::{ResponseHead, Written};
 use super::side::{Framing, Side, Sink};
 use super::upstream::{Upstream, Way};
-use super::{Books, Reply, Wire};
+use super::{Books, Keep, Reply, Wire};
 use crate::access_log::cause::CloseCause;
 use crate::link::{Link, TunnelStream};
 use crate::worker::Worker;
@@ -249,7 +249,9 @@ impl Exchange<'_, '_> {
             return Ok(());
         }
         let framing = match to {
-            Side::Http1(_) if source.is_http1() => Framing::Verbatim,
+            Side::Http1(_) if source.is_http1() && self.plan.filtered.keep == Keep::Nothing => {
+                Framing::Verbatim
+            }
             _ => Framing::of(self.plan.body),
         };
         let meter = self.books.meter(Flow::ToServer);
@@ -398,7 +400,9 @@ impl Exchange<'_, '_> {
             Some(ErrorCode::REFUSED_STREAM) => Failure::Refused,
             _ => Failure::Broken,
         };
-        Try::Failed(failure, Reply::text(502, "upstream failed", fault.cause))
+        // A server that broke off may be there again in a moment; one that does not speak HTTP will not.
+        let status = if fault.cause == CloseCause::ServerReset { 503 } else { 502 };
+        Try::Failed(failure, Reply::text(status, "upstream failed", fault.cause))
     }
 }
 

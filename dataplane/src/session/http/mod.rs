@@ -11,6 +11,7 @@ mod body;
 mod books;
 mod consult;
 mod conversation;
+mod copies;
 mod exchange;
 mod head;
 mod http2;
@@ -20,8 +21,10 @@ mod replay;
 mod reply;
 mod request;
 mod response;
+mod retrying;
 mod route;
 mod side;
+mod steered;
 mod upstream;
 
 use std::pin::pin;
@@ -39,6 +42,7 @@ use crate::access_log::cause::CloseCause;
 pub(super) use authorize::{Allowed, Application, Permit, is_still_allowed, permit, serve};
 pub(super) use books::Books;
 pub(super) use consult::Asker;
+pub use copies::COPIES_MAX;
 pub(super) use head::Received;
 pub(super) use own_answer::prepare;
 pub(super) use reply::Reply;
@@ -46,7 +50,9 @@ pub(super) use request::Failure;
 pub(super) use route::{Caller, Goal, Steering, Way, route};
 pub(super) use upstream::{Kept, Upstream, protocol_to};
 
+use copies::Copies;
 use reader::Reader;
+use retrying::Retrying;
 
 /// How paths are normalised before they are matched and forwarded: Istio's default.
 pub(crate) const NORMALIZATION: Normalization = Normalization::Base;
@@ -62,8 +68,25 @@ pub(super) enum Protocol {
 #[derive(Debug, Default)]
 pub(super) struct Filtered {
     pub(super) chain: Chain,
-    /// From the request's head to the end of the response.
+    /// From the request's head to the end of the response, all tries together.
     pub(super) limit: Option<Duration>,
+    /// The same for each try.
+    pub(super) try_limit: Option<Duration>,
+    pub(super) keep: Keep,
+    /// What the route says of further tries.
+    pub(super) retrying: Option<Retrying>,
+    /// Who else gets the request.
+    pub(super) copies: Option<Copies>,
+}
+
+/// Whether the body of a request is kept while it is forwarded, up to [`replay::REPLAY_BYTES_MAX`]. Where the content is
+/// looked at anyway, as towards an upstream that speaks HTTP/2, it always is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Keep {
+    #[default]
+    Nothing,
+    /// The request may have to be sent again, or elsewhere as well.
+    Body,
 }
 
 /// What becomes of a request: where it goes, or the answer in the upstream's place.
@@ -120,8 +143,11 @@ pub(super) trait Director {
     /// Whether a request whose last try has failed is tried again, and after which pause. `tries` counts those made. Asked
     /// only as long as nothing of a response has been passed on. A body that went on as it came, from HTTP/1.1 to HTTP/1.1,
     /// cannot be sent again; any other is kept up to 64 KiB.
-    fn again(&self, failure: Failure, tries: u32) -> Option<Duration> {
-        request::again_if_refused(failure, tries)
+    fn again(&self, filtered: &Filtered, failure: Failure, tries: u32) -> Option<Duration> {
+        match &filtered.retrying {
+            Some(retrying) => retrying.again(failure, tries),
+            None => request::again_if_refused(failure, tries),
+        }
     }
 }
 

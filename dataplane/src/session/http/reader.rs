@@ -147,20 +147,23 @@ fn is_part_of_preface(bytes: &[u8]) -> bool {
 // === impl Wire ===
 
 impl Wire {
-    pub(super) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub(in crate::session) fn try_read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match self {
             Self::Tunnel(stream) => stream.try_read(buffer).map_err(io_error),
             Self::Socket(socket) => socket.try_recv(buffer),
+            Self::Tls(stream) => stream.try_read(buffer),
         }
     }
 
-    pub(super) async fn readable(&self) -> io::Result<()> {
+    pub(in crate::session) async fn readable(&self) -> io::Result<()> {
         match self {
             Self::Tunnel(stream) => {
                 stream.readable().await;
                 Ok(())
             }
             Self::Socket(socket) => socket.readable().await,
+            // As deep as the types allow and no deeper: TLS is never within TLS.
+            Self::Tls(stream) => Box::pin(stream.readable()).await,
         }
     }
 
@@ -168,24 +171,30 @@ impl Wire {
         match self {
             Self::Tunnel(stream) => stream.write_all(bytes).await.map_err(io_error),
             Self::Socket(socket) => socket.write_all(bytes).await,
+            Self::Tls(stream) => Box::pin(stream.write_all(bytes)).await,
         }
     }
 
     /// Ends our direction.
-    pub(super) fn finish(&self) -> io::Result<()> {
+    pub(in crate::session) fn finish(&self) -> io::Result<()> {
         match self {
             Self::Tunnel(stream) => stream.finish().map_err(io_error),
             Self::Socket(socket) => socket.shutdown_write(),
+            Self::Tls(stream) => {
+                stream.finish();
+                Ok(())
+            }
         }
     }
 
     /// Makes the end a reset, so that the peer does not take what it got for the whole. Nothing may be sent
     /// afterwards.
-    pub(super) fn reset(&self) {
+    pub(in crate::session) fn reset(&self) {
         match self {
             // Not left to the drop, whose code stands for an ordinary end.
             Self::Tunnel(stream) => stream.cutter().cut(ErrorCode::CONNECT_ERROR),
             Self::Socket(socket) => socket.reset_on_close(),
+            Self::Tls(stream) => stream.reset(),
         }
     }
 
@@ -209,7 +218,10 @@ impl Wire {
     }
 
     /// Resolves when the peer has broken off. Never, as long as it is quiet, has ended in order, or has sent more.
-    pub(super) async fn broken_off(&self) {
+    pub(in crate::session) async fn broken_off(&self) {
+        if let Self::Tls(stream) = self {
+            return Box::pin(stream.broken_off()).await;
+        }
         if let Self::Socket(_) = self {
             // Most responses come sooner, and watching a socket costs as much as reading from it.
             monoio::time::sleep(WATCHED_AFTER).await;
@@ -218,6 +230,7 @@ impl Wire {
             || match self {
                 Self::Tunnel(stream) => stream.try_read(&mut []).is_err(),
                 Self::Socket(socket) => socket.try_peek(&mut [0]).is_err(),
+                Self::Tls(_) => false,
             };
         if !is_broken {
             std::future::pending::<()>().await;
@@ -230,6 +243,7 @@ impl Wire {
         let seen = match self {
             Self::Tunnel(stream) => stream.try_read(&mut byte).map_err(io_error),
             Self::Socket(socket) => socket.try_peek(&mut byte),
+            Self::Tls(stream) => stream.try_read(&mut byte),
         };
         matches!(seen, Ok(None))
     }

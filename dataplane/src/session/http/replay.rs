@@ -84,6 +84,11 @@ impl Replay {
         self.is_complete() && self.content.borrow().is_empty() && self.trailers.borrow().is_none()
     }
 
+    /// Shows what was kept of the content.
+    pub(super) fn with_content<R>(&self, show: impl FnOnce(&[u8]) -> R) -> R {
+        show(&self.content.borrow())
+    }
+
     /// Whether nothing has been kept yet.
     pub(super) fn is_fresh(&self) -> bool {
         self.state.get() == State::Open && self.content.borrow().is_empty()

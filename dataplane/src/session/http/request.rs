@@ -11,6 +11,7 @@ use l7::ir::{Filters, RequestHead};
 use tunnel::h2::ErrorCode;
 
 use super::body::Source;
+use super::copies::message;
 use super::exchange::{Exchange, Outcome, Try};
 use super::head::{Received, seen, write_http1};
 use super::reader::Reader;
@@ -129,22 +130,52 @@ impl<D: Director> Request<'_, D> {
         look(self.director, &self.received, asked, books)
     }
 
-    /// Forwards a decided request, or answers it.
-    async fn serve(&self, books: &mut Books<'_>, seen: Seen<D::Choice>, mut source: Source<'_>) -> Outcome {
-        let Seen { plan, verdict } = seen;
-        let deadline = plan.filtered.limit.map(|limit| Instant::now() + limit);
-        let mut choice = match verdict {
+    /// Forwards a decided request, or answers it; then has it copied.
+    async fn serve(&self, books: &mut Books<'_>, seen: Seen<D::Choice>, source: Source<'_>) -> Outcome {
+        let Seen { mut plan, verdict } = seen;
+        let choice = match verdict {
             Ok(choice) => choice,
             Err(reply) => return self.answer(books, &plan, &reply, After::GoesOn).await,
         };
+        let copies = plan.filtered.copies.take();
         let replay = Replay::new(&self.connection.node.worker);
+        let outcome = self.forward(books, &plan, choice, source, &replay).await;
+        if let Some(message) = copies.as_ref().and_then(|_| self.whole(&plan, &replay))
+            && let Some(copies) = copies
+        {
+            copies.send(message);
+        }
+        outcome
+    }
+
+    /// The request as a message of its own; `None` if not all of it was sent, or not all of it was kept.
+    fn whole(&self, plan: &Plan, replay: &Replay) -> Option<Vec<u8>> {
+        if plan.upgrades || !replay.is_complete() {
+            return None;
+        }
+        let random = || self.connection.node.random();
+        let head = self.received.to_http1(&plan.filtered.chain, random).ok()?;
+        replay.with_content(|content| message(&head, content, plan.body == BodyFraming::Chunked))
+    }
+
+    async fn forward(
+        &self,
+        books: &mut Books<'_>,
+        plan: &Plan,
+        mut choice: D::Choice,
+        mut source: Source<'_>,
+        replay: &Replay,
+    ) -> Outcome {
+        let deadline = plan.filtered.limit.map(|limit| Instant::now() + limit);
         let mut tries = 0;
         loop {
             tries += 1;
-            let again = |failure: Failure| self.director.again(failure, tries);
+            let again = |failure: Failure| self.director.again(&plan.filtered, failure, tries);
+            let try_deadline = plan.filtered.try_limit.map(|limit| Instant::now() + limit);
+            let try_deadline = deadline.into_iter().chain(try_deadline).min();
             let opened = {
                 let opening = pin!(self.director.upstream(&mut choice, books));
-                within(deadline, opening).await
+                within(try_deadline, opening).await
             };
             let after = if matches!(opened, Some(Ok(_))) { After::Closes } else { After::GoesOn };
             let tried = match opened {
@@ -153,10 +184,10 @@ impl<D: Director> Request<'_, D> {
                         books,
                         downstream: self.downstream,
                         received: &self.received,
-                        plan: &plan,
-                        replay: &replay,
+                        plan,
+                        replay,
                         again: &again,
-                        deadline,
+                        deadline: try_deadline,
                     };
                     let tried = exchange.run(&mut source, &mut upstream).await;
                     if matches!(&tried, Try::Over(outcome) if outcome.upstream_lives) {
@@ -178,7 +209,7 @@ impl<D: Director> Request<'_, D> {
             match pause.filter(|_| !over) {
                 Some(pause) if pause.is_zero() => {}
                 Some(pause) => drop(within(deadline, pin!(monoio::time::sleep(pause))).await),
-                None => return self.answer(books, &plan, &reply, after).await,
+                None => return self.answer(books, plan, &reply, after).await,
             }
         }
     }

@@ -6,15 +6,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use l7::filter::{Chain, Dialled};
-use l7::ir::{Filters, Header, RequestHead, Scheme};
+use l7::ir::{BackendTls, Filters, Header, RequestHead, Scheme};
 use l7::path::Normalization;
-use l7::router::{MatchedRoute, RouteMatch, Router, Sender, Taken};
+use l7::router::{MatchedRoute, Router, Sender};
 use model::{AppProtocol, NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
+use super::steered::Steered;
 use super::{
-    Begun, Books, Decision, Director, Filtered, Kept, Protocol, Received, Reply, Upstream, Wire, converse,
+    Begun, Books, Decision, Director, Kept, Protocol, Received, Reply, Upstream, Wire, converse,
     converse_from, prepare, protocol_to,
 };
 use crate::access_log::cause::CloseCause;
@@ -122,6 +123,7 @@ pub(in crate::session) struct Way {
     workload: Arc<Workload>,
     route: Route,
     protocol: Protocol,
+    tls: Option<Arc<BackendTls>>,
 }
 
 impl Director for Steering<'_> {
@@ -156,8 +158,8 @@ impl Director for Steering<'_> {
     }
 
     async fn upstream(&self, way: &mut Box<Way>, books: &mut Books<'_>) -> Result<Upstream, Reply> {
-        let Way { state, workload, route, protocol } = &**way;
-        let wanted = UpstreamFacts::of_route(route);
+        let Way { state, workload, route, protocol, tls } = &**way;
+        let wanted = UpstreamFacts { backend_tls: tls.clone(), ..UpstreamFacts::of_route(route) };
         let service = route.service.as_ref().map(|entry| entry.service.clone());
         books.record.service.clone_from(&service);
         wanted.describe(&mut books.record);
@@ -165,7 +167,7 @@ impl Director for Steering<'_> {
         let dial = async {
             let mut facts = wanted.clone();
             let dialler = Dialler { node, pod, workload, client: *remote };
-            let wire = dialler.dial(state, route, &mut facts).await.map_err(unreachable)?;
+            let wire = dialler.dial_backend(state, route, &mut facts).await.map_err(unreachable)?;
             Ok((wire, facts))
         };
         let load = node.loaded(route);
@@ -209,43 +211,31 @@ impl<'a> Steering<'a> {
     ) -> Decision<Box<Way>> {
         let caller = &self.caller;
         self.describe_goal(&state, &goal, &mut books.record);
-        let mut filtered = Filtered::default();
-        let mut subset = None;
-        let (goal, port) = match router {
+        let mut steered = match router {
             // The routes may be gone since the connection began: the service serves itself.
-            None => (goal, caller.to.port()),
-            Some(router) => match router.route_from(request, caller.sender(&state)) {
-                RouteMatch::NotFound => {
-                    return Decision::answer(Reply::text(404, "no route matches", CloseCause::NoRoute));
-                }
-                RouteMatch::Matched(matched) => {
-                    note(&matched, &mut books.facts);
-                    match matched.take(caller.node.random()) {
-                        Taken::Forwarded { service, port, backend, filters } => {
-                            subset.clone_from(&backend.subset);
-                            filtered.chain = filters;
-                            filtered.limit = matched.rule.timeouts.limit();
-                            (Goal::Service(service.clone()), port)
-                        }
-                        Taken::Redirected(filters) => {
-                            let dialled = caller.to.port();
-                            return Decision::answer(redirected(&filters, dialled, request));
-                        }
-                        Taken::Failed(reason) => return Decision::answer(without_backend(&matched, reason)),
-                    }
-                }
+            None => Steered::plain(goal, caller.to.port()),
+            Some(router) => match Steered::by(router, caller, &state, &workload, request, books) {
+                Ok(steered) => steered,
+                Err(reply) => return Decision::answer(*reply),
             },
         };
         let client = Client { workload: &workload, ip: caller.remote.ip() };
-        let to = SocketAddr::new(caller.to.ip(), port);
+        let to = SocketAddr::new(caller.to.ip(), steered.port);
         let mut chooser = caller.node.chooser();
-        if let (Some(subset), Goal::Service(service)) = (&subset, &goal) {
+        if let (Some(subset), Goal::Service(service)) = (&steered.subset, &steered.goal) {
             chooser = state.snapshot.within(chooser, service, workload.identity.namespace(), subset);
         }
-        match goal.resolve(&state, client, to, chooser) {
+        let chooser = steered.prefer(chooser);
+        match steered.goal.resolve(&state, client, to, chooser) {
             Ok(route) => {
-                let protocol = protocol_to(goal.declared(&state, port), books.protocol());
-                Decision::forward(Box::new(Way { state, workload, route, protocol }), filtered)
+                steered.bind(&route);
+                let Steered { goal, port, tls, filtered, .. } = steered;
+                let protocol = match tls {
+                    // What ALPN offers there.
+                    Some(_) => Protocol::Http1,
+                    None => protocol_to(goal.declared(&state, port), books.protocol()),
+                };
+                Decision::forward(Box::new(Way { state, workload, route, protocol, tls }), filtered)
             }
             Err(refusal) => Decision::answer(refused(&refusal)),
         }
@@ -269,7 +259,7 @@ pub(super) fn note(matched: &MatchedRoute<'_>, facts: &mut HttpFacts) {
 }
 
 /// Gateway API: a backend that is not valid, and a rule without backends, answer 500.
-fn without_backend(matched: &MatchedRoute<'_>, reason: Option<&Arc<str>>) -> Reply {
+pub(super) fn without_backend(matched: &MatchedRoute<'_>, reason: Option<&Arc<str>>) -> Reply {
     if let Some(reason) = reason {
         tracing::debug!(%reason, route = %matched.name, "a request met an invalid backend");
     }
@@ -277,7 +267,7 @@ fn without_backend(matched: &MatchedRoute<'_>, reason: Option<&Arc<str>>) -> Rep
 }
 
 /// The answer that sends a client to another place. It came in the clear, to this port of the service.
-fn redirected(chain: &Chain, port: u16, request: &RequestHead<'_>) -> Reply {
+pub(super) fn redirected(chain: &Chain, port: u16, request: &RequestHead<'_>) -> Reply {
     let dialled = Dialled { scheme: Scheme::Http, port };
     let redirect = chain.redirect();
     let status = redirect.map_or(500, |redirect| redirect.status);
@@ -297,6 +287,7 @@ fn refused(refusal: &Refusal) -> Reply {
 fn unreachable(cause: CloseCause) -> Reply {
     match cause {
         CloseCause::PolicyDenied => DENIED,
+        CloseCause::TlsFailed => Reply::text(503, "upstream TLS error", cause),
         CloseCause::ConnectTimedOut => Reply::text(504, "upstream connect timed out", cause),
         _ => Reply::text(503, "upstream connect error", cause),
     }

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use model::AppProtocol;
 
@@ -109,6 +110,8 @@ pub(super) fn transport(wire: Wire) -> io::Result<Transport> {
             Ok(Transport::Socket(socket, remote))
         }
         Wire::Tunnel(stream) => Ok(Transport::Stream(stream)),
+        // There HTTP/1.1 is what ALPN offers.
+        Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }
 
@@ -122,10 +125,11 @@ pub(in crate::session) fn protocol_to(declared: Option<AppProtocol>, downstream:
 }
 
 /// What makes two upstreams the same one.
-type Place = (Option<SocketAddr>, Option<Authority>);
+type Place = (Option<SocketAddr>, Option<Authority>, Option<usize>);
 
 fn place(facts: &UpstreamFacts) -> Place {
-    (facts.destination.address, facts.authority.clone())
+    let tls = facts.backend_tls.as_ref().map(|tls| Arc::as_ptr(tls).addr());
+    (facts.destination.address, facts.authority.clone(), tls)
 }
 
 /// The upstreams of one downstream connection: idle ones, and links, which requests share.

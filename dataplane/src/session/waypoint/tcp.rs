@@ -77,6 +77,8 @@ pub(super) async fn carry(connection: Connection, downstream: TunnelStream, upst
             let cause = join(&connection, downstream, upstream).await;
             connection.end(cause);
         }
+        // Of a backend that a route of requests names; nothing here asks for one.
+        Wire::Tls(_) => connection.end(CloseCause::TlsFailed),
     }
 }
 

@@ -121,7 +121,7 @@ fn mirror(policy: &RequestMirrorPolicy) -> Result<Mirror, Refusal> {
         }
         None => l7::ir::Fraction::ALL,
     };
-    Ok(Mirror { target, subset, share })
+    Ok(Mirror { target, subset, share, tls: None })
 }
 
 fn path_rewrite(action: &RouteAction, wire: &RouteMatch) -> Result<Option<PathRewrite>, Refusal> {

@@ -7,6 +7,7 @@ pub mod attachment;
 pub(super) mod attribute;
 pub mod authorization;
 pub mod authorizer;
+pub mod backend_policy;
 pub mod hosts;
 pub mod peer_authentication;
 pub mod request_authentication;

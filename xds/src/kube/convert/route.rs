@@ -1,14 +1,15 @@
-//! HTTPRoute to the intermediate form: one route per parent Service, with its backends resolved.
+//! HTTPRoute and GRPCRoute to the intermediate form: one route per parent Service, with its backends resolved.
 
 use std::sync::Arc;
 
-use l7::ir::{self, BackendTarget, HttpRule};
+use l7::ir::{self, BackendTarget, HttpRule, RouteKind};
 use model::NamespacedHostname;
 
 use super::super::catalog::{Catalog, MeshSettings, ObjectName};
-use super::super::cluster::{Service, ServiceType, TransportProtocol};
-use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, ParentRef};
+use super::super::cluster::{Service, ServicePort, ServiceType, TransportProtocol};
+use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, MirrorRef, ParentRef};
 use super::attachment::in_namespace;
+use super::backend_policy::{backend_tls, retry_budget};
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const ISTIO_GROUP: &str = "networking.istio.io";
@@ -30,9 +31,10 @@ struct Parent {
     port: Option<u16>,
 }
 
-/// All routes of a catalog, in the order of their names.
+/// All routes of a catalog, by kind in the order of their names.
 pub fn routes(catalog: &Catalog, mesh: &MeshSettings) -> Vec<ir::HttpRoute> {
-    catalog.http_routes.values().flat_map(|route| convert(route, catalog, mesh)).collect()
+    let routes = catalog.http_routes.values().chain(catalog.grpc_routes.values());
+    routes.flat_map(|route| convert(route, catalog, mesh)).collect()
 }
 
 /// One route for each of its parents that exists. A parent that does not carries no traffic, so nothing is lost.
@@ -48,7 +50,7 @@ pub fn convert(route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> Vec
             }
             let is_consumer = host.namespace != route.meta.namespace;
             routes.push(ir::HttpRoute {
-                kind: ir::RouteKind::Http,
+                kind: route.kind,
                 namespace: route.meta.namespace.clone(),
                 name: route.meta.name.clone(),
                 consumer_namespace: is_consumer.then(|| route.meta.namespace.clone()),
@@ -122,22 +124,68 @@ fn resolve_port<'a>(
 }
 
 fn convert_rule(rule: &HttpRouteRule, route: &HttpRoute, catalog: &Catalog, mesh: &MeshSettings) -> HttpRule {
-    let backends = rule.backends.iter().map(|backend| ir::Backend {
-        target: resolve_backend(backend, route, catalog, mesh),
-        subset: None,
-        weight: backend.weight,
-        filters: backend.filters.clone(),
-        tls: None,
-        retry_budget: None,
-    });
+    let backends = rule.backends.iter().map(|backend| convert_backend(backend, route, catalog, mesh));
     HttpRule {
         name: rule.name.clone(),
         matches: rule.matches.clone(),
-        filters: rule.filters.clone(),
+        filters: with_mirrors(rule.filters.as_ref(), &rule.mirrors, route, catalog, mesh),
         backends: backends.collect(),
         timeouts: rule.timeouts,
+        retry: rule.retry.clone(),
+        session: rule.session.clone(),
         ..HttpRule::default()
     }
+}
+
+/// A backend with the policies of its Service. One whose policy cannot be followed is not valid: its traffic must not
+/// go out in the clear.
+fn convert_backend(
+    backend: &BackendRef,
+    route: &HttpRoute,
+    catalog: &Catalog,
+    mesh: &MeshSettings,
+) -> ir::Backend {
+    let mut converted = ir::Backend {
+        target: resolve_backend(backend, route, catalog, mesh),
+        subset: None,
+        weight: backend.weight,
+        filters: with_mirrors(backend.filters.as_ref(), &backend.mirrors, route, catalog, mesh),
+        tls: None,
+        retry_budget: None,
+    };
+    let name = ObjectName { namespace: backend.namespace.clone(), name: backend.name.clone() };
+    if let (BackendTarget::Service { port, .. }, Some(service)) =
+        (&converted.target, catalog.services.get(&name))
+        && let Some(port) = service.ports.iter().find(|it| it.port == *port && is_tcp(it))
+    {
+        converted.retry_budget = retry_budget(catalog, service, port);
+        match backend_tls(catalog, service, port) {
+            Ok(tls) => converted.tls = tls.map(Arc::new),
+            Err(reason) => converted.target = BackendTarget::Invalid(Arc::from(reason)),
+        }
+    }
+    converted
+}
+
+fn with_mirrors(
+    filters: Option<&Arc<ir::Filters>>,
+    mirrors: &[MirrorRef],
+    route: &HttpRoute,
+    catalog: &Catalog,
+    mesh: &MeshSettings,
+) -> Option<Arc<ir::Filters>> {
+    if mirrors.is_empty() {
+        return filters.cloned();
+    }
+    let mut filters = filters.map_or_else(ir::Filters::default, |filters| (**filters).clone());
+    filters.mirrors = mirrors
+        .iter()
+        .map(|mirror| {
+            let backend = convert_backend(&mirror.backend, route, catalog, mesh);
+            ir::Mirror { target: backend.target, subset: None, share: mirror.share, tls: backend.tls }
+        })
+        .collect();
+    Some(Arc::new(filters))
 }
 
 /// The Service port that a backend names, or why there is none.
@@ -157,7 +205,8 @@ pub fn resolve_backend(
     if is_foreign && !is_only_parent(&name, route) && !is_granted(backend, route, catalog) {
         let (from, to) = (&route.meta.namespace, &name.namespace);
         return invalid(format!(
-            "no ReferenceGrant in {to} lets HTTPRoutes of {from} refer to Service {name}"
+            "no ReferenceGrant in {to} lets {}s of {from} refer to Service {name}",
+            kind_name(route.kind)
         ));
     }
     let Some(service) = catalog.services.get(&name) else {
@@ -175,7 +224,19 @@ pub fn resolve_backend(
 }
 
 fn has_port(service: &Service, number: u16) -> bool {
-    service.ports.iter().any(|port| port.port == number && port.protocol == TransportProtocol::Tcp)
+    service.ports.iter().any(|port| port.port == number && is_tcp(port))
+}
+
+fn is_tcp(port: &ServicePort) -> bool {
+    port.protocol == TransportProtocol::Tcp
+}
+
+fn kind_name(kind: RouteKind) -> &'static str {
+    match kind {
+        RouteKind::Http => "HTTPRoute",
+        RouteKind::Grpc => "GRPCRoute",
+        RouteKind::Virtual => "VirtualService",
+    }
 }
 
 /// Whether all that the route governs is traffic to this Service: sending it there gives the route's author nothing
@@ -193,7 +254,7 @@ fn is_granted(backend: &BackendRef, route: &HttpRoute, catalog: &Catalog) -> boo
     in_namespace(&catalog.reference_grants, &backend.namespace).any(|grant| {
         let is_from = grant.from.iter().any(|from| {
             from.group.as_ref() == GATEWAY_GROUP
-                && from.kind.as_ref() == "HTTPRoute"
+                && from.kind.as_ref() == kind_name(route.kind)
                 && from.namespace == route.meta.namespace
         });
         let is_to = grant.to.iter().any(|to| {

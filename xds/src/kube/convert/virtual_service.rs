@@ -113,6 +113,7 @@ fn rule(
         target: target(destination),
         subset: destination.subset.clone(),
         share: *share,
+        tls: None,
     });
     let filters =
         Filters { mirrors: mirrors.collect(), cors: written.cors.clone(), ..written.filters.clone() };

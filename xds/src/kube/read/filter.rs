@@ -1,4 +1,4 @@
-//! Filters of HTTPRoute rules and backends.
+//! Filters of the rules and backends of HTTPRoutes and GRPCRoutes.
 //!
 //! A filter that is not served refuses the route: what it was to change or to keep out would pass unchanged.
 
@@ -6,13 +6,15 @@ use std::sync::Arc;
 
 use l7::filter::{self, FilterFault};
 use l7::ir::{
-    Filters, HeaderEdits, HeaderValue, HttpMatch, PathMatch, PathRewrite, Redirect, Scheme, UrlAction,
-    UrlRewrite,
+    Filters, Fraction, HeaderEdits, HeaderValue, HttpMatch, PathMatch, PathRewrite, Redirect, RouteKind,
+    Scheme, UrlAction, UrlRewrite,
 };
 
+use super::super::catalog::Meta;
+use super::super::gateway::MirrorRef;
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
-use super::names;
+use super::{cors, names, route};
 
 // Bounds of the HTTPRoute schema.
 const FILTERS_MAX: usize = 16;
@@ -24,6 +26,8 @@ enum FilterType {
     ResponseHeaders,
     Rewrite,
     Redirect,
+    Mirror,
+    Cors,
     Unsupported(&'static str),
 }
 
@@ -33,24 +37,41 @@ enum PathRewriteType {
     Prefix,
 }
 
-/// The `filters` of a rule or a backend; `matches` are those of the rule. `None` where none are written.
+/// Where filters stand.
+pub(super) struct Holder<'a> {
+    /// Of the route.
+    pub(super) meta: &'a Meta,
+    pub(super) kind: RouteKind,
+    /// Those of the rule.
+    pub(super) matches: &'a [HttpMatch],
+    /// At a backend of the rule.
+    pub(super) is_backend: bool,
+}
+
+/// The `filters` of a rule or a backend, the mirrors apart: their targets are yet to be found. `None` where none are
+/// written.
 pub(super) fn filters(
     fields: &mut Fields<'_>,
-    matches: &[HttpMatch],
+    holder: &Holder<'_>,
     findings: &mut Findings,
-) -> Option<Arc<Filters>> {
-    let list = fields.optional("filters")?;
+) -> (Option<Arc<Filters>>, Vec<MirrorRef>) {
+    let (mut filters, mut mirrors) = (Filters::default(), Vec::new());
+    let Some(list) = fields.optional("filters") else {
+        return (None, mirrors);
+    };
     let items = list.list(findings);
     if items.len() > FILTERS_MAX {
         let message = format!("{} entries are too many", items.len());
         list.error(findings, message, format!("keep at most {FILTERS_MAX}"));
     }
-    let mut filters = Filters::default();
     let mut seen: Vec<FilterType> = Vec::new();
     for item in &items {
-        let Some(written) = one(item, matches, &mut filters, findings) else {
+        let Some(written) = one(item, holder, (&mut filters, &mut mirrors), findings) else {
             continue;
         };
+        if written == FilterType::Mirror {
+            continue;
+        }
         if seen.contains(&written) {
             item.error(findings, "a filter of this type is written already", "merge the two into one");
         }
@@ -60,29 +81,31 @@ pub(super) fn filters(
         let fix = "remove one of the two: a request that is redirected is not forwarded";
         list.error(findings, "URLRewrite and RequestRedirect exclude each other", fix);
     }
-    (!seen.is_empty()).then(|| Arc::new(filters))
+    ((!seen.is_empty()).then(|| Arc::new(filters)), mirrors)
 }
 
-/// Reads one filter into its place among `filters`.
+/// Reads one filter into its place.
 fn one(
     item: &Item<'_>,
-    matches: &[HttpMatch],
-    filters: &mut Filters,
+    holder: &Holder<'_>,
+    (filters, mirrors): (&mut Filters, &mut Vec<MirrorRef>),
     findings: &mut Findings,
 ) -> Option<FilterType> {
     const TYPES: [(&str, FilterType); 8] = [
         ("RequestHeaderModifier", FilterType::RequestHeaders),
         ("ResponseHeaderModifier", FilterType::ResponseHeaders),
+        ("RequestMirror", FilterType::Mirror),
+        ("ExtensionRef", FilterType::Unsupported("ExtensionRef")),
         ("URLRewrite", FilterType::Rewrite),
         ("RequestRedirect", FilterType::Redirect),
-        ("RequestMirror", FilterType::Unsupported("RequestMirror")),
-        ("CORS", FilterType::Unsupported("CORS")),
+        ("CORS", FilterType::Cors),
         ("ExternalAuth", FilterType::Unsupported("ExternalAuth")),
-        ("ExtensionRef", FilterType::Unsupported("ExtensionRef")),
     ];
+    // The first of them are those of GRPCRoute.
+    let known = if holder.kind == RouteKind::Grpc { TYPES.get(..4) } else { Some(&TYPES[..]) };
     let mut fields = item.fields(findings)?;
     let type_item = fields.required(findings, "type")?;
-    let written = type_item.one_of(findings, &TYPES)?;
+    let written = type_item.one_of(findings, known.unwrap_or_default())?;
     match written {
         FilterType::RequestHeaders => {
             let own = fields.required(findings, "requestHeaderModifier")?;
@@ -94,11 +117,23 @@ fn one(
         }
         FilterType::Rewrite => {
             let own = fields.required(findings, "urlRewrite")?;
-            filters.url = Some(UrlAction::Rewrite(rewrite(&own, matches, findings)?));
+            filters.url = Some(UrlAction::Rewrite(rewrite(&own, holder.matches, findings)?));
         }
         FilterType::Redirect => {
             let own = fields.required(findings, "requestRedirect")?;
-            filters.url = Some(UrlAction::Redirect(redirect(&own, matches, findings)?));
+            filters.url = Some(UrlAction::Redirect(redirect(&own, holder.matches, findings)?));
+        }
+        FilterType::Mirror => {
+            let own = fields.required(findings, "requestMirror")?;
+            mirrors.push(mirror(&own, holder, findings)?);
+        }
+        FilterType::Cors => {
+            let own = fields.required(findings, "cors")?;
+            if holder.is_backend {
+                let fix = "move the filter to the rule: preflights are answered before a backend is chosen";
+                type_item.error(findings, "CORS is not supported for one backend", fix);
+            }
+            filters.cors = Some(cors::cors(&own, findings)?);
         }
         FilterType::Unsupported(name) => {
             type_item.error(findings, format!("filter {name} is not supported yet"), "remove the filter");
@@ -107,6 +142,47 @@ fn one(
     }
     fields.finish(findings);
     Some(written)
+}
+
+// === Mirrors ===
+
+fn mirror(item: &Item<'_>, holder: &Holder<'_>, findings: &mut Findings) -> Option<MirrorRef> {
+    let mut fields = item.fields(findings)?;
+    let backend = fields.required(findings, "backendRef");
+    let percent = fields.optional("percent");
+    let fraction = fields.optional("fraction");
+    fields.finish(findings);
+    let share = match (percent, fraction) {
+        (None, None) => Some(Fraction::ALL),
+        (Some(percent), None) => {
+            let percent = percent.integer(findings, 0, 100);
+            percent.and_then(|percent| u32::try_from(percent).ok()).map(Fraction::percent)
+        }
+        (None, Some(item)) => fraction_of(&item, findings),
+        (Some(_), Some(item)) => {
+            item.error(findings, "percent and fraction exclude each other", "keep one of the two");
+            None
+        }
+    };
+    let backend = backend?;
+    let backend = route::reference(backend.fields(findings)?, &backend, holder.meta, findings);
+    Some(MirrorRef { backend: backend?, share: share? })
+}
+
+fn fraction_of(item: &Item<'_>, findings: &mut Findings) -> Option<Fraction> {
+    let mut fields = item.fields(findings)?;
+    let most = i64::from(i32::MAX);
+    let numerator = fields.required(findings, "numerator").and_then(|item| item.integer(findings, 0, most));
+    let denominator = fields.optional("denominator").map(|item| item.integer(findings, 1, most));
+    fields.finish(findings);
+    let number = |value: i64| u32::try_from(value).ok();
+    let numerator = number(numerator?)?;
+    let denominator = std::num::NonZeroU32::new(number(denominator.unwrap_or(Some(100))?)?)?;
+    if numerator > denominator.get() {
+        item.error(findings, "the share is more than the whole", "make numerator at most denominator");
+        return None;
+    }
+    Some(Fraction { numerator, denominator })
 }
 
 // === Headers ===

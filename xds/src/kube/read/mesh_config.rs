@@ -1,4 +1,4 @@
-//! ConfigMaps, of which only the one that holds MeshConfig says something here.
+//! ConfigMaps: the one that holds MeshConfig, and those that hold authorities.
 //!
 //! MeshConfig has some hundred fields that concern installations of another kind: what is not read is tolerated, as for
 //! core objects. Providers are read strictly, for they decide who is let in.
@@ -27,17 +27,17 @@ const NORMALIZATIONS: [(&str, Normalization); 5] = [
 
 pub(super) fn config_map(fields: &mut Fields<'_>, meta: Meta, findings: &mut Findings) -> Option<ConfigMap> {
     fields.ignore(&["binaryData", "immutable"]);
-    let data = fields.optional("data");
-    let holds_mesh = *meta.name == *MESH_CONFIG_MAP;
-    let Some(data) = data.filter(|_| holds_mesh) else {
-        return Some(ConfigMap { meta, mesh: None });
+    let Some(data) = fields.optional("data") else {
+        return Some(ConfigMap { meta, mesh: None, authorities: None });
     };
     let mut data = data.fields(findings)?;
-    let mesh = match data.optional("mesh") {
+    let authorities = data.optional("ca.crt").and_then(|item| item.shared(findings));
+    let holds_mesh = *meta.name == *MESH_CONFIG_MAP;
+    let mesh = match data.optional("mesh").filter(|_| holds_mesh) {
         Some(item) => Some(embedded(&item, findings)?),
         None => None,
     };
-    Some(ConfigMap { meta, mesh })
+    Some(ConfigMap { meta, mesh, authorities })
 }
 
 /// A text that is YAML itself, whose first line is the one at which it begins.

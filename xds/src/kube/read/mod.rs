@@ -3,11 +3,14 @@
 //! Values are checked where they are read, so that a finding stands exactly at the value; what concerns several
 //! objects is checked in [`super::references`].
 
+mod backend_policy;
 mod cluster;
+mod cors;
 mod destination_rule;
 mod duration;
 mod filter;
 mod gateway;
+mod grpc_route;
 mod mesh_config;
 mod names;
 mod peer_authentication;
@@ -16,6 +19,7 @@ mod policy_values;
 mod provider;
 mod registry;
 mod request_authentication;
+mod retry;
 mod route;
 mod slice;
 mod timeouts;
@@ -29,6 +33,7 @@ use model::SourceRef;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use super::backend_policy::{BackendTlsPolicy, BackendTrafficPolicy};
 use super::catalog::{Kind, Labels, Meta};
 use super::cluster::{EndpointSlice, Namespace, Node, Pod, Service, ServiceAccount};
 use super::gateway::{Gateway, GatewayClass, HttpRoute, ReferenceGrant};
@@ -55,6 +60,9 @@ pub(super) enum Object {
     Gateway(Gateway),
     GatewayClass(GatewayClass),
     HttpRoute(HttpRoute),
+    GrpcRoute(HttpRoute),
+    BackendTlsPolicy(BackendTlsPolicy),
+    BackendTrafficPolicy(BackendTrafficPolicy),
     ReferenceGrant(ReferenceGrant),
     AuthorizationPolicy(AuthorizationPolicy),
     PeerAuthentication(PeerAuthentication),
@@ -158,6 +166,12 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
             gateway::reference_grant(&mut fields, meta, findings).map(Object::ReferenceGrant)
         }
         Kind::HttpRoute => route::http_route(&mut fields, meta, findings).map(Object::HttpRoute),
+        Kind::GrpcRoute => grpc_route::grpc_route(&mut fields, meta, findings).map(Object::GrpcRoute),
+        Kind::BackendTlsPolicy => {
+            backend_policy::backend_tls_policy(&mut fields, meta, findings).map(Object::BackendTlsPolicy)
+        }
+        Kind::BackendTrafficPolicy => backend_policy::backend_traffic_policy(&mut fields, meta, findings)
+            .map(Object::BackendTrafficPolicy),
         Kind::AuthorizationPolicy => {
             policy::authorization_policy(&mut fields, meta, findings).map(Object::AuthorizationPolicy)
         }

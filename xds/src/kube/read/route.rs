@@ -1,17 +1,18 @@
-//! HTTPRoute, with the rules that its schema states beyond types.
+//! HTTPRoute and what it shares with GRPCRoute, with the rules that their schemas state beyond types.
 //!
-//! What the intermediate form cannot express (retries, session persistence) refuses the route:
-//! a route with a part left out would send traffic where its author did not want it.
+//! What the intermediate form cannot express refuses the route: a route with a part left out would send traffic where
+//! its author did not want it.
 
 use std::sync::Arc;
 
-use l7::ir::{HttpMatch, PathMatch, Timeouts, UrlAction, ValueMatch, ValueTest};
+use l7::ir::{HttpMatch, PathMatch, RouteKind, Timeouts, UrlAction, ValueMatch, ValueTest};
 
 use super::super::catalog::Meta;
 use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, ParentRef};
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
-use super::{filter, names, timeouts};
+use super::filter::Holder;
+use super::{filter, grpc_route, names, retry, timeouts};
 
 // Bounds of the HTTPRoute schema.
 const PARENTS_MAX: usize = 32;
@@ -42,12 +43,21 @@ enum ValueType {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Named {
+pub(super) enum Named {
     Header,
     QueryParameter,
 }
 
 pub(super) fn http_route(fields: &mut Fields<'_>, meta: Meta, findings: &mut Findings) -> Option<HttpRoute> {
+    any_route(fields, meta, RouteKind::Http, findings)
+}
+
+pub(super) fn any_route(
+    fields: &mut Fields<'_>,
+    meta: Meta,
+    kind: RouteKind,
+    findings: &mut Findings,
+) -> Option<HttpRoute> {
     let spec = fields.required(findings, "spec")?;
     let mut fields = spec.fields(findings)?;
     let parents = fields.optional("parentRefs").map_or_else(Vec::new, |list| parents(&list, &meta, findings));
@@ -57,22 +67,25 @@ pub(super) fn http_route(fields: &mut Fields<'_>, meta: Meta, findings: &mut Fin
         hostnames.extend(items.iter().filter_map(|item| names::hostname(item, findings)));
     }
     let rules = match fields.optional("rules") {
-        Some(list) => rules(&list, &meta, findings),
+        Some(list) => rules(&list, &meta, kind, findings),
         None => vec![HttpRouteRule {
             name: None,
             matches: vec![match_all()],
             filters: None,
+            mirrors: Vec::new(),
             backends: Vec::new(),
             timeouts: Timeouts::default(),
+            retry: None,
+            session: None,
         }],
     };
     fields.ignore(&["useDefaultGateways"]);
     fields.finish(findings);
-    Some(HttpRoute { meta, parents, hostnames, rules })
+    Some(HttpRoute { kind, meta, parents, hostnames, rules })
 }
 
 /// The entries of a list that has at most so many.
-fn bounded<'n>(list: &Item<'n>, most: usize, findings: &mut Findings) -> Vec<Item<'n>> {
+pub(super) fn bounded<'n>(list: &Item<'n>, most: usize, findings: &mut Findings) -> Vec<Item<'n>> {
     let items = list.list(findings);
     if items.len() > most {
         list.error(findings, format!("{} entries are too many", items.len()), format!("keep at most {most}"));
@@ -137,14 +150,14 @@ fn parent(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<Paren
 
 // === Rules ===
 
-fn rules(list: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Vec<HttpRouteRule> {
+fn rules(list: &Item<'_>, meta: &Meta, kind: RouteKind, findings: &mut Findings) -> Vec<HttpRouteRule> {
     let items = bounded(list, RULES_MAX, findings);
     if items.is_empty() {
         list.error(findings, "a route needs at least one rule", "add a rule, or leave rules out");
     }
     let mut rules: Vec<HttpRouteRule> = Vec::new();
     for item in &items {
-        let Some(rule) = rule(item, meta, findings) else {
+        let Some(rule) = rule(item, meta, kind, findings) else {
             continue;
         };
         if rule.name.is_some() && rules.iter().any(|other| other.name == rule.name) {
@@ -160,51 +173,68 @@ fn rules(list: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Vec<HttpRoute
     rules
 }
 
-fn rule(item: &Item<'_>, meta: &Meta, findings: &mut Findings) -> Option<HttpRouteRule> {
+fn rule(item: &Item<'_>, meta: &Meta, kind: RouteKind, findings: &mut Findings) -> Option<HttpRouteRule> {
     let mut fields = item.fields(findings)?;
     let name = fields.optional("name").and_then(|item| names::subdomain(&item, findings));
     let mut matches = Vec::new();
     if let Some(list) = fields.optional("matches") {
         let items = bounded(&list, MATCHES_MAX, findings);
-        matches.extend(items.iter().filter_map(|item| http_match(item, findings)));
+        matches.extend(items.iter().filter_map(|item| match kind {
+            RouteKind::Http | RouteKind::Virtual => http_match(item, findings),
+            RouteKind::Grpc => grpc_route::grpc_match(item, findings),
+        }));
     }
     if matches.is_empty() {
         matches.push(match_all());
     }
+    let mut holder = Holder { meta, kind, matches: &matches, is_backend: false };
+    let (filters, mirrors) = filter::filters(&mut fields, &holder, findings);
+    holder.is_backend = true;
     let mut backends = Vec::new();
     if let Some(list) = fields.optional("backendRefs") {
         let items = bounded(&list, BACKENDS_MAX, findings);
-        backends.extend(items.iter().filter_map(|item| backend(item, meta, &matches, findings)));
+        backends.extend(items.iter().filter_map(|item| backend(item, &holder, findings)));
     }
-    let filters = filter::filters(&mut fields, &matches, findings);
     let redirects =
         filters.as_ref().is_some_and(|filters| matches!(filters.url, Some(UrlAction::Redirect(_))));
     if redirects && !backends.is_empty() {
         let fix = "remove backendRefs: a request that is redirected is not forwarded";
         item.error(findings, "a rule with RequestRedirect cannot have backendRefs", fix);
     }
-    let timeouts = timeouts::timeouts(&mut fields, findings);
-    for unsupported in ["retry", "sessionPersistence"] {
-        fields.refuse(findings, unsupported);
-    }
+    // These are of HTTPRoute alone; in a GRPCRoute they are unknown fields.
+    let (timeouts, retry) = match kind {
+        RouteKind::Http | RouteKind::Virtual => {
+            (timeouts::timeouts(&mut fields, findings), retry::retry(&mut fields, findings))
+        }
+        RouteKind::Grpc => (Timeouts::default(), None),
+    };
+    let session = retry::session(&mut fields, findings);
     fields.finish(findings);
-    Some(HttpRouteRule { name, matches, filters, backends, timeouts })
+    Some(HttpRouteRule { name, matches, filters, mirrors, backends, timeouts, retry, session })
 }
 
-fn backend(
+/// An entry of `backendRefs`.
+fn backend(item: &Item<'_>, holder: &Holder<'_>, findings: &mut Findings) -> Option<BackendRef> {
+    let mut fields = item.fields(findings)?;
+    let weight = fields.optional("weight").and_then(|item| item.integer(findings, 0, WEIGHT_MAX));
+    let (filters, mirrors) = filter::filters(&mut fields, holder, findings);
+    let reference = reference(fields, item, holder.meta, findings)?;
+    let weight = weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1);
+    Some(BackendRef { weight, filters, mirrors, ..reference })
+}
+
+/// What names a backend; nothing else may be left in `fields`.
+pub(super) fn reference(
+    mut fields: Fields<'_>,
     item: &Item<'_>,
     meta: &Meta,
-    matches: &[HttpMatch],
     findings: &mut Findings,
 ) -> Option<BackendRef> {
-    let mut fields = item.fields(findings)?;
     let group = text(&mut fields, findings, "group").unwrap_or_default();
     let kind = text(&mut fields, findings, "kind").unwrap_or("Service");
     let name = fields.required(findings, "name").and_then(|item| item.filled(findings));
     let namespace = fields.optional("namespace").map(|item| names::namespace(&item, findings));
     let port = fields.optional("port").map(|item| item.port(findings));
-    let weight = fields.optional("weight").and_then(|item| item.integer(findings, 0, WEIGHT_MAX));
-    let filters = filter::filters(&mut fields, matches, findings);
     fields.finish(findings);
     if port.is_none() && group.is_empty() && kind == "Service" {
         item.error(findings, "a Service backend needs a port", "add port");
@@ -215,8 +245,9 @@ fn backend(
         namespace: namespace.unwrap_or_else(|| Some(meta.namespace.clone()))?,
         name: Arc::from(name?),
         port: port.flatten(),
-        weight: weight.and_then(|weight| u32::try_from(weight).ok()).unwrap_or(1),
-        filters,
+        weight: 1,
+        filters: None,
+        mirrors: Vec::new(),
         field: Arc::from(item.path.as_str()),
         at: item.node.at,
     })
@@ -317,7 +348,7 @@ fn is_path(text: &str) -> bool {
     true
 }
 
-fn conditions(
+pub(super) fn conditions(
     fields: &mut Fields<'_>,
     findings: &mut Findings,
     field: &'static str,
@@ -383,7 +414,7 @@ fn condition<'n>(item: &Item<'n>, named: Named, findings: &mut Findings) -> Opti
 }
 
 /// RFC 9110 section 5.6.2.
-fn is_token(byte: u8) -> bool {
+pub(super) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -31,7 +31,7 @@ pub(super) fn timeouts(fields: &mut Fields<'_>, findings: &mut Findings) -> Time
 }
 
 /// Zero, and what has been reported, is no limit.
-fn limit(item: &Item<'_>, findings: &mut Findings) -> Option<NonZeroU32> {
+pub(super) fn limit(item: &Item<'_>, findings: &mut Findings) -> Option<NonZeroU32> {
     let text = item.text(findings)?;
     let Some(milliseconds) = milliseconds(text) else {
         let fix =

@@ -1,7 +1,8 @@
 //! Filters of HTTPRoutes: what they become, and what is refused where it stands.
 
 use l7::ir::{
-    Filters, HeaderEdits, HeaderValue, HttpRule, PathRewrite, Redirect, Scheme, UrlAction, UrlRewrite,
+    Filters, HeaderEdits, HeaderValue, HttpRule, OriginMatch, PathRewrite, Redirect, Scheme, UrlAction,
+    UrlRewrite,
 };
 use l7::router::Router;
 
@@ -84,6 +85,49 @@ fn rewrites_and_redirects_keep_what_is_unset() {
 }
 
 #[test]
+fn copies_go_to_every_mirror_that_is_valid() {
+    let mirror = |fields: &str| format!("{{type: RequestMirror, requestMirror: {{{fields}}}}}");
+    let filters = format!(
+        "filters: [{}, {}, {}]",
+        mirror("backendRef: {name: web, port: 80}"),
+        mirror("backendRef: {name: web, port: 80}, percent: 20"),
+        mirror("backendRef: {name: gone, port: 80}, fraction: {numerator: 1, denominator: 3}"),
+    );
+    for rule in
+        [converted(&filters), converted(&format!("backendRefs: [{{name: web, port: 80, {filters}}}]"))]
+    {
+        let of_backend = rule.backends.first().and_then(|backend| backend.filters.clone());
+        let filters = rule.filters.or(of_backend).unwrap();
+        let shares: Vec<_> = filters
+            .mirrors
+            .iter()
+            .map(|mirror| {
+                let is_valid = matches!(mirror.target, l7::ir::BackendTarget::Service { .. });
+                (mirror.share.numerator, mirror.share.denominator.get(), is_valid)
+            })
+            .collect();
+        assert_eq!(shares, [(1, 1, true), (20, 100, true), (1, 3, false)]);
+    }
+}
+
+#[test]
+fn sharing_across_origins_is_read_whole() {
+    let rule = converted(
+        "filters: [{type: CORS, cors: {allowOrigins: ['https://a.example', 'http://*.b.example:8080', 'https://*'], \
+         allowMethods: [GET], allowHeaders: ['*'], exposeHeaders: [X-A], allowCredentials: true, maxAge: 60}}]",
+    );
+    let cors = rule.filters.unwrap().cors.clone().unwrap();
+    let glob = |text: &str| OriginMatch::Glob(text.into());
+    let expected =
+        [OriginMatch::Exact("https://a.example".into()), glob("http://*.b.example:8080"), glob("https://*")];
+    assert_eq!(cors.origins, expected);
+    assert_eq!((&*cors.methods[0], &*cors.headers[0], &*cors.expose_headers[0]), ("GET", "*", "X-A"));
+    assert_eq!((cors.credentials, cors.max_age_s), (true, Some(60)));
+    let bare = converted("filters: [{type: CORS, cors: {}}]").filters.unwrap().cors.clone().unwrap();
+    assert_eq!((bare.credentials, bare.max_age_s, bare.origins.len()), (false, Some(5), 0));
+}
+
+#[test]
 fn what_cannot_be_served_is_refused_where_it_stands() {
     let headers = |edits: &str| {
         format!("filters: [{{type: RequestHeaderModifier, requestHeaderModifier: {{{edits}}}}}]")
@@ -93,14 +137,38 @@ fn what_cannot_be_served_is_refused_where_it_stands() {
     };
     let redirect =
         |fields: &str| format!("filters: [{{type: RequestRedirect, requestRedirect: {{{fields}}}}}]");
+    let mirror = |fields: &str| format!("filters: [{{type: RequestMirror, requestMirror: {{{fields}}}}}]");
+    let cors = |fields: &str| format!("filters: [{{type: CORS, cors: {{{fields}}}}}]");
     let prefix = "type: ReplacePrefixMatch, replacePrefixMatch: /b";
     let needs_prefix = "ReplacePrefixMatch needs a rule with exactly one match, of type PathPrefix";
     for (rule, expected) in [
         (
             "filters: [{type: RequestMirror, requestMirror: {}}]".into(),
-            "filters[0].type: filter RequestMirror is not supported yet",
+            "filters[0].requestMirror.backendRef: the field backendRef is missing",
         ),
-        ("filters: [{type: CORS, cors: {}}]".into(), "filter CORS is not supported yet"),
+        (
+            mirror("backendRef: {name: web, port: 80}, percent: 101"),
+            "requestMirror.percent: 101 is out of range",
+        ),
+        (
+            mirror("backendRef: {name: web, port: 80}, percent: 1, fraction: {numerator: 1}"),
+            "fraction: percent and fraction exclude each other",
+        ),
+        (
+            mirror("backendRef: {name: web, port: 80}, fraction: {numerator: 3, denominator: 2}"),
+            "fraction: the share is more than the whole",
+        ),
+        (mirror("backendRef: {name: web}"), "backendRef: a Service backend needs a port"),
+        (mirror("backendRef: {name: web, port: 80, weight: 1}"), "there is no field \"weight\" here"),
+        (cors("allowOrigins: [www.example.com]"), "allowOrigins[0]: \"www.example.com\" is no origin"),
+        (cors("allowOrigins: ['https://a/b']"), "is no origin"),
+        (cors("allowOrigins: ['https://a.*.b']"), "is no origin"),
+        (cors("allowOrigins: ['*', 'https://a']"), "* allows every origin"),
+        (cors("allowMethods: ['*', GET]"), "allowMethods: * stands for every name"),
+        (cors("allowHeaders: ['a b']"), "allowHeaders[0]: \"a b\" cannot be a name here"),
+        (cors("maxAge: 0"), "maxAge: 0 is out of range"),
+        (cors("allowMethod: [GET]"), "did you mean allowMethods?"),
+        ("filters: [{type: ExternalAuth}]".into(), "filter ExternalAuth is not supported yet"),
         ("filters: [{type: ExtensionRef}]".into(), "filter ExtensionRef is not supported yet"),
         ("filters: [{type: UrlRewrite}]".into(), "did you mean URLRewrite?"),
         ("filters: [{type: URLRewrite}]".into(), "filters[0].urlRewrite: the field urlRewrite is missing"),
@@ -154,9 +222,8 @@ fn what_cannot_be_served_is_refused_where_it_stands() {
             "rules[0]: a rule with RequestRedirect cannot have backendRefs",
         ),
         (
-            "backendRefs: [{name: web, port: 80, filters: [{type: RequestMirror, requestMirror: {}}]}]"
-                .into(),
-            "backendRefs[0].filters[0].type: filter RequestMirror is not supported yet",
+            "backendRefs: [{name: web, port: 80, filters: [{type: CORS, cors: {}}]}]".into(),
+            "backendRefs[0].filters[0].type: CORS is not supported for one backend",
         ),
     ] {
         let found = findings(&object(&rule)).join("\n");

@@ -6,7 +6,13 @@ use crate::kube::problem::render;
 use crate::kube::{MeshSettings, check_references};
 
 /// Parts that lead deep into the readers, which random bytes alone would not reach.
-const PARTS: [&str; 40] = [
+const PARTS: [&str; 46] = [
+    "apiVersion: gateway.networking.k8s.io/v1\nkind: GRPCRoute\nmetadata: {name: r, namespace: app}\n",
+    "apiVersion: gateway.networking.k8s.io/v1\nkind: BackendTLSPolicy\nmetadata: {name: t, namespace: app}\n",
+    "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: c, namespace: app}\ndata: {ca.crt: x}\n",
+    "  - matches: [{method: {service: a.B, method: C}}]\n",
+    "    filters: [{type: RequestMirror, requestMirror: {backendRef: {name: s, port: 80}}}]\n",
+    "  validation: {hostname: a, caCertificateRefs: [{group: '', kind: ConfigMap, name: c}]}\n",
     "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: app}\n",
     "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r, namespace: app}\n",
     "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: app}\n",

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::kube::{Kind, MeshSettings, Severity, check_references, load_dir};
+use crate::kube::{MeshSettings, Severity, check_references, load_dir};
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden")
@@ -59,15 +59,13 @@ fn steps_load_without_an_error() {
 }
 
 #[test]
-fn what_the_intermediate_form_cannot_express_is_refused_by_name() {
+fn mirrors_and_retries_are_read_whole() {
     let loaded = load_dir(&golden().join("02-waypoint-httproute/input"));
-    let refused: Vec<String> = loaded.refused.iter().map(|(kind, name)| format!("{kind} {name}")).collect();
-    assert_eq!(refused, ["HTTPRoute app/echo", "HTTPRoute app/echo-agw"]);
-    let fields: Vec<&str> = loaded.problems.iter().map(|problem| problem.field.as_str()).collect();
-    let of_one = ["spec.rules[5].filters[0].type", "spec.rules[6].retry"];
-    assert_eq!(fields, [of_one, of_one].concat());
-    assert!(loaded.problems.iter().all(|problem| problem.message.ends_with("is not supported yet")));
-    assert!(!loaded.refused.iter().any(|(kind, _)| *kind != Kind::HttpRoute));
+    assert_eq!((loaded.refused, loaded.problems), (vec![], vec![]));
+    for route in loaded.catalog.http_routes.values().filter(|route| route.meta.name.starts_with("echo")) {
+        assert_eq!(route.rules[5].mirrors.len(), 1, "{}", route.meta.name);
+        assert_eq!(route.rules[6].retry.as_ref().unwrap().attempts, 2);
+    }
 }
 
 #[test]
@@ -81,7 +79,7 @@ fn unsupported_mesh_kinds_are_named_and_the_rest_is_kept() {
         .collect();
     kinds.sort_unstable();
     kinds.dedup();
-    assert_eq!(kinds, ["GRPCRoute"]);
+    assert_eq!(kinds, [] as [&str; 0]);
     assert_eq!(loaded.catalog.authorization_policies.len(), 2);
     assert_eq!(loaded.catalog.request_authentications.len(), 2);
     assert_eq!(loaded.catalog.gateways.len(), 2);

@@ -1,12 +1,14 @@
 //! The front end against the captures, the authorization cases and a corpus of bad texts.
 
 mod attachment;
+mod backend_policies;
 mod cases;
 mod corpus;
 mod custom;
 mod filters;
 mod fuzz;
 mod golden;
+mod grpc_routes;
 mod request_authentication;
 mod routes;
 mod traffic;

@@ -1,6 +1,6 @@
 //! HTTPRoutes: reading, parents, backends, references.
 
-use l7::ir::{BackendTarget, HttpMatch, PathMatch, ValueMatch, ValueTest};
+use l7::ir::{BackendTarget, HttpMatch, PathMatch, SessionCarrier, ValueMatch, ValueTest};
 
 use super::{findings, load};
 use crate::kube::convert::routes;
@@ -199,6 +199,38 @@ fn timeouts_of_zero_are_off() {
 }
 
 #[test]
+fn retries_and_sessions_have_their_defaults() {
+    let rule = |text: &str| {
+        let spec = format!("  parentRefs: [{{group: '', kind: Service, name: web}}]\n  rules: [{{{text}}}]");
+        let loaded = load(&format!("{SERVICES}{}", route(&spec)));
+        assert_eq!(loaded.problems, [], "{text}");
+        routes(&loaded.catalog, &MeshSettings::default())[0].rules[0].clone()
+    };
+    let ms = std::num::NonZeroU32::new;
+    let retry = rule("retry: {codes: [500, 503], attempts: 3, backoff: 100ms}").retry.unwrap();
+    assert_eq!(
+        (retry.attempts, retry.backoff_ms, retry.on.statuses.as_slice()),
+        (3, ms(100), &[500, 503][..])
+    );
+    assert!(retry.on.connect_failure && retry.on.timeout && retry.on.reset && !retry.on.server_error);
+    assert_eq!(rule("retry: {}").retry.unwrap().attempts, 1);
+    let session = |text: &str| {
+        let session = rule(&format!("sessionPersistence: {text}")).session.unwrap();
+        (session.name.to_string(), session.carrier, session.absolute_timeout_s, session.idle_timeout_s)
+    };
+    let named = |name: &str| name.to_owned();
+    assert_eq!(session("{}"), (named("corelane-session"), SessionCarrier::SessionCookie, None, None));
+    assert_eq!(
+        session("{type: Header, sessionName: X-Sid, idleTimeout: 1500ms}"),
+        (named("x-sid"), SessionCarrier::Header, None, ms(2))
+    );
+    assert_eq!(
+        session("{sessionName: Sid, absoluteTimeout: 1h, cookieConfig: {lifetimeType: Permanent}}"),
+        (named("Sid"), SessionCarrier::PermanentCookie, ms(3600), None)
+    );
+}
+
+#[test]
 fn what_the_schema_refuses_is_refused_where_it_stands() {
     for (spec, expected) in [
         (
@@ -234,8 +266,25 @@ fn what_the_schema_refuses_is_refused_where_it_stands() {
             "  rules: [{timeouts: {request: 1s, backendRequest: 2s}}]",
             "rules[0].timeouts: backendRequest is longer than request",
         ),
-        ("  rules: [{retry: {attempts: 1}}]", "retry is not supported yet"),
-        ("  rules: [{sessionPersistence: {}}]", "sessionPersistence is not supported yet"),
+        ("  rules: [{retry: {attempts: -1}}]", "retry.attempts: -1 is out of range"),
+        ("  rules: [{retry: {codes: [200]}}]", "retry.codes[0]: 200 is out of range"),
+        ("  rules: [{retry: {codes: [500, 500]}}]", "retry.codes[1]: this code is named twice"),
+        ("  rules: [{retry: {backoff: 1}}]", "retry.backoff:"),
+        ("  rules: [{retry: {tries: 1}}]", "there is no field \"tries\" here"),
+        ("  rules: [{sessionPersistence: {type: Ip}}]", "sessionPersistence.type: \"Ip\" is not known here"),
+        ("  rules: [{sessionPersistence: {sessionName: 'a b'}}]", "\"a b\" cannot name a session"),
+        (
+            "  rules: [{sessionPersistence: {type: Header, sessionName: Host}}]",
+            "\"Host\" cannot name a session",
+        ),
+        (
+            "  rules: [{sessionPersistence: {type: Header, cookieConfig: {}}}]",
+            "cookieConfig: a session of a header has no cookie",
+        ),
+        (
+            "  rules: [{sessionPersistence: {cookieConfig: {lifetimeType: Permanent}}}]",
+            "a permanent cookie needs a time to live",
+        ),
         ("  rules: [{name: a}, {name: a}]", "rules[1]: two rules bear this name"),
         (
             "  rules: [{matches: [{path: {type: RegularExpression, value: '/a('}}]}]",

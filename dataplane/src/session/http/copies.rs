@@ -1,0 +1,177 @@
+//! Copies of requests, for mirrors: sent when the request itself is over, their answers thrown away.
+//!
+//! A copy delays nothing and changes nothing: it is a task of its own, on connections of its own, and whatever becomes
+//! of it the client's answer has gone before. What cannot be kept to be sent again is not copied; what would be too
+//! much for the worker is left out and counted.
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use l7::filter::Chain;
+use l7::ir::{BackendTarget, BackendTls};
+use model::{NamespacedHostname, Workload};
+use xds::snapshot::resolve::Client;
+
+use super::Wire;
+use super::route::Caller;
+use crate::access_log::cause::CloseCause;
+use crate::metrics::Limit;
+use crate::session::dial::{Dialler, UpstreamFacts, refusal_cause};
+use crate::session::node::Node;
+use crate::session::pod::Pod;
+use crate::session::state::NodeState;
+
+/// Copies under way on a worker.
+pub const COPIES_MAX: usize = 1024;
+/// From the connection to the end of the answer.
+const COPY_TIMEOUT: Duration = Duration::from_secs(30);
+/// Most of an answer that is read over before the connection is closed.
+const ANSWER_BYTES_MAX: usize = 64 << 20;
+
+/// The mirrors that get a copy of one request.
+#[derive(Debug)]
+pub(in crate::session) struct Copies {
+    sender: Sender,
+    targets: Vec<Target>,
+}
+
+#[derive(Debug, Clone)]
+struct Sender {
+    node: Rc<Node>,
+    pod: Rc<Pod>,
+    workload: Arc<Workload>,
+    /// The client's own address.
+    client: SocketAddr,
+    state: Arc<NodeState>,
+}
+
+#[derive(Debug)]
+struct Target {
+    service: NamespacedHostname,
+    port: u16,
+    subset: Option<Arc<str>>,
+    tls: Option<Arc<BackendTls>>,
+}
+
+/// Counts a copy while it is under way.
+struct Counted(Rc<Cell<usize>>);
+
+impl Counted {
+    fn enter(count: &Rc<Cell<usize>>) -> Option<Self> {
+        let now = count.get();
+        (now < COPIES_MAX).then(|| {
+            count.set(now + 1);
+            Self(Rc::clone(count))
+        })
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Copies {
+    /// Draws for each mirror of the filters whether it gets this request; `None` if none does.
+    pub(super) fn drawn(
+        chain: &Chain,
+        caller: &Caller,
+        workload: &Arc<Workload>,
+        state: &Arc<NodeState>,
+    ) -> Option<Self> {
+        let targets: Vec<_> = chain
+            .mirrors(|| caller.node.random())
+            .filter_map(|mirror| match &mirror.target {
+                BackendTarget::Service { service, port } => {
+                    let (subset, tls) = (mirror.subset.clone(), mirror.tls.clone());
+                    Some(Target { service: service.clone(), port: *port, subset, tls })
+                }
+                BackendTarget::Invalid(_) => None,
+            })
+            .collect();
+        let sender = || Sender {
+            node: Rc::clone(&caller.node),
+            pod: Rc::clone(&caller.pod),
+            workload: Arc::clone(workload),
+            client: caller.remote,
+            state: Arc::clone(state),
+        };
+        (!targets.is_empty()).then(|| Self { sender: sender(), targets })
+    }
+
+    /// Sends them. `message` is a whole request in HTTP/1.1 that asks for the end of the connection.
+    pub(super) fn send(self, message: Vec<u8>) {
+        let message: Rc<[u8]> = Rc::from(message);
+        let worker = self.sender.node.worker.clone();
+        for target in self.targets {
+            let Some(counted) = Counted::enter(&self.sender.node.copies) else {
+                self.sender.node.metrics.limit_hit(Limit::Copies);
+                return;
+            };
+            let (sender, message) = (self.sender.clone(), Rc::clone(&message));
+            worker.spawn(async move {
+                let sent = monoio::time::timeout(COPY_TIMEOUT, sender.send(&target, &message)).await;
+                if let Ok(Err(cause)) = sent {
+                    tracing::debug!(service = %target.service, ?cause, "a copy was not sent");
+                }
+                drop(counted);
+            });
+        }
+    }
+}
+
+impl Sender {
+    async fn send(&self, target: &Target, message: &[u8]) -> Result<(), CloseCause> {
+        let client = Client { workload: &self.workload, ip: self.client.ip() };
+        let mut chooser = self.node.chooser();
+        if let Some(subset) = &target.subset {
+            let namespace = self.workload.identity.namespace();
+            chooser = self.state.snapshot.within(chooser, &target.service, namespace, subset);
+        }
+        let route = self.state.snapshot.resolve_backend(client, &target.service, target.port, chooser);
+        let route = route.map_err(|refusal| refusal_cause(&refusal))?;
+        let mut facts = UpstreamFacts { backend_tls: target.tls.clone(), ..UpstreamFacts::of_route(&route) };
+        let dialler =
+            Dialler { node: &self.node, pod: &self.pod, workload: &self.workload, client: self.client };
+        let wire = dialler.dial_backend(&self.state, &route, &mut facts).await?;
+        wire.write_all(message).await.map_err(|_| CloseCause::ServerReset)?;
+        self.read_over(&wire).await.map_err(|_| CloseCause::ServerReset)
+    }
+
+    /// Takes the answer to its end, so that the mirror sees a client like any other.
+    async fn read_over(&self, wire: &Wire) -> std::io::Result<()> {
+        let mut left = ANSWER_BYTES_MAX;
+        while left > 0 {
+            match self.node.worker.lend(|lent| wire.try_read(lent))? {
+                Some(0) => return wire.finish(),
+                Some(count) => left = left.saturating_sub(count),
+                None => wire.readable().await?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A whole request, of its head as it goes to an upstream in HTTP/1.1 and its content. `None` for a head that says
+/// nothing of its end.
+pub(super) fn message(head: &[u8], content: &[u8], is_chunked: bool) -> Option<Vec<u8>> {
+    let fields = head.strip_suffix(b"\r\n")?;
+    let mut out = Vec::with_capacity(head.len() + content.len() + 64);
+    out.extend_from_slice(fields);
+    out.extend_from_slice(b"connection: close\r\n\r\n");
+    if is_chunked {
+        if !content.is_empty() {
+            out.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
+            out.extend_from_slice(content);
+            out.extend_from_slice(b"\r\n");
+        }
+        out.extend_from_slice(b"0\r\n\r\n");
+    } else {
+        out.extend_from_slice(content);
+    }
+    Some(out)
+}

@@ -1,0 +1,151 @@
+//! What the routes of a service say of one request: where it goes, as what, and what is done to it.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use l7::filter::{Chain, CorsVerdict};
+use l7::ir::{
+    BackendTls, HeaderEdits, HeaderValue, HttpMatch, RequestHead, SessionCarrier, SessionPersistence,
+};
+use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
+use l7::session::{self, Bond};
+use model::Workload;
+use xds::snapshot::resolve::{Chooser, Route};
+
+use super::copies::Copies;
+use super::retrying::Retrying;
+use super::route::{Caller, Goal, note, redirected, without_backend};
+use super::{Books, Filtered, Keep, Reply};
+use crate::access_log::cause::CloseCause;
+use crate::session::state::NodeState;
+
+/// A request that has somewhere to go.
+pub(super) struct Steered {
+    pub(super) goal: Goal,
+    pub(super) port: u16,
+    /// Of the endpoints of a service only these.
+    pub(super) subset: Option<Arc<str>>,
+    pub(super) tls: Option<Arc<BackendTls>>,
+    pub(super) filtered: Filtered,
+    bound: Option<Bound>,
+}
+
+/// The session of a request.
+struct Bound {
+    policy: Arc<SessionPersistence>,
+    /// What the client knows already.
+    carried: Option<Bond>,
+    matched: Option<HttpMatch>,
+    /// Seconds since the epoch.
+    now: u64,
+}
+
+impl Steered {
+    /// Where no route says anything.
+    pub(super) fn plain(goal: Goal, port: u16) -> Self {
+        Self { goal, port, subset: None, tls: None, filtered: Filtered::default(), bound: None }
+    }
+
+    /// What `router` makes of a request, or the answer to it.
+    pub(super) fn by(
+        router: &Router,
+        caller: &Caller,
+        state: &Arc<NodeState>,
+        workload: &Arc<Workload>,
+        request: &RequestHead<'_>,
+        books: &mut Books<'_>,
+    ) -> Result<Self, Box<Reply>> {
+        let RouteMatch::Matched(matched) = router.route_from(request, caller.sender(state)) else {
+            return Err(Box::new(Reply::text(404, "no route matches", CloseCause::NoRoute)));
+        };
+        note(&matched, &mut books.facts);
+        let verdict = matched.cors.map_or(CorsVerdict::Pass, |it| it.judge(request.method, request.headers));
+        if let CorsVerdict::Answer(fields) = verdict {
+            return Err(Box::new(preflight(&fields)));
+        }
+        let random = caller.node.random();
+        let bound = Bound::of(&matched, request);
+        let taken = match bound.as_ref().and_then(|bound| bound.carried.as_ref()) {
+            Some(bond) => matched.take_bound(bond, random),
+            None => matched.take(random),
+        };
+        match taken {
+            Taken::Forwarded { service, port, backend, filters: mut chain } => {
+                if let CorsVerdict::Share(edits) = verdict {
+                    chain.edit_response(edits);
+                }
+                let copies = Copies::drawn(&chain, caller, workload, state);
+                let retrying = Retrying::of(&matched, backend, &caller.node);
+                let filtered = filtered(chain, &matched, retrying, copies);
+                let (subset, tls) = (backend.subset.clone(), backend.tls.clone());
+                Ok(Self { goal: Goal::Service(service.clone()), port, subset, tls, filtered, bound })
+            }
+            Taken::Redirected(filters) => Err(Box::new(redirected(&filters, caller.to.port(), request))),
+            Taken::Failed(reason) => Err(Box::new(without_backend(&matched, reason))),
+        }
+    }
+
+    /// Prefers the endpoint of the request's session.
+    pub(super) fn prefer<'c>(&'c self, chooser: Chooser<'c>) -> Chooser<'c> {
+        let Goal::Service(service) = &self.goal else { return chooser };
+        let carried = self.bound.as_ref().and_then(|bound| bound.carried.as_ref());
+        let carried = carried.filter(|bond| bond.service == *service && bond.port == self.port);
+        carried.map_or(chooser, |bond| chooser.preferring(&bond.endpoint))
+    }
+
+    /// Has the client told of the endpoint that serves its session.
+    pub(super) fn bind(&mut self, route: &Route) {
+        if let (Some(bound), Goal::Service(service), Some(workload)) =
+            (&self.bound, &self.goal, &route.workload)
+        {
+            let (service, endpoint) = (service.clone(), workload.uid.clone());
+            let bond = Bond { service, port: self.port, endpoint, began: 0, used: 0 };
+            if let Some(edits) = bound.tell(bond) {
+                self.filtered.chain.edit_response(edits);
+            }
+        }
+    }
+}
+
+impl Bound {
+    fn of(matched: &MatchedRoute<'_>, request: &RequestHead<'_>) -> Option<Self> {
+        let policy = matched.rule.session.clone()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let carried = session::presented(&policy, request.headers, now);
+        Some(Self { policy, carried, matched: matched.matched().cloned(), now })
+    }
+
+    fn tell(&self, bond: Bond) -> Option<HeaderEdits> {
+        let (carried, matched) = (self.carried.as_ref(), self.matched.as_ref());
+        let field = session::bind(&self.policy, carried, bond, matched, self.now)?;
+        // Cookies stand beside those of the application.
+        Some(match self.policy.carrier {
+            SessionCarrier::Header => HeaderEdits { set: vec![field], ..HeaderEdits::default() },
+            _ => HeaderEdits { add: vec![field], ..HeaderEdits::default() },
+        })
+    }
+}
+
+fn filtered(
+    chain: Chain,
+    matched: &MatchedRoute<'_>,
+    retrying: Option<Retrying>,
+    copies: Option<Copies>,
+) -> Filtered {
+    let timeouts = &matched.rule.timeouts;
+    let is_kept = retrying.is_some() || copies.is_some();
+    Filtered {
+        chain,
+        limit: timeouts.whole(),
+        try_limit: timeouts.per_try(),
+        keep: if is_kept { Keep::Body } else { Keep::Nothing },
+        retrying,
+        copies,
+    }
+}
+
+/// The answer to a browser that asks before it sends.
+fn preflight(fields: &[HeaderValue]) -> Reply {
+    let fields = fields.iter().map(|it| (it.name.to_string().into(), it.value.as_bytes().to_vec())).collect();
+    Reply { fields, ..Reply::text(200, "", CloseCause::Finished) }
+}
