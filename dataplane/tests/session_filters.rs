@@ -88,7 +88,9 @@ fn head(reader: &mut BufReader<TcpStream>) -> Option<String> {
             return None;
         }
     }
-    Some(head)
+    // Each request has another.
+    let lines = head.split_inclusive("\r\n").filter(|line| !line.starts_with("x-request-id: "));
+    Some(lines.collect())
 }
 
 fn bed() -> (Bed, SocketAddr) {

@@ -401,7 +401,8 @@ impl Exchange<'_, '_> {
             _ => Failure::Broken,
         };
         // A server that broke off may be there again in a moment; one that does not speak HTTP will not.
-        let status = if fault.cause == CloseCause::ServerReset { 503 } else { 502 };
+        let is_silent = fault.cause == CloseCause::ServerReset && fault.malformed.is_none();
+        let status = if is_silent { 503 } else { 502 };
         Try::Failed(failure, Reply::text(status, "upstream failed", fault.cause))
     }
 }

@@ -40,8 +40,13 @@ impl Exchange<'_, '_> {
             Server::Http1 { wire, reader } => {
                 let raw = match reader.head(self.worker(), wire).await {
                     Ok(Some(raw)) => raw,
-                    Ok(None) | Err(HeadError::Io | HeadError::Truncated | HeadError::Timeout) => {
+                    Ok(None) | Err(HeadError::Io | HeadError::Timeout) => {
                         return Err(Broken::From(Fault::of(CloseCause::ServerReset)));
+                    }
+                    // What was said is no head, and will not become one.
+                    Err(HeadError::Truncated) => {
+                        let malformed = Some(Http1Error::Malformed);
+                        return Err(Broken::From(Fault { malformed, ..Fault::of(CloseCause::ServerReset) }));
                     }
                     Err(HeadError::Http(error)) => return Err(Broken::From(Fault::malformed(error))),
                 };
