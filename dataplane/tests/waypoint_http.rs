@@ -224,7 +224,7 @@ fn requests_of_one_http2_connection_are_each_decided_and_reach_servers_of_http1(
         bed.stand_before(&["web", "second"], AppProtocol::Unknown, RULES);
         let answers = ask_http2(bed.connect("client", web.v4).unwrap(), &paths);
         let statuses: Vec<_> = answers.iter().map(|(status, _)| *status).collect();
-        assert_eq!(statuses, [502, 403, 502, 403, 502], "{answers:?}");
+        assert_eq!(statuses, [503, 403, 503, 403, 503], "{answers:?}");
     });
 }
 

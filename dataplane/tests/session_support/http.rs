@@ -19,6 +19,11 @@ impl Response {
         std::str::from_utf8(&self.body).unwrap()
     }
 
+    /// The text without the line of the request's id, which is another one each time.
+    pub fn text_without_id(&self) -> String {
+        self.text().split_inclusive("\r\n").filter(|line| !line.starts_with("x-request-id: ")).collect()
+    }
+
     pub fn closes(&self) -> bool {
         self.head.to_ascii_lowercase().contains("connection: close")
     }
