@@ -1,7 +1,8 @@
 //! What the pure cores cost in instructions, counted by valgrind's callgrind: a clock that neither the machine's load nor its
 //! speed moves, so that a change that costs more is seen where times say nothing.
 //!
-//! Each work runs twice in a process of its own, with few and with many steps; the difference is the cost of the steps alone.
+//! Each work runs in a process of its own. Only what [`take_counted`] does is counted: preparing it, where every run has other hash
+//! seeds, is not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -10,13 +11,16 @@ use std::process::Command;
 
 use clap::Parser;
 use comfy_table::Table;
-use perf::cores::{WORKS, Work};
+use perf::cores::{Step, WORKS, Work};
 use serde::{Deserialize, Serialize};
 
 use crate::Failure;
 
-const FEW: u32 = 100;
-const MANY: u32 = 600;
+const STEPS: u32 = 1_000;
+/// The function whose instructions are counted, as callgrind names it.
+const COUNTED: &str = "perf::instructions::take_counted";
+/// Steps that fill caches and buffers before the counted ones.
+const WARM_UP: u32 = 100;
 
 /// Counts the instructions of the pure cores, and compares them with a record.
 #[derive(Debug, Parser)]
@@ -42,33 +46,45 @@ pub(crate) struct StepsArgs {
     steps: u32,
 }
 
-/// Instructions of one step of each work, by the compiler that made the program.
+/// Instructions of one step of each work, and what else they depend on.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Record {
+    /// The compiler that made the program.
     rustc: String,
+    /// By which libraries choose their code when they run.
+    processor: String,
     instructions: BTreeMap<String, u64>,
 }
 
 pub(crate) fn steps(args: &StepsArgs) -> Result<(), Failure> {
     let work = WORKS.iter().find(|work| work.name == args.name).ok_or("there is no such work")?;
     let mut step = work.prepare();
-    for _ in 0..args.steps {
+    take(&mut step, WARM_UP);
+    take_counted(&mut step, args.steps);
+    Ok(())
+}
+
+/// What is counted, alone: hence a function that is never a part of another.
+#[inline(never)]
+fn take_counted(step: &mut Step, steps: u32) {
+    take(step, steps);
+}
+
+fn take(step: &mut Step, steps: u32) {
+    for _ in 0..steps {
         step();
     }
-    Ok(())
 }
 
 pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let record = args.check.as_deref().map(read).transpose()?;
-    let rustc = compiler()?;
+    let (rustc, processor) = (compiler()?, processor());
     let record = record.filter(|record| {
-        let same = record.rustc == rustc;
+        let same = record.rustc == rustc && record.processor == processor;
         if !same {
-            eprintln!(
-                "the record was made with {}, this is {rustc}: counts are shown and not judged",
-                record.rustc
-            );
+            let Record { rustc: by, processor: on, .. } = record;
+            eprintln!("recorded by {by} on {on}, this is {rustc} on {processor}: counts are not judged");
         }
         same
     });
@@ -85,7 +101,7 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     let verdict = Verdict::of(&counted, record.as_ref(), args.tolerance);
     println!("{}", verdict.table);
     if let Some(path) = &args.record {
-        let record = Record { rustc, instructions: counted };
+        let record = Record { rustc, processor, instructions: counted };
         fs::write(path, serde_json::to_string_pretty(&record)? + "\n")?;
     }
     if verdict.worse.is_empty() {
@@ -132,25 +148,21 @@ impl Verdict {
 
 /// Instructions of one step.
 fn count(work: &Work) -> Result<u64, Failure> {
-    let (few, many) = (total(work, FEW)?, total(work, MANY)?);
-    let steps = many.checked_sub(few).ok_or("more steps took fewer instructions")?;
-    Ok(steps / u64::from(MANY - FEW))
-}
-
-/// Instructions of a process that does so many steps.
-fn total(work: &Work, steps: u32) -> Result<u64, Failure> {
     let program = std::env::current_exe()?;
     let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null", "--"])
+        .args(["--tool=callgrind", "--callgrind-out-file=/dev/null"])
+        .arg(format!("--toggle-collect={COUNTED}"))
+        .arg("--")
         .arg(program)
-        .args(["steps", work.name, &steps.to_string()])
+        .args(["steps", work.name, &STEPS.to_string()])
         .output()
         .map_err(|error| format!("valgrind cannot be started: {error}; install the package valgrind"))?;
     let said = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         return Err(format!("{} under valgrind: {}\n{said}", work.name, output.status).into());
     }
-    collected(&said).ok_or_else(|| format!("valgrind gave no count:\n{said}").into())
+    let counted = collected(&said).filter(|counted| *counted > 0);
+    Ok(counted.ok_or_else(|| format!("valgrind gave no count:\n{said}"))? / u64::from(STEPS))
 }
 
 /// The number in callgrind's line `==PID== Collected : NUMBER`.
@@ -164,6 +176,15 @@ fn compiler() -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
+/// The architecture, and the vector instructions that valgrind passes on and libraries look for.
+fn processor() -> String {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        return "x86_64 with AVX2".to_owned();
+    }
+    std::env::consts::ARCH.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -174,8 +195,11 @@ mod tests {
 
     #[test]
     fn what_costs_more_or_was_never_recorded_is_named() {
-        let record =
-            Record { rustc: "rustc 1".into(), instructions: counts(&[("a", 100), ("b", 100), ("c", 100)]) };
+        let record = Record {
+            rustc: "rustc 1".into(),
+            processor: processor(),
+            instructions: counts(&[("a", 100), ("b", 100), ("c", 100)]),
+        };
         let now = counts(&[("a", 104), ("b", 106), ("c", 50), ("d", 1)]);
         assert_eq!(Verdict::of(&now, Some(&record), 5.0).worse, ["b", "d"]);
         assert!(Verdict::of(&now, None, 5.0).worse.is_empty());

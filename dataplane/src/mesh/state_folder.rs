@@ -20,8 +20,7 @@ const FOLDERS_MAX: usize = 1_024;
 pub struct StateFolder {
     folder: TempDir,
     /// Held as long as the run lives.
-    #[allow(dead_code)] // only its existence counts
-    lock: File,
+    _lock: File,
 }
 
 impl StateFolder {
@@ -38,7 +37,7 @@ impl StateFolder {
         let lock = File::create(&unheld)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive)?;
         fs::rename(unheld, folder.path().join(LOCK))?;
-        Ok(Self { folder, lock })
+        Ok(Self { folder, _lock: lock })
     }
 
     pub fn path(&self) -> &Path {
@@ -67,7 +66,7 @@ mod tests {
     fn a_live_folder_stays_and_an_abandoned_one_goes() {
         let parent = tempfile::tempdir().unwrap();
         let live = StateFolder::within(parent.path()).unwrap();
-        let StateFolder { folder, lock } = StateFolder::within(parent.path()).unwrap();
+        let StateFolder { folder, _lock: lock } = StateFolder::within(parent.path()).unwrap();
         let abandoned = folder.keep();
         let unfinished = parent.path().join(format!("{PREFIX}unfinished"));
         fs::create_dir(&unfinished).unwrap();

@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// Short measurements of the main topologies, one round: shows that everything works. The default.
     #[arg(long, conflicts_with = "full")]
     short: bool,
-    /// Measurements whose figures are worth something, of all topologies; about an hour.
+    /// Measurements whose figures are worth something, of all topologies: it takes hours.
     #[arg(long)]
     full: bool,
     /// Interleaved rounds [default: 1, with --full 5].

@@ -17,7 +17,7 @@ pub struct Work {
     pub name: &'static str,
     /// Payload bytes of one step, where that is what counts.
     pub bytes: Option<u64>,
-    /// The same instructions on any machine: neither the processor's cryptography nor tables too large for a simulated one.
+    /// Counted in instructions: it is neither the processor's cryptography nor a table too large for a simulated one.
     pub is_counted: bool,
     prepare: fn() -> Step,
 }

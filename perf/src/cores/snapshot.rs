@@ -12,16 +12,28 @@ use xds::store::Store;
 
 use super::{Step, black_box};
 
+/// Clients, services and changed pods take turns: where one key lies in a map is the chance of that map's hash seed.
+const IN_TURN: usize = 50;
+
 /// A connection to a service among so many workloads.
 pub(super) fn resolve(pods: usize) -> Step {
     let state = store(pods).snapshot().expect("a snapshot");
-    let client = state.workload_by_uid("Kubernetes//Pod/app/pod-1").expect("the pod is there").clone();
-    let to: SocketAddr = ([11, 0, 0, 7], 80).into();
-    let source = IpAddr::V4(address(257));
+    let clients: Vec<_> = (0..IN_TURN)
+        .map(|pod| {
+            let uid = format!("Kubernetes//Pod/app/pod-{pod}");
+            let client = state.workload_by_uid(&uid).expect("the pod is there").clone();
+            (client, IpAddr::V4(address(256 + pod)))
+        })
+        .collect();
+    let services = (pods / PODS_OF_A_SERVICE) as u64;
     let mut random = 1_u64;
+    let mut turns = (0..IN_TURN).cycle();
     Box::new(move || {
         random = random.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
-        let client = Client { workload: &client, ip: source };
+        let [_, b, c, d] = u32::try_from((random >> 32) % services).expect("few enough").to_be_bytes();
+        let to: SocketAddr = ([11, b, c, d], 80).into();
+        let (workload, ip) = &clients[turns.next().expect("it never ends")];
+        let client = Client { workload, ip: *ip };
         assert!(black_box(state.resolve(client, black_box(to), random)).is_ok());
     })
 }
@@ -29,20 +41,29 @@ pub(super) fn resolve(pods: usize) -> Step {
 /// A change of one workload among so many: decoded, applied, published.
 pub(super) fn delta(pods: usize) -> Step {
     let mut store = store(pods);
-    // Two versions that take turns, so that every delta changes something.
-    let (name, one) = pod(7, pods / PODS_OF_A_SERVICE);
-    let (_, other) = pod(7 + pods / PODS_OF_A_SERVICE, pods / PODS_OF_A_SERVICE);
-    let mut other = workload::Address::decode(&*other.value).expect("our own encoding");
-    if let Some(workload::address::Type::Workload(other)) = &mut other.r#type {
-        other.uid.clone_from(&name);
-    }
-    let other = Any { type_url: ADDRESS_TYPE.into(), value: other.encode_to_vec() };
-    let mut turn = false;
+    let services = pods / PODS_OF_A_SERVICE;
+    // Every pod's second version has what is another pod's, so that every delta changes something.
+    let changes: Vec<_> = [services, 0]
+        .into_iter()
+        .flat_map(|distance| (0..IN_TURN).map(move |index| (index, index + distance)))
+        .map(|(index, like)| (pod(index, services).0, pod_like(index, like, services)))
+        .collect();
+    let mut turns = (0..changes.len()).cycle();
     Box::new(move || {
-        turn = !turn;
-        store.upsert(ADDRESS_TYPE, &name, if turn { &other } else { &one }).expect("sound input");
+        let (name, body) = &changes[turns.next().expect("it never ends")];
+        store.upsert(ADDRESS_TYPE, name, body).expect("sound input");
         drop(black_box(store.snapshot()));
     })
+}
+
+/// The pod at `index` with all else as the pod `like` has it.
+fn pod_like(index: usize, like: usize, services: usize) -> Any {
+    let (_, body) = pod(like, services);
+    let mut address = workload::Address::decode(&*body.value).expect("our own encoding");
+    if let Some(workload::address::Type::Workload(workload)) = &mut address.r#type {
+        workload.uid = pod(index, services).0;
+    }
+    Any { type_url: ADDRESS_TYPE.into(), value: address.encode_to_vec() }
 }
 
 const PODS_OF_A_SERVICE: usize = 20;

@@ -59,9 +59,8 @@ async fn requests<D: Director>(
         };
         let normalization = director.normalization();
         let received = Received::Http1 { raw: head, normalization };
-        let downstream_side = Side::Http1(downstream);
-        let request = Request { connection, director, downstream: downstream_side, received };
-        let outcome = request.serve_http1(&mut reader).await;
+        let request = Request { connection, director, downstream: Side::Http1(downstream), received };
+        let outcome = request.serve_http1(downstream, &mut reader).await;
         if !outcome.downstream_lives {
             if outcome.downstream_is_whole {
                 downstream.close(worker).await;

@@ -18,7 +18,7 @@ use super::reader::Reader;
 use super::replay::Replay;
 use super::reply::{TIMED_OUT, invalid};
 use super::side::Side;
-use super::{Allowed, Books, Decision, Director, Filtered, Protocol, Reply};
+use super::{Allowed, Books, Decision, Director, Filtered, Protocol, Reply, Wire};
 use crate::link::TunnelStream;
 use crate::session::connection::Connection;
 
@@ -68,8 +68,8 @@ pub(super) struct Request<'a, D> {
 }
 
 impl<D: Director> Request<'_, D> {
-    /// Serves a request that came in HTTP/1.1; `reader` holds what came behind its head.
-    pub(super) async fn serve_http1(self, reader: &mut Reader) -> Outcome {
+    /// Serves a request that came in HTTP/1.1 over `wire`; `reader` holds what came behind its head.
+    pub(super) async fn serve_http1(self, wire: &Wire, reader: &mut Reader) -> Outcome {
         let mut books = Books::open(self.connection, Protocol::Http1);
         let outcome = match self.look(&mut books).await {
             Ok(seen) => {
@@ -78,13 +78,8 @@ impl<D: Director> Request<'_, D> {
                     .verdict
                     .is_ok()
                     .then(|| self.connection.shared.run(Allowed::of(&self.received, &books)));
-                match self.downstream {
-                    Side::Http1(wire) => {
-                        let source = Source::http1(wire, reader, seen.plan.body);
-                        self.serve(&mut books, seen, source).await
-                    }
-                    Side::Http2(stream) => self.serve(&mut books, seen, Source::Http2(stream)).await,
-                }
+                let source = Source::http1(wire, reader, seen.plan.body);
+                self.serve(&mut books, seen, source).await
             }
             // Its framing is not known.
             Err(reply) => self.tell(&books, &reply, None, After::Closes).await,
@@ -140,8 +135,8 @@ impl<D: Director> Request<'_, D> {
         let copies = plan.filtered.copies.take();
         let replay = Replay::new(&self.connection.node.worker);
         let outcome = self.forward(books, &plan, choice, source, &replay).await;
-        if let Some(message) = copies.as_ref().and_then(|_| self.whole(&plan, &replay))
-            && let Some(copies) = copies
+        if let Some(copies) = copies
+            && let Some(message) = self.whole(&plan, &replay)
         {
             copies.send(message);
         }

@@ -133,30 +133,11 @@ impl Client {
         begin: impl FnOnce(),
     ) -> Result<Outcome, Failure> {
         self.open(connections, load)?;
-        let mut span = Span::new(duration, begin);
+        let span = Span::new(duration, begin);
         for key in 0..self.callers.len() {
             self.send(key, load, Instant::now())?;
         }
-        let mut open = self.callers.len();
-        let mut ready = Vec::new();
-        while open > 0 {
-            self.wait(&mut ready)?;
-            for &key in &ready {
-                if !self.advance(key)? {
-                    continue;
-                }
-                let now = self.record(key);
-                if span.begins(now) {
-                    self.forget();
-                }
-                if span.is_open(now) {
-                    self.send(key, load, now)?;
-                } else {
-                    open -= 1;
-                }
-            }
-        }
-        Ok(self.outcome(span.start))
+        self.go_round(load, span, |_, _| Ok(()))
     }
 
     /// Each connection moves its load once.
@@ -243,12 +224,22 @@ impl Client {
     ) -> Result<Outcome, Failure> {
         self.open(1, load)?;
         self.callers.clear();
-        let mut span = Span::new(duration, begin);
+        let span = Span::new(duration, begin);
         for key in 0..loops {
             self.dial(key)?;
             self.send(key, load, Instant::now())?;
         }
-        let mut open = loops;
+        self.go_round(load, span, Self::dial)
+    }
+
+    /// Has every caller ask again when it has its answer, until the time is up; `prepare` comes before each request.
+    fn go_round(
+        mut self,
+        load: Load,
+        mut span: Span<impl FnOnce()>,
+        prepare: impl Fn(&mut Self, usize) -> Result<(), Failure>,
+    ) -> Result<Outcome, Failure> {
+        let mut open = self.callers.len();
         let mut ready = Vec::new();
         while open > 0 {
             self.wait(&mut ready)?;
@@ -261,7 +252,7 @@ impl Client {
                     self.forget();
                 }
                 if span.is_open(now) {
-                    self.dial(key)?;
+                    prepare(&mut self, key)?;
                     self.send(key, load, now)?;
                 } else {
                     open -= 1;
