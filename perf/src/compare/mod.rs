@@ -3,13 +3,14 @@
 //! - [`http`]: load generator and backend.
 //! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
 //! - [`peers`]: the topologies and their configurations.
-//! - [`work`]: what is done with each, and what is read off.
+//! - [`work`]: what is done with each, and what is read off; [`plan`]: what of it the full form does with which.
 //! - [`result`]: the report; [`verdict`] and [`targets`]: what follows from its rows; [`text`]: tables.
 
 mod agent;
 pub(crate) mod http;
 mod mesh;
 mod peers;
+mod plan;
 mod programs;
 pub(crate) mod result;
 mod run;
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use dataplane::mesh::sandbox;
 
 use crate::Failure;
+use plan::Plan;
 use result::Report;
 
 #[derive(Debug, clap::Args)]
@@ -44,13 +46,19 @@ pub(crate) struct Args {
     /// Short measurements of the main topologies, one round: shows that everything works. The default.
     #[arg(long, conflicts_with = "full")]
     short: bool,
-    /// Measurements whose figures are worth something, of all topologies: it takes hours.
+    /// Measurements whose figures are worth something: what the targets and the comparisons need, in about twenty minutes.
     #[arg(long)]
     full: bool,
-    /// Interleaved rounds [default: 1, with --full 5].
+    /// Interleaved rounds [default: 1, with --full 3].
     #[arg(long)]
     rounds: Option<usize>,
-    /// Seconds of each measurement of requests [default: 0.3, with --full 3].
+    /// Minutes that the run may take: measurements are as long as that allows.
+    #[arg(long, value_name = "MINUTES", conflicts_with = "seconds")]
+    budget: Option<f64>,
+    /// Prints what would be done and how long it takes, and does nothing.
+    #[arg(long)]
+    plan: bool,
+    /// Seconds of each measurement of requests [default: 0.3, with --full 1.2].
     #[arg(long)]
     seconds: Option<f64>,
     /// Idle connections [default: 200, with --full 10000].
@@ -60,7 +68,7 @@ pub(crate) struct Args {
     /// cubic in namespaces].
     #[arg(long, value_name = "NAME")]
     congestion: Option<String>,
-    /// Writes the report here.
+    /// Writes the report here, after every round.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// The corelane binary; by default the one beside this program.
@@ -89,14 +97,15 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     if args.list {
         return list(args);
     }
+    if args.plan {
+        print!("{}", Plan::of(args)?);
+        return Ok(());
+    }
     if !sandbox::is_inside() {
         return Err(sandbox::reexecute().into());
     }
     let report = run::Run::prepare(args)?.carry_out()?;
     println!("{}", text::Shown(&report));
-    if let Some(path) = &args.json {
-        std::fs::write(path, serde_json::to_vec_pretty(&report)?)?;
-    }
     match report.checks.iter().find(|check| !check.passed) {
         Some(check) => Err(format!("a check failed: {}: {}", check.name, check.text).into()),
         None => Ok(()),
@@ -104,12 +113,12 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
 }
 
 fn list(args: &Args) -> Result<(), Failure> {
-    for spec in run::specs(args)? {
+    for spec in plan::specs(args)? {
         println!("{:28} {}", spec.name, spec.description);
     }
     println!();
     for kind in work::ALL {
-        println!("{:28} {}", kind.name(), kind.facts(&run::scale(args)).description);
+        println!("{:28} {}", kind.name(), kind.facts(&plan::scale(args)).description);
     }
     Ok(())
 }

@@ -24,7 +24,10 @@ pub(crate) struct Report {
     pub(crate) started: String,
     pub(crate) seconds: f64,
     pub(crate) form: Form,
+    /// Planned.
     pub(crate) rounds: usize,
+    /// Fewer where the run ended before its time, or has not ended.
+    pub(crate) rounds_done: usize,
     pub(crate) machine: Machine,
     pub(crate) placement: Placement,
     /// The programs that took part.
@@ -334,6 +337,7 @@ mod tests {
             seconds: 0.0,
             form: Form::Short,
             rounds: 1,
+            rounds_done: 1,
             machine: Machine::read(),
             placement: Placement {
                 proxies_cpu: 0,

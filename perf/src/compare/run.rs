@@ -1,17 +1,19 @@
 //! One run: which topologies and works, round by round, and the report of it.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::fs;
+use std::time::Instant;
 
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use super::Args;
 use super::peers::Rules;
-use super::peers::{self, Setup, Spec};
+use super::peers::{Setup, Spec};
+use super::plan::Plan;
 use super::programs::{self, Programs};
 use super::result::{
-    Check, Figure, Form, Kind, Missing, Network, Placement, ProcessRow, ProgramFacts, Report, Row, SCHEMA,
+    Check, Figure, Kind, Missing, Network, Placement, ProcessRow, ProgramFacts, Report, Row, SCHEMA,
 };
 use super::site::Site;
 use super::targets;
@@ -21,25 +23,10 @@ use crate::Failure;
 use crate::certificates::Certificates;
 use crate::machine::{self, Cores, Machine};
 
-/// Those in namespaces whose short form adds nothing to that of their twins on loopback.
-const FULL_ONLY: [&str; 9] = [
-    "relay-pair-ns",
-    "envoy-sidecar-h2-ns",
-    "envoy-sidecar-plain-stats-ns",
-    "envoy-l4-ns",
-    "haproxy-sidecar-ns",
-    "haproxy-l4-ns",
-    "corelane-l7-log",
-    "corelane-l7-epoll",
-    "corelane-l7-2-workers",
-];
-
 pub(super) struct Run<'a> {
     args: &'a Args,
-    scale: Scale,
-    rounds: usize,
-    specs: Vec<Spec>,
-    works: Vec<work::Kind>,
+    plan: Plan,
+    rounds_done: usize,
     setup: Setup,
     loopback: Site,
     namespaces: Site,
@@ -52,55 +39,9 @@ pub(super) struct Run<'a> {
     failures: Vec<String>,
 }
 
-/// All topologies that there are, those of `--peer-file` last.
-pub(super) fn specs(args: &Args) -> Result<Vec<Spec>, Failure> {
-    let mut specs = peers::all();
-    if let Some(path) = &args.peer_file {
-        specs.extend(peers::read_custom(path)?);
-    }
-    Ok(specs)
-}
-
-pub(super) fn scale(args: &Args) -> Scale {
-    let mut scale = Scale::of(if args.full { Form::Full } else { Form::Short });
-    if let Some(seconds) = args.seconds {
-        scale.duration = Duration::try_from_secs_f64(seconds).unwrap_or(scale.duration);
-    }
-    // A proxy needs two descriptors a connection, and some of its own.
-    let affordable = machine::descriptor_limit().saturating_sub(500) / 2;
-    scale.idle = args.idle.unwrap_or(scale.idle).clamp(1, affordable.max(1));
-    scale
-}
-
-fn chosen_specs(args: &Args) -> Result<Vec<Spec>, Failure> {
-    let mut specs = specs(args)?;
-    for name in &args.peers {
-        if !specs.iter().any(|spec| spec.name == *name) {
-            return Err(format!("there is no topology {name}; --list names them").into());
-        }
-    }
-    if args.peers.is_empty() {
-        specs.retain(|spec| args.full || !FULL_ONLY.contains(&spec.name.as_str()));
-    } else {
-        specs.retain(|spec| args.peers.contains(&spec.name));
-    }
-    Ok(specs)
-}
-
-fn chosen_works(args: &Args) -> Result<Vec<work::Kind>, Failure> {
-    for name in &args.works {
-        if !work::ALL.iter().any(|work| work.name() == name) {
-            return Err(format!("there is no work {name}; --list names them").into());
-        }
-    }
-    let wanted =
-        |work: &work::Kind| args.works.is_empty() || args.works.iter().any(|name| name == work.name());
-    Ok(work::ALL.into_iter().filter(wanted).collect())
-}
-
 impl<'a> Run<'a> {
     pub(super) fn prepare(args: &'a Args) -> Result<Self, Failure> {
-        let (specs, works) = (chosen_specs(args)?, chosen_works(args)?);
+        let plan = Plan::of(args)?;
         let cores = Cores::pick()?;
         machine::raise_descriptor_limit();
         let machine = Machine::read();
@@ -115,13 +56,10 @@ impl<'a> Run<'a> {
         let programs = Programs::find(args.corelane.as_deref(), &args.peers_in)?;
         let certificates = Certificates::generate()?;
         let setup = Setup { certificates, programs, cores, folder: std::path::absolute(folder)? };
-        let rounds = args.rounds.unwrap_or(if args.full { 5 } else { 1 }).max(1);
         Ok(Self {
             args,
-            scale: scale(args),
-            rounds,
-            specs,
-            works,
+            plan,
+            rounds_done: 0,
             setup,
             loopback,
             namespaces,
@@ -136,18 +74,57 @@ impl<'a> Run<'a> {
     }
 
     pub(super) fn carry_out(mut self) -> Result<Report, Failure> {
-        for round in 0..self.rounds {
-            for index in 0..self.specs.len() {
-                let name = &self.specs[index].name;
+        eprintln!("{}", self.plan.summary());
+        for round in 0..self.plan.rounds {
+            if self.is_over_time() {
+                eprintln!("another round would not fit into the budget");
+                break;
+            }
+            for index in 0..self.plan.entries.len() {
+                let name = &self.plan.entries[index].spec.name;
                 if self.missing.iter().any(|missing| missing.topology == *name) {
                     continue;
                 }
-                let minutes = self.clock.elapsed().as_secs_f64() / 60.0;
-                eprintln!("[{minutes:5.1} min] round {}/{}: {name}", round + 1, self.rounds);
+                eprintln!(
+                    "[{}] round {}/{}: {name}",
+                    self.progress(round, index),
+                    round + 1,
+                    self.plan.rounds
+                );
                 self.visit(index, round);
             }
+            self.rounds_done += 1;
+            self.save()?;
         }
         self.report()
+    }
+
+    /// Whether another round, as long as those before, would go far beyond the budget.
+    fn is_over_time(&self) -> bool {
+        const LENIENCE: f64 = 1.2;
+        let Some(budget) = self.plan.budget.filter(|_| self.rounds_done > 0) else { return false };
+        let elapsed = self.clock.elapsed();
+        elapsed + elapsed / u32::try_from(self.rounds_done).unwrap_or(1) > budget.mul_f64(LENIENCE)
+    }
+
+    /// Time that has passed and that is left, the latter first by the estimate and then by what has been done.
+    fn progress(&self, round: usize, index: usize) -> String {
+        let elapsed = self.clock.elapsed().as_secs_f64();
+        let count = self.plan.entries.len() as f64;
+        let share = (round as f64 + index as f64 / count) / self.plan.rounds as f64;
+        let estimate = self.plan.estimate().as_secs_f64();
+        // The estimate counts less the more is known.
+        let left = (1.0 - share) * (elapsed + (1.0 - share) * estimate);
+        format!("{:.1} min, about {:.1} left", elapsed / 60.0, left / 60.0)
+    }
+
+    /// What is known so far, so that a run that is broken off is a result, too.
+    fn save(&self) -> Result<(), Failure> {
+        let Some(path) = &self.args.json else { return Ok(()) };
+        let mut half = path.clone().into_os_string();
+        half.push(".part");
+        fs::write(&half, serde_json::to_vec_pretty(&self.report()?)?)?;
+        Ok(fs::rename(&half, path)?)
     }
 
     fn site(&self, spec: &Spec) -> &Site {
@@ -159,18 +136,9 @@ impl<'a> Run<'a> {
 
     /// All works of one topology in one round. Works that need fresh processes or other rules get them.
     fn visit(&mut self, index: usize, round: usize) {
-        let works = self.works.clone();
-        let is_plain = |work: &work::Kind| !matches!(work, work::Kind::RequestsManyRules | work::Kind::Idle);
-        let plain: Vec<_> = works.iter().copied().filter(is_plain).collect();
-        let mut groups = vec![plain];
-        let spec = &self.specs[index];
-        let many = spec.has_many_rules && works.contains(&work::Kind::RequestsManyRules);
-        // Memory varies little, and ten thousand connections take their time.
-        let idle = round == 0 && !spec.processes.is_empty() && works.contains(&work::Kind::Idle);
-        groups.extend(many.then(|| vec![work::Kind::RequestsManyRules]));
-        groups.extend(idle.then(|| vec![work::Kind::Idle]));
-        for group in groups.into_iter().filter(|group| !group.is_empty()) {
-            if let Err(error) = self.measure(index, round, &group) {
+        let works = self.plan.entries[index].works.clone();
+        for works in work::instances(&works, round == 0) {
+            if let Err(error) = self.measure(index, round, &works) {
                 eprintln!("  {error}");
                 self.note(index, round, &error.to_string());
                 return;
@@ -180,10 +148,10 @@ impl<'a> Run<'a> {
 
     /// A topology that never starts is missing; one that fails later fails the run.
     fn note(&mut self, index: usize, round: usize, error: &str) {
-        let name = self.specs[index].name.clone();
+        let name = self.plan.entries[index].spec.name.clone();
         let has_sample = self.samples.keys().any(|(topology, _)| *topology == index);
         if round == 0 && !has_sample {
-            let must = self.args.peers.contains(&name) || self.specs[index].kind == Kind::Ours;
+            let must = self.args.peers.contains(&name) || self.plan.entries[index].spec.kind == Kind::Ours;
             if must {
                 self.failures.push(error.to_owned());
             }
@@ -194,14 +162,14 @@ impl<'a> Run<'a> {
     }
 
     fn measure(&mut self, index: usize, round: usize, works: &[work::Kind]) -> Result<(), Failure> {
-        let spec = self.specs[index].clone();
+        let spec = self.plan.entries[index].spec.clone();
         let rules = works.first().map_or(Rules::One, |work| work.rules());
         let running = spec.start(&self.setup, self.site(&spec), rules)?;
         for work in works {
             let sample = work
-                .measure(self.site(&spec), &running, &self.scale)
+                .measure(self.site(&spec), &running, &self.plan.scale)
                 .map_err(|error| format!("{}: {}: {error}", spec.name, work.name()))?;
-            eprintln!("  {:20} {}", work.name(), one_line(*work, &sample, &self.scale));
+            eprintln!("  {:20} {}", work.name(), one_line(*work, &sample, &self.plan.scale));
             let samples = self.samples.entry((index, *work)).or_default();
             samples.resize(round, None);
             samples.push(Some(sample));
@@ -209,8 +177,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn report(self) -> Result<Report, Failure> {
-        let works: Vec<_> = self.works.iter().map(|work| work.facts(&self.scale)).collect();
+    fn report(&self) -> Result<Report, Failure> {
+        let works: Vec<_> = self.plan.works().iter().map(|work| work.facts(&self.plan.scale)).collect();
         let rows = self.samples.iter().map(|((index, work), samples)| self.row(*index, *work, samples));
         let rows: Vec<_> = rows.collect();
         let mut report = Report {
@@ -218,12 +186,13 @@ impl<'a> Run<'a> {
             command: std::env::args().collect(),
             started: self.started.format(&Rfc3339)?,
             seconds: self.clock.elapsed().as_secs_f64(),
-            form: self.scale.form,
-            rounds: self.rounds,
+            form: self.plan.scale.form,
+            rounds: self.plan.rounds,
+            rounds_done: self.rounds_done,
             machine: self.machine.clone(),
             placement: self.placement(),
             programs: self.programs(),
-            topologies: self.specs.iter().map(Spec::topology).collect(),
+            topologies: self.plan.entries.iter().map(|entry| entry.spec.topology()).collect(),
             missing: self.missing.clone(),
             works,
             rows,
@@ -245,8 +214,8 @@ impl<'a> Run<'a> {
 
     fn row(&self, index: usize, work: work::Kind, samples: &[Option<Sample>]) -> Row {
         let mut samples = samples.to_vec();
-        samples.resize(self.rounds, None);
-        let spec = &self.specs[index];
+        samples.resize(self.rounds_done, None);
+        let spec = &self.plan.entries[index].spec;
         let processes = spec.processes.iter().enumerate().map(|(number, process)| {
             let of = |sample: &Sample| sample.processes.get(number).cloned().unwrap_or_default();
             ProcessRow { process: process.clone(), figures: figures(&samples, of) }
@@ -280,7 +249,10 @@ impl<'a> Run<'a> {
     fn programs(&self) -> Vec<ProgramFacts> {
         let took_part = |prefix: &str| {
             let missing = |name: &str| self.missing.iter().any(|missing| missing.topology == name);
-            self.specs.iter().any(|spec| spec.name.starts_with(prefix) && !missing(&spec.name))
+            self.plan
+                .entries
+                .iter()
+                .any(|entry| entry.spec.name.starts_with(prefix) && !missing(&entry.spec.name))
         };
         let Programs { corelane, perf, envoy, haproxy, nginx } = &self.setup.programs;
         let known = [

@@ -80,6 +80,19 @@ const BARS: &[Bar] = &[
     bar("P14", "two workers against one, CPU", REQUESTS, CPU_PER_REQUEST, "corelane-l7-2-workers", Peer("corelane-l7"), 1.05),
 ];
 
+/// Topologies and works that the targets are made of.
+#[cfg(test)]
+pub(super) fn needed() -> impl Iterator<Item = (&'static str, &'static str)> {
+    BARS.iter().flat_map(|bar| {
+        let other = match bar.against {
+            Peer(peer) => Some((peer, bar.work)),
+            Work(work) => Some((bar.ours, work)),
+            Nothing(..) | OneProcess(..) => None,
+        };
+        [Some((bar.ours, bar.work)), other].into_iter().flatten()
+    })
+}
+
 /// All targets, measured or not.
 pub(super) fn targets(report: &Report) -> Vec<Target> {
     BARS.iter().map(|bar| bar.target(report)).collect()

@@ -14,6 +14,9 @@ impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let report = self.0;
         writeln!(f, "{}", report.machine)?;
+        if report.rounds_done < report.rounds {
+            writeln!(f, "UNFINISHED: {} of {} rounds", report.rounds_done, report.rounds)?;
+        }
         for note in &report.placement.notes {
             writeln!(f, "{note}")?;
         }

@@ -100,7 +100,7 @@ pub(super) fn checks(report: &Report) -> Vec<Check> {
     };
     let mut checks = vec![check("load", "the load's CPU never was what limited the proxies", starved)];
     // A single moment of the row without a proxy says little on a machine with other work.
-    if report.rounds >= ROUNDS_FOR_HEADROOM {
+    if report.rounds_done >= ROUNDS_FOR_HEADROOM {
         checks.push(check("headroom", "without a proxy there are always more requests than with one", near));
     }
     checks

@@ -38,7 +38,9 @@ impl Scale {
             Form::Short => {
                 Self { form, duration: Duration::from_millis(300), bulk_bytes: 64 << 20, idle: 200 }
             }
-            Form::Full => Self { form, duration: Duration::from_secs(3), bulk_bytes: 2 << 30, idle: 10_000 },
+            Form::Full => {
+                Self { form, duration: Duration::from_millis(1200), bulk_bytes: 1 << 30, idle: 10_000 }
+            }
         }
     }
 }
@@ -70,6 +72,19 @@ pub(super) const ALL: [Kind; 11] = [
     Kind::Idle,
 ];
 
+/// Works that are done on one instance of the proxies, instance by instance. Memory varies little, and thousands of
+/// connections take their time: that is done once.
+pub(super) fn instances(works: &[Kind], is_first_round: bool) -> Vec<Vec<Kind>> {
+    let mut instances: Vec<Vec<Kind>> = Vec::new();
+    for work in works.iter().filter(|work| is_first_round || **work != Kind::Idle) {
+        match instances.last_mut() {
+            Some(same) if same.iter().all(|other| other.shares_instance(*work)) => same.push(*work),
+            _ => instances.push(vec![*work]),
+        }
+    }
+    instances
+}
+
 /// Figures of one measurement, by name; of all together and of each process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
@@ -94,7 +109,12 @@ impl Kind {
         }
     }
 
-    /// Which instance of the proxies it is done on.
+    /// Whether both can be done on the same processes, one after the other.
+    fn shares_instance(self, other: Self) -> bool {
+        self.rules() == other.rules() && self != Self::Idle && other != Self::Idle
+    }
+
+    /// What the proxies are told.
     pub(super) fn rules(self) -> Rules {
         if self == Self::RequestsManyRules { Rules::Many } else { Rules::One }
     }

@@ -61,7 +61,10 @@ fn facts(report: &Report) -> Markup {
         Form::Full => "full form",
     };
     html! {
-        p { (report.started) ", " (report.rounds) " interleaved rounds in " (format!("{:.0}", report.seconds)) " s, " (form) "." }
+        @if report.rounds_done < report.rounds {
+            p class="bad" { "Unfinished: " (report.rounds_done) " of " (report.rounds) " rounds were done." }
+        }
+        p { (report.started) ", " (report.rounds_done) " interleaved rounds in " (format!("{:.0}", report.seconds)) " s, " (form) "." }
         p { code { (report.command.join(" ")) } }
         p { (report.machine) }
         @for note in &report.placement.notes { p { (note) } }

@@ -14,6 +14,7 @@ use super::mesh;
 use super::programs::Programs;
 use super::result::{Kind, Layer, Network, Topology};
 use super::site::{Redirected, Site};
+use super::work::Kind as Work;
 use crate::Failure;
 use crate::certificates::Certificates;
 use crate::machine::Cores;
@@ -146,6 +147,15 @@ pub(super) struct Running {
 }
 
 impl Spec {
+    /// Whether the work can be done with it.
+    pub(super) fn suits(&self, work: Work) -> bool {
+        match work {
+            Work::RequestsManyRules => self.has_many_rules,
+            Work::Idle => !self.processes.is_empty(),
+            _ => true,
+        }
+    }
+
     pub(super) fn topology(&self) -> Topology {
         Topology {
             name: self.name.clone(),
