@@ -91,7 +91,6 @@ fn spec(custom: Custom) -> Result<Spec, Failure> {
         processes: sides.iter().take(count).map(|side| (*side).to_owned()).collect(),
         description: "As its file says.",
         refusal: Refusal::Nothing,
-        has_many_rules: false,
         starter,
     })
 }

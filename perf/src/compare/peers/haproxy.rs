@@ -35,7 +35,7 @@ backend b
 }
 
 /// Client and server of a pair with mutual TLS between them; the HTTP ones have a rule, and a policy of a few paths.
-pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between) -> Vec<String> {
+pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between, rules: Rules) -> Vec<String> {
     let (mode, offered) = match between {
         Between::Http1 => ("http", " alpn http/1.1"),
         Between::Http2 => ("http", " alpn h2"),
@@ -43,11 +43,12 @@ pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between) -
     };
     let root = certificates.root().display().to_string();
     let bundle = |name: &str| certificates.bundle(name).display().to_string();
-    let (rule, policy) = match between {
-        Between::Bytes => ("", ""),
-        Between::Http1 | Between::Http2 => (
-            "  http-request set-header x-route v1 if { path_beg /v1/ }\n",
-            "  http-request deny if !{ method GET POST }\n  http-request deny if !{ path / } !{ path_beg /api/ } !{ path_end /healthz } !{ path_reg ^/v1/[^/]+/users/ }\n",
+    let (rule, policy) = match (between, rules) {
+        (Between::Bytes, _) => (String::new(), String::new()),
+        (_, Rules::Many) => (thousand_routes(), hundred_policies()),
+        (_, Rules::One) => (
+            "  http-request set-header x-route v1 if { path_beg /v1/ }\n".to_owned(),
+            "  http-request deny if !{ method GET POST }\n  http-request deny if !{ path / } !{ path_beg /api/ } !{ path_end /healthz } !{ path_reg ^/v1/[^/]+/users/ }\n".to_owned(),
         ),
     };
     let out = format!("  bind {}\n{rule}", site.outbound().listen);
@@ -65,30 +66,38 @@ pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between) -
     vec![file(mode, &out, &to_peer), file(mode, &inbound, &app)]
 }
 
+/// A hundred lists of regular expressions; what is asked for is allowed by the last one only.
+fn hundred_policies() -> String {
+    let mut text = String::new();
+    for number in 0..99 {
+        // Writing into a String cannot fail.
+        let _ =
+            writeln!(text, "  acl allowed path_reg ^/team-{number}/[^/]+/users/ ^/team-{number}/.*/edit$");
+    }
+    text.push_str("  acl allowed path_reg ^/svc/[^/]+/api/\n  http-request deny if !allowed\n");
+    text
+}
+
+/// A thousand rules, each of a prefix and a header; the last one fits.
+fn thousand_routes() -> String {
+    let mut text = String::new();
+    for number in 0..1000 {
+        // Writing into a String cannot fail.
+        let _ = writeln!(
+            text,
+            "  use_backend b if {{ path_beg /svc/{number}/api/ }} {{ hdr(x-tenant) -m str tenant-{number} }}"
+        );
+    }
+    text
+}
+
 /// One HTTP hop without TLS.
 pub(super) fn hop(site: &Site, rules: Rules) -> String {
-    let mut frontend = format!("  bind {}\n", site.outbound().listen);
-    // Writing into a String cannot fail.
-    match rules {
-        Rules::One => frontend.push_str("  http-request return status 404 if !{ path_beg /v1/ }\n"),
-        Rules::Many => {
-            let mut allowed = String::new();
-            for number in 0..99 {
-                let _ = writeln!(
-                    allowed,
-                    "  acl allowed path_reg ^/team-{number}/[^/]+/users/ ^/team-{number}/.*/edit$"
-                );
-            }
-            allowed.push_str("  acl allowed path_reg ^/svc/[^/]+/api/\n  http-request deny if !allowed\n");
-            frontend.push_str(&allowed);
-            for number in 0..1000 {
-                let _ = writeln!(
-                    frontend,
-                    "  use_backend b if {{ path_beg /svc/{number}/api/ }} {{ hdr(x-tenant) -m str tenant-{number} }}"
-                );
-            }
-        }
-    }
+    let rules = match rules {
+        Rules::One => "  http-request return status 404 if !{ path_beg /v1/ }\n".to_owned(),
+        Rules::Many => hundred_policies() + &thousand_routes(),
+    };
+    let frontend = format!("  bind {}\n{rules}", site.outbound().listen);
     file("http", &frontend, &format!("  server s {}\n", site.backend_afar()))
 }
 

@@ -13,7 +13,6 @@ struct Base {
     processes: &'static [&'static str],
     description: &'static str,
     refusal: Refusal,
-    has_many_rules: bool,
     starter: Starter,
 }
 
@@ -28,7 +27,6 @@ impl Base {
             processes: self.processes.iter().map(|name| (*name).to_owned()).collect(),
             description: self.description,
             refusal: self.refusal,
-            has_many_rules: self.has_many_rules,
             starter: self.starter.clone(),
         }
     }
@@ -54,7 +52,6 @@ fn floors() -> Vec<Base> {
         processes,
         description,
         refusal: Refusal::Nothing,
-        has_many_rules: false,
         starter,
     };
     vec![
@@ -80,9 +77,8 @@ fn peer(
     (layer, refusal): (Layer, Refusal),
     starter: Starter,
 ) -> Base {
-    let has_many_rules = refusal == Refusal::PolicyOfMany;
     let kind = Kind::Peer;
-    Base { name, label, kind, layer, processes, description, refusal, has_many_rules, starter }
+    Base { name, label, kind, layer, processes, description, refusal, starter }
 }
 
 fn envoy_sidecars() -> Vec<Base> {
@@ -194,7 +190,6 @@ fn tunnels() -> Vec<Base> {
         processes: &["client", "server"],
         description,
         refusal: Refusal::Nothing,
-        has_many_rules: false,
         starter: Starter::Tunnel { driver, workers, congestion },
     };
     vec![
@@ -257,7 +252,6 @@ fn node(
         },
         description,
         refusal,
-        has_many_rules: mesh != NodeMesh::L4,
         starter: Starter::Nodes(Nodes { mesh, driver, workers, log, program: None }),
     }
 }

@@ -45,8 +45,6 @@ pub(super) struct Spec {
     pub(super) processes: Vec<String>,
     pub(super) description: &'static str,
     pub(super) refusal: Refusal,
-    /// Whether there is a form of it with many rules.
-    pub(super) has_many_rules: bool,
     pub(super) starter: Starter,
 }
 
@@ -100,6 +98,18 @@ pub(super) enum Starter {
     Custom(Custom),
 }
 
+impl Starter {
+    /// Whether it can be told a thousand routes and a hundred policies.
+    fn has_many_rules(&self) -> bool {
+        match self {
+            Self::Sidecars { .. } | Self::EnvoyHop | Self::HaproxyHop => true,
+            Self::Haproxy(between) => *between != Between::Bytes,
+            Self::Nodes(nodes) => nodes.mesh != NodeMesh::L4,
+            _ => false,
+        }
+    }
+}
+
 /// How node proxies are started.
 #[derive(Debug, Clone)]
 pub(super) struct Nodes {
@@ -150,7 +160,7 @@ impl Spec {
     /// Whether the work can be done with it.
     pub(super) fn suits(&self, work: Work) -> bool {
         match work {
-            Work::RequestsManyRules => self.has_many_rules,
+            Work::RequestsManyRules => self.starter.has_many_rules(),
             Work::Idle => !self.processes.is_empty(),
             _ => true,
         }

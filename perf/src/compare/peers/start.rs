@@ -135,7 +135,7 @@ impl Start<'_> {
         let tunnel = self.site.tunnel().listen;
         let (bootstraps, listens) = match self.spec.starter {
             Starter::Sidecars { http2, telemetry } => {
-                (pair.sidecars(http2, telemetry), vec![outbound, inbound])
+                (pair.sidecars(http2, telemetry, self.rules), vec![outbound, inbound])
             }
             Starter::EnvoyL4 => (pair.l4(), vec![outbound, inbound]),
             Starter::EnvoyHbone => (pair.hbone(), vec![outbound, tunnel]),
@@ -168,7 +168,7 @@ impl Start<'_> {
 
     fn haproxies(&self) -> Result<Vec<Process>, Failure> {
         let Starter::Haproxy(between) = self.spec.starter else { return Ok(Vec::new()) };
-        let files = haproxy::pair(self.site, &self.setup.certificates, between);
+        let files = haproxy::pair(self.site, &self.setup.certificates, between, self.rules);
         let listens = [self.site.outbound().listen, self.site.inbound().listen];
         let mut programs = Vec::new();
         for ((index, text), listen) in files.into_iter().enumerate().zip(listens) {

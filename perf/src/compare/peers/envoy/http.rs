@@ -99,19 +99,19 @@ pub(super) fn policy(principals: Vec<Value>) -> Value {
 }
 
 /// A hundred policies; what is asked for is allowed by the last one only.
-pub(super) fn hundred_policies() -> Value {
-    let anybody = json!([{ "any": true }]);
+pub(super) fn hundred_policies(who: &Value) -> Value {
+    let who = json!([who]);
     let mut policies = serde_json::Map::new();
     for number in 0..99 {
         let paths = vec![
             template(&format!("/team-{number}/*/users/**")),
             template(&format!("/team-{number}/**/edit")),
         ];
-        let policy = json!({ "permissions": [rbac_rule(paths)], "principals": anybody });
+        let policy = json!({ "permissions": [rbac_rule(paths)], "principals": who });
         policies.insert(format!("ns[perf]-policy[p{number:02}]-rule[0]"), policy);
     }
     let last = vec![template("/svc/*/api/**"), path(json!({ "exact": "/" }))];
-    let last = json!({ "permissions": [rbac_rule(last)], "principals": anybody });
+    let last = json!({ "permissions": [rbac_rule(last)], "principals": who });
     policies.insert("ns[perf]-policy[z]-rule[0]".to_owned(), last);
     rbac(Value::Object(policies))
 }

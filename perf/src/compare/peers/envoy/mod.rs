@@ -30,12 +30,16 @@ pub(super) struct Pair<'a> {
 
 impl Pair<'_> {
     /// HTTP at both, mutual TLS between, HTTP/1.1 or HTTP/2.
-    pub(super) fn sidecars(&self, http2: bool, with_telemetry: bool) -> Vec<Value> {
+    pub(super) fn sidecars(&self, http2: bool, with_telemetry: bool, rules: Rules) -> Vec<Value> {
         let site = self.site;
         let logs = |reporter: &str| if with_telemetry { vec![telemetry(reporter)] } else { Vec::new() };
         let (offered, protocol) =
             if http2 { (["h2"], Upstream::Http2) } else { (["http/1.1"], Upstream::Http1) };
-        let out = http("outbound", vec![route("outbound", prefix("/"))], Vec::new(), logs("source"));
+        let routes = match rules {
+            Rules::One => vec![route("outbound", prefix("/"))],
+            Rules::Many => thousand_routes("outbound"),
+        };
+        let out = http("outbound", routes, Vec::new(), logs("source"));
         let peer = json!({ "exact": identity("server") });
         let to_peer = tls_out(self, "client", peer, &offered, "TLSv1_2");
         let client = bootstrap(
@@ -43,7 +47,10 @@ impl Pair<'_> {
             vec![listener("outbound", Some(site.outbound().listen), vec![out], None)],
             vec![cluster("outbound", address(site.inbound().dial), protocol, Some(to_peer))],
         );
-        let policies = vec![policy(vec![principal("client"), principal("waypoint")])];
+        let policies = match rules {
+            Rules::One => vec![policy(vec![principal("client"), principal("waypoint")])],
+            Rules::Many => vec![hundred_policies(&principal("client"))],
+        };
         let mut inbound = http("inbound", vec![route("inbound", prefix("/"))], policies, logs("destination"));
         inbound["typed_config"]["forward_client_cert_details"] = json!("APPEND_FORWARD");
         inbound["typed_config"]["set_current_client_cert_details"] =
@@ -131,7 +138,7 @@ impl Pair<'_> {
     pub(super) fn hop(&self, rules: Rules) -> Vec<Value> {
         let (routes, policies) = match rules {
             Rules::One => (vec![route("app", prefix("/v1/"))], Vec::new()),
-            Rules::Many => (thousand_routes("app"), vec![hundred_policies()]),
+            Rules::Many => (thousand_routes("app"), vec![hundred_policies(&json!({ "any": true }))]),
         };
         let filters = vec![http("hop", routes, policies, vec![telemetry("waypoint")])];
         vec![bootstrap(
