@@ -13,7 +13,7 @@ const SKIPPED: [(&str, usize); 7] = [
     ("TLS to the backend needs sockets; run by session_cases", 10),
     ("a request to an address of a pod is under no route; run by session_tcp", 1),
     ("endpoints written by hand need sockets; run by session_cases", 1),
-    ("gRPC over TLS of the backend's own is not served", 2),
+    ("gRPC over TLS of the backend's own needs sockets; run by session_backend_tls", 2),
     ("gRPC: a denial is answered in HTTP form", 1),
     ("hostnames of a route of a Service: implementations differ, ours obeys them", 1),
     ("protocol h2c-prior-knowledge needs sockets; run by session_http2", 1),

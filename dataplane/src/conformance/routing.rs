@@ -151,7 +151,9 @@ pub(super) fn run(file: &File, base: &[Value], sink: &mut dyn FnMut(&str, Outcom
 fn read(objects: &[Value], mode: Mode) -> Result<Mesh<'_>, String> {
     let has = |wanted: &str| objects.iter().any(|object| kind(object) == wanted);
     if has("BackendTLSPolicy") && has("GRPCRoute") {
-        return Err(String::from("gRPC over TLS of the backend's own is not served"));
+        return Err(String::from(
+            "gRPC over TLS of the backend's own needs sockets; run by session_backend_tls",
+        ));
     }
     if has("BackendTLSPolicy") {
         return Err(String::from("TLS to the backend needs sockets; run by session_cases"));

@@ -1,4 +1,4 @@
-//! What carries a link: a socket, or a stream of another link.
+//! What carries a link: a socket, a stream of another link, or bytes that somebody else moves.
 //!
 //! A link within a stream costs its outer link nothing but a look into an empty table. The bytes of the outer stream
 //! are handed to the inner link at the end of the outer one's read turn ([`Link::feed`]), without waking a task; what the
@@ -9,6 +9,7 @@ use std::fmt;
 use std::io;
 use std::rc::{Rc, Weak};
 
+use futures::future::LocalBoxFuture;
 use tunnel::h2::ErrorCode;
 
 use super::connection::Link;
@@ -19,9 +20,24 @@ use crate::net::Socket;
 /// it can add to the output of the outer one.
 const OFFER_BYTES_MAX: usize = 256 * 1024;
 
+/// Bytes in order, both ways, that are neither a socket's nor a stream's: a protocol within one of those.
+pub trait Bytes: fmt::Debug {
+    /// Fills `buffer` as far as bytes are there: `None` if there are none, `Some(0)` at the end.
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>>;
+    /// Takes a part of `bytes` to send: `None` if there is no room for any.
+    fn try_send(&self, bytes: &[u8]) -> io::Result<Option<usize>>;
+    fn readable(&self) -> LocalBoxFuture<'_, io::Result<()>>;
+    fn writable(&self) -> LocalBoxFuture<'_, io::Result<()>>;
+    /// Ends our direction behind what was taken; the peer's goes on.
+    fn finish(&self);
+    /// Makes the end a reset.
+    fn reset(&self);
+}
+
 pub(super) enum Carrier {
     Socket(Socket),
     Stream(TunnelStream),
+    Bytes(Box<dyn Bytes>),
 }
 
 impl Carrier {
@@ -31,6 +47,7 @@ impl Carrier {
         match self {
             Self::Socket(socket) => socket.try_recv(buffer),
             Self::Stream(stream) => stream.try_read(buffer).map_err(broken),
+            Self::Bytes(bytes) => bytes.try_recv(buffer),
         }
     }
 
@@ -44,6 +61,7 @@ impl Carrier {
                 let sent = stream.stream.send(offered, false).map_err(broken)?;
                 Ok((sent > 0).then_some(sent))
             }
+            Self::Bytes(carrier) => carrier.try_send(bytes),
         }
     }
 
@@ -54,6 +72,7 @@ impl Carrier {
                 stream.readable().await;
                 Ok(())
             }
+            Self::Bytes(bytes) => bytes.readable().await,
         }
     }
 
@@ -61,6 +80,7 @@ impl Carrier {
         match self {
             Self::Socket(socket) => socket.writable().await,
             Self::Stream(stream) => stream.stream.wait_room().await.map_err(broken),
+            Self::Bytes(bytes) => bytes.writable().await,
         }
     }
 
@@ -69,6 +89,10 @@ impl Carrier {
         match self {
             Self::Socket(socket) => socket.shutdown_write(),
             Self::Stream(stream) => stream.finish().map_err(broken),
+            Self::Bytes(bytes) => {
+                bytes.finish();
+                Ok(())
+            }
         }
     }
 
@@ -77,6 +101,7 @@ impl Carrier {
         match self {
             Self::Socket(socket) => socket.reset_on_close(),
             Self::Stream(stream) => stream.cutter().cut(ErrorCode::CONNECT_ERROR),
+            Self::Bytes(bytes) => bytes.reset(),
         }
     }
 
@@ -103,6 +128,7 @@ impl fmt::Debug for Carrier {
         f.write_str(match self {
             Self::Socket(_) => "socket",
             Self::Stream(_) => "stream",
+            Self::Bytes(_) => "bytes",
         })
     }
 }

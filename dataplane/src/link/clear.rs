@@ -15,6 +15,7 @@ use tunnel::h2::{Config, ErrorCode, Headers, OpenError, StreamId};
 use tunnel::session::Session;
 
 use super::LinkEnd;
+use super::carrier::{Bytes, Carrier};
 use super::connection::{Link, Role};
 use super::stream::{Stream, TunnelStream};
 use crate::net::Socket;
@@ -27,6 +28,8 @@ pub enum Transport {
     Socket(Socket, SocketAddr),
     /// A stream of another link.
     Stream(TunnelStream),
+    /// Anything else, with the addresses at our end and at the other of what is beneath.
+    Bytes(Box<dyn Bytes>, (SocketAddr, SocketAddr)),
 }
 
 /// A request that has arrived on a link without TLS.
@@ -80,6 +83,9 @@ impl Link {
         match transport {
             Transport::Socket(socket, remote) => Self::start(worker, socket, remote, session, role),
             Transport::Stream(outer) => Ok(Self::start_within(outer, session, role)),
+            Transport::Bytes(bytes, addresses) => {
+                Ok(Self::start_on(worker, Carrier::Bytes(bytes), addresses, session, role))
+            }
         }
     }
 

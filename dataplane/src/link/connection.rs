@@ -123,7 +123,7 @@ impl Link {
         within
     }
 
-    fn start_on(
+    pub(super) fn start_on(
         worker: &Worker,
         carrier: Carrier,
         (local, remote): (SocketAddr, SocketAddr),

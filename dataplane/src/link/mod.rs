@@ -31,6 +31,7 @@ mod relay;
 mod server;
 mod stream;
 
+pub use carrier::Bytes;
 pub use clear::{ClearRequest, Transport};
 pub use client::{DialError, DialOptions, InnerLink, RequestError};
 pub use connection::{Link, Peer};

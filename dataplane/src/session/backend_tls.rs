@@ -12,26 +12,34 @@ use tunnel::backend_tls::{Authorities, BackendContext, BackendTlsError, Expected
 /// Contexts that a worker keeps; with more, it begins anew.
 const CONTEXTS_MAX: usize = 256;
 
-/// What is offered by ALPN.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+/// What is offered by ALPN, the best first. Who would rather be asked in HTTP/1.1 is asked so.
+const HTTP1: &[&[u8]] = &[b"http/1.1"];
+const HTTP2: &[&[u8]] = &[b"h2", b"http/1.1"];
 
 /// Read once, before the workers run: they read no files.
 static SYSTEM: OnceLock<Option<Authorities>> = OnceLock::new();
 
-/// The contexts of one worker, by the place of what they were made from, which they keep there.
+/// By the place of what they were made from, which they keep there, and whether they offer HTTP/2.
+type Contexts = HashMap<(usize, bool), (Arc<BackendTls>, BackendContext), RandomState>;
+
+/// The contexts of one worker.
 #[derive(Debug, Default)]
 pub(super) struct BackendContexts {
-    made: RefCell<HashMap<usize, (Arc<BackendTls>, BackendContext), RandomState>>,
+    made: RefCell<Contexts>,
 }
 
 impl BackendContexts {
-    pub(super) fn of(&self, tls: &Arc<BackendTls>) -> Result<BackendContext, BackendTlsError> {
-        let place = Arc::as_ptr(tls).addr();
+    pub(super) fn of(
+        &self,
+        tls: &Arc<BackendTls>,
+        offers_http2: bool,
+    ) -> Result<BackendContext, BackendTlsError> {
+        let place = (Arc::as_ptr(tls).addr(), offers_http2);
         let mut made = self.made.borrow_mut();
         if let Some((_, context)) = made.get(&place) {
             return Ok(context.clone());
         }
-        let context = make(tls)?;
+        let context = make(tls, if offers_http2 { HTTP2 } else { HTTP1 })?;
         if made.len() >= CONTEXTS_MAX {
             made.clear();
         }
@@ -40,7 +48,7 @@ impl BackendContexts {
     }
 }
 
-fn make(tls: &BackendTls) -> Result<BackendContext, BackendTlsError> {
+fn make(tls: &BackendTls, protocols: &[&[u8]]) -> Result<BackendContext, BackendTlsError> {
     let authorities = match &tls.trust {
         Trust::System => {
             SYSTEM.get().and_then(Option::as_ref).cloned().ok_or(BackendTlsError::NoAuthority)?
@@ -52,7 +60,7 @@ fn make(tls: &BackendTls) -> Result<BackendContext, BackendTlsError> {
         CertificateName::Uri(uri) => ExpectedName::Uri(uri.clone()),
     };
     let names: Vec<_> = tls.names.iter().map(name).collect();
-    BackendContext::new(&tls.hostname, &names, &authorities, &PROTOCOLS)
+    BackendContext::new(&tls.hostname, &names, &authorities, protocols)
 }
 
 /// Reads the authorities that the system trusts, for backends whose policy names those. Blocks. Without them such a

@@ -136,16 +136,18 @@ impl Dialler<'_> {
         self.node.options.role == Role::Waypoint && route.workload.as_ref().is_some_and(is_ours)
     }
 
-    /// The same, and TLS within it where the backend expects that.
+    /// The same, and TLS within it where the backend expects that: there HTTP/2 is what the backend is asked for, or is
+    /// not.
     pub(super) async fn dial_backend(
         &self,
         state: &NodeState,
         route: &Route,
         facts: &mut UpstreamFacts,
+        wants_http2: bool,
     ) -> Result<Wire, CloseCause> {
         let carrier = self.dial(state, route, facts).await?;
         let Some(tls) = &facts.backend_tls else { return Ok(carrier) };
-        let context = self.node.backend_contexts.of(tls).map_err(|error| {
+        let context = self.node.backend_contexts.of(tls, wants_http2).map_err(|error| {
             tracing::warn!(%error, hostname = %tls.hostname, "TLS to a backend is not possible");
             CloseCause::TlsFailed
         })?;

@@ -3,14 +3,17 @@
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use futures::future::LocalBoxFuture;
 use tunnel::backend_tls::{BackendContext, BackendSession, BackendTlsError, Opened};
 
 use super::dial::Wire;
-use crate::worker::Worker;
+use crate::link::Bytes;
+use crate::worker::{Signal, Worker};
 
 /// From the connection to the end of the handshake.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -35,6 +38,14 @@ struct Shared {
     received: RefCell<BytesMut>,
     /// Somebody is sending what is sealed; what is sealed meanwhile follows.
     sending: Cell<bool>,
+    /// Raised whenever everything sealed has been sent, or cannot be.
+    sent: Signal,
+    /// Sending has failed: nothing more is taken.
+    failed: Cell<bool>,
+    /// Our direction of the carrier ends when everything sealed has been sent.
+    finishing: Cell<bool>,
+    /// The last look found nothing to read.
+    dry: Cell<bool>,
 }
 
 /// Why there is no connection.
@@ -61,6 +72,10 @@ impl TlsStream {
             session: RefCell::new(context.start()?),
             received: RefCell::default(),
             sending: Cell::new(false),
+            sent: Signal::default(),
+            failed: Cell::new(false),
+            finishing: Cell::new(false),
+            dry: Cell::new(true),
         });
         let shaken = monoio::time::timeout(HANDSHAKE_TIMEOUT, shared.shake_hands()).await;
         let result = shaken.unwrap_or(Err(HandshakeError::TimedOut));
@@ -89,16 +104,27 @@ impl TlsStream {
         Ok(())
     }
 
+    /// The protocol that was agreed on by ALPN.
+    pub(super) fn speaks_http2(&self) -> bool {
+        self.shared.session.borrow().protocol() == Some(b"h2")
+    }
+
+    /// The addresses at our end and at the other of what carries it.
+    pub(super) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        self.shared.carrier.addresses()
+    }
+
     /// Ends our direction: the peer is told, then the carrier.
     pub(super) fn finish(&self) {
         self.shared.session.borrow_mut().finish();
+        self.shared.finishing.set(true);
+        self.flush_in_background();
+    }
+
+    fn flush_in_background(&self) {
         let shared = Rc::clone(&self.shared);
-        self.shared.worker.spawn(async move {
-            // A peer that is gone need not be told.
-            if shared.flush().await.is_ok() {
-                drop(shared.carrier.finish());
-            }
-        });
+        // A peer that is gone need not be told.
+        self.shared.worker.spawn(async move { drop(shared.flush().await) });
     }
 
     pub(super) fn reset(&self) {
@@ -107,6 +133,61 @@ impl TlsStream {
 
     pub(super) async fn broken_off(&self) {
         self.shared.carrier.broken_off().await;
+    }
+}
+
+/// HTTP/2 within TLS of the backend's own.
+impl Bytes for TlsStream {
+    fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        let mut filled = 0;
+        self.shared.dry.set(false);
+        while let Some(room) = buffer.get_mut(filled..).filter(|room| !room.is_empty()) {
+            match self.shared.try_read(room) {
+                Ok(Some(0)) | Err(_) if filled > 0 => break,
+                Ok(Some(0)) => return Ok(Some(0)),
+                Ok(Some(count)) => filled += count,
+                Ok(None) => {
+                    self.shared.dry.set(true);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((filled > 0).then_some(filled))
+    }
+
+    fn try_send(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        if self.shared.failed.get() {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if self.shared.sending.get() {
+            return Ok(None);
+        }
+        let piece = bytes.get(..SEALED_BYTES_MAX).unwrap_or(bytes);
+        self.shared.session.borrow_mut().write(piece);
+        self.flush_in_background();
+        Ok(Some(piece.len()))
+    }
+
+    fn readable(&self) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async { if self.shared.dry.get() { Self::readable(self).await } else { Ok(()) } })
+    }
+
+    fn writable(&self) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async {
+            while self.shared.sending.get() && !self.shared.failed.get() {
+                self.shared.sent.wait().await;
+            }
+            Ok(())
+        })
+    }
+
+    fn finish(&self) {
+        Self::finish(self);
+    }
+
+    fn reset(&self) {
+        Self::reset(self);
     }
 }
 
@@ -181,6 +262,14 @@ impl Shared {
             return Ok(());
         }
         // Stays set if this is given up: what is sealed would have a gap then.
+        let result = self.send_all().await;
+        self.sending.set(result.is_err());
+        self.failed.set(result.is_err());
+        self.sent.raise();
+        result
+    }
+
+    async fn send_all(&self) -> io::Result<()> {
         let mut out = Vec::new();
         loop {
             self.session.borrow_mut().take_output(&mut out);
@@ -190,7 +279,6 @@ impl Shared {
             self.carrier.write_all(&out).await?;
             out.clear();
         }
-        self.sending.set(false);
-        Ok(())
+        if self.finishing.replace(false) { self.carrier.finish() } else { Ok(()) }
     }
 }

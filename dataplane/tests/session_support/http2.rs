@@ -2,6 +2,7 @@
 
 use std::future::poll_fn;
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
@@ -11,7 +12,9 @@ use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, Request, Response, StatusCode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
+use tokio_rustls::TlsAcceptor;
 
 use super::{Bed, PATIENCE, checksum, pattern};
 
@@ -170,20 +173,53 @@ impl Bed {
         let name = pod.to_owned();
         self.serve(pod, port, move |socket, peer| {
             let (name, tell) = (name.clone(), tell.clone());
+            runtime().block_on(async move { converse(into_tokio(socket), peer, name, tell).await });
+        })
+    }
+
+    /// The same behind TLS. What ALPN has agreed on is told when a connection begins. Where it is not `h2`, each request
+    /// gets an empty answer in HTTP/1.1.
+    pub fn serve_http2_tls(
+        &self,
+        pod: &str,
+        port: u16,
+        config: Arc<rustls::ServerConfig>,
+        tell: Sender<String>,
+    ) -> SocketAddr {
+        let name = pod.to_owned();
+        self.serve(pod, port, move |socket, peer| {
+            let (name, tell, acceptor) = (name.clone(), tell.clone(), TlsAcceptor::from(config.clone()));
             runtime().block_on(async move {
-                let mut builder = h2::server::Builder::new();
-                builder.enable_connect_protocol().max_concurrent_streams(100);
-                let Ok(mut connection) = builder.handshake::<_, Bytes>(into_tokio(socket)).await else {
-                    return;
-                };
-                let mut count = 0;
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    count += 1;
-                    let at = (name.clone(), peer, count);
-                    tokio::spawn(answer(at, request, respond, tell.clone()));
+                let Ok(mut stream) = acceptor.accept(into_tokio(socket)).await else { return };
+                let agreed = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
+                let _ = tell.send(format!("tls {}", String::from_utf8_lossy(&agreed)));
+                if agreed == b"h2" {
+                    return converse(stream, peer, name, tell).await;
+                }
+                let mut request = [0; 4096];
+                while matches!(stream.read(&mut request).await, Ok(1..)) {
+                    let answer = format!("HTTP/1.1 200 OK\r\nx-server: {name}\r\ncontent-length: 0\r\n\r\n");
+                    stream.write_all(answer.as_bytes()).await.unwrap();
                 }
             });
         })
+    }
+}
+
+async fn converse(
+    transport: impl AsyncRead + AsyncWrite + Unpin,
+    peer: SocketAddr,
+    name: String,
+    tell: Sender<String>,
+) {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol().max_concurrent_streams(100);
+    let Ok(mut connection) = builder.handshake::<_, Bytes>(transport).await else { return };
+    let mut count = 0;
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        count += 1;
+        let at = (name.clone(), peer, count);
+        tokio::spawn(answer(at, request, respond, tell.clone()));
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A copy delays nothing and changes nothing: it is a task of its own, on connections of its own, and whatever becomes
 //! of it the client's answer has gone before. What cannot be kept to be sent again is not copied; what would be too
-//! much for the worker is left out and counted.
+//! much for the worker is left out and counted. A mirror is spoken to in the version that it would be as a backend.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
@@ -13,11 +13,14 @@ use std::time::Duration;
 use l7::filter::Chain;
 use l7::ir::{BackendTarget, BackendTls};
 use model::{NamespacedHostname, Workload};
+use tunnel::h2::Headers;
 use xds::snapshot::resolve::Client;
 
-use super::Wire;
-use super::route::Caller;
+use super::route::{Caller, Goal};
+use super::upstream::{protocol_to, transport};
+use super::{Protocol, Wire};
 use crate::access_log::cause::CloseCause;
+use crate::link::{Link, Taken};
 use crate::metrics::Limit;
 use crate::session::dial::{Dialler, UpstreamFacts, refusal_cause};
 use crate::session::node::Node;
@@ -54,6 +57,17 @@ struct Target {
     port: u16,
     subset: Option<Arc<str>>,
     tls: Option<Arc<BackendTls>>,
+    protocol: Protocol,
+}
+
+/// A whole request, for either version.
+#[derive(Debug)]
+pub(super) struct Message {
+    /// As it goes to an upstream in HTTP/1.1.
+    pub(super) head: Vec<u8>,
+    pub(super) headers: Headers,
+    pub(super) content: Vec<u8>,
+    pub(super) is_chunked: bool,
 }
 
 /// Counts a copy while it is under way.
@@ -82,13 +96,20 @@ impl Copies {
         caller: &Caller,
         workload: &Arc<Workload>,
         state: &Arc<NodeState>,
+        downstream: Protocol,
     ) -> Option<Self> {
         let targets: Vec<_> = chain
             .mirrors(|| caller.node.random())
             .filter_map(|mirror| match &mirror.target {
                 BackendTarget::Service { service, port } => {
-                    let (subset, tls) = (mirror.subset.clone(), mirror.tls.clone());
-                    Some(Target { service: service.clone(), port: *port, subset, tls })
+                    let declared = Goal::Service(service.clone()).declared(state, *port);
+                    Some(Target {
+                        service: service.clone(),
+                        port: *port,
+                        subset: mirror.subset.clone(),
+                        tls: mirror.tls.clone(),
+                        protocol: protocol_to(declared, downstream),
+                    })
                 }
                 BackendTarget::Invalid(_) => None,
             })
@@ -103,9 +124,8 @@ impl Copies {
         (!targets.is_empty()).then(|| Self { sender: sender(), targets })
     }
 
-    /// Sends them. `message` is a whole request in HTTP/1.1 that asks for the end of the connection.
-    pub(super) fn send(self, message: Vec<u8>) {
-        let message: Rc<[u8]> = Rc::from(message);
+    pub(super) fn send(self, message: Message) {
+        let message = Rc::new(message);
         let worker = self.sender.node.worker.clone();
         for target in self.targets {
             let Some(counted) = Counted::enter(&self.sender.node.copies) else {
@@ -125,7 +145,7 @@ impl Copies {
 }
 
 impl Sender {
-    async fn send(&self, target: &Target, message: &[u8]) -> Result<(), CloseCause> {
+    async fn send(&self, target: &Target, message: &Message) -> Result<(), CloseCause> {
         let client = Client { workload: &self.workload, ip: self.client.ip() };
         let mut chooser = self.node.chooser();
         if let Some(subset) = &target.subset {
@@ -137,9 +157,40 @@ impl Sender {
         let mut facts = UpstreamFacts { backend_tls: target.tls.clone(), ..UpstreamFacts::of_route(&route) };
         let dialler =
             Dialler { node: &self.node, pod: &self.pod, workload: &self.workload, client: self.client };
-        let wire = dialler.dial_backend(&self.state, &route, &mut facts).await?;
-        wire.write_all(message).await.map_err(|_| CloseCause::ServerReset)?;
+        let wants_http2 = target.protocol == Protocol::Http2;
+        let wire = dialler.dial_backend(&self.state, &route, &mut facts, wants_http2).await?;
+        let is_http2 = match &wire {
+            Wire::Tls(stream) => stream.speaks_http2(),
+            Wire::Tunnel(_) | Wire::Socket(_) => wants_http2,
+        };
+        if is_http2 {
+            return self.send_http2(wire, message).await;
+        }
+        let message = message.to_http1().ok_or(CloseCause::InvalidHttp)?;
+        wire.write_all(&message).await.map_err(|_| CloseCause::ServerReset)?;
         self.read_over(&wire).await.map_err(|_| CloseCause::ServerReset)
+    }
+
+    async fn send_http2(&self, wire: Wire, message: &Message) -> Result<(), CloseCause> {
+        let link = transport(wire).and_then(|transport| Link::clear_client(&self.node.worker, transport));
+        let link = link.map_err(|_| CloseCause::ServerReset)?;
+        let asked = async {
+            let stream = link.ask(&message.headers, message.content.is_empty()).ok()?;
+            if !message.content.is_empty() {
+                stream.write_last(&message.content).await.ok()?;
+            }
+            let mut left = ANSWER_BYTES_MAX;
+            while left > 0 {
+                match stream.take(left).await.ok()? {
+                    Taken::Payload(payload) => left = left.saturating_sub(payload.bytes().len()),
+                    Taken::End(_) | Taken::Nothing => break,
+                }
+            }
+            Some(())
+        };
+        let answered = asked.await;
+        link.drain();
+        answered.ok_or(CloseCause::ServerReset)
     }
 
     /// Takes the answer to its end, so that the mirror sees a client like any other.
@@ -156,22 +207,24 @@ impl Sender {
     }
 }
 
-/// A whole request, of its head as it goes to an upstream in HTTP/1.1 and its content. `None` for a head that says
-/// nothing of its end.
-pub(super) fn message(head: &[u8], content: &[u8], is_chunked: bool) -> Option<Vec<u8>> {
-    let fields = head.strip_suffix(b"\r\n")?;
-    let mut out = Vec::with_capacity(head.len() + content.len() + 64);
-    out.extend_from_slice(fields);
-    out.extend_from_slice(b"connection: close\r\n\r\n");
-    if is_chunked {
-        if !content.is_empty() {
-            out.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
+impl Message {
+    /// In HTTP/1.1, asking for the end of the connection. `None` for a head that says nothing of its end.
+    fn to_http1(&self) -> Option<Vec<u8>> {
+        let fields = self.head.strip_suffix(b"\r\n")?;
+        let content = &*self.content;
+        let mut out = Vec::with_capacity(fields.len() + content.len() + 64);
+        out.extend_from_slice(fields);
+        out.extend_from_slice(b"connection: close\r\n\r\n");
+        if self.is_chunked {
+            if !content.is_empty() {
+                out.extend_from_slice(format!("{:x}\r\n", content.len()).as_bytes());
+                out.extend_from_slice(content);
+                out.extend_from_slice(b"\r\n");
+            }
+            out.extend_from_slice(b"0\r\n\r\n");
+        } else {
             out.extend_from_slice(content);
-            out.extend_from_slice(b"\r\n");
         }
-        out.extend_from_slice(b"0\r\n\r\n");
-    } else {
-        out.extend_from_slice(content);
+        Some(out)
     }
-    Some(out)
 }

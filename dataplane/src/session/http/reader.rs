@@ -1,6 +1,7 @@
 //! Received bytes of one side, and the heads among them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -172,6 +173,15 @@ impl Wire {
             Self::Tunnel(stream) => stream.write_all(bytes).await.map_err(io_error),
             Self::Socket(socket) => socket.write_all(bytes).await,
             Self::Tls(stream) => Box::pin(stream.write_all(bytes)).await,
+        }
+    }
+
+    /// The addresses at our end and at the other.
+    pub(in crate::session) fn addresses(&self) -> io::Result<(SocketAddr, SocketAddr)> {
+        match self {
+            Self::Tunnel(stream) => Ok((stream.link().local_address(), stream.link().remote_address())),
+            Self::Socket(socket) => Ok((socket.local_address()?, socket.peer_address()?)),
+            Self::Tls(stream) => stream.addresses(),
         }
     }
 

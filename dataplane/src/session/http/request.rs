@@ -11,9 +11,9 @@ use l7::ir::{Filters, RequestHead};
 use tunnel::h2::ErrorCode;
 
 use super::body::Source;
-use super::copies::message;
+use super::copies::Message;
 use super::exchange::{Exchange, Outcome, Try};
-use super::head::{Received, seen, write_http1};
+use super::head::{Extended, Received, seen, write_http1};
 use super::reader::Reader;
 use super::replay::Replay;
 use super::reply::{TIMED_OUT, invalid};
@@ -144,13 +144,15 @@ impl<D: Director> Request<'_, D> {
     }
 
     /// The request as a message of its own; `None` if not all of it was sent, or not all of it was kept.
-    fn whole(&self, plan: &Plan, replay: &Replay) -> Option<Vec<u8>> {
+    fn whole(&self, plan: &Plan, replay: &Replay) -> Option<Message> {
         if plan.upgrades || !replay.is_complete() {
             return None;
         }
         let random = || self.connection.node.random();
         let head = self.received.to_http1(&plan.filtered.chain, random).ok()?;
-        replay.with_content(|content| message(&head, content, plan.body == BodyFraming::Chunked))
+        let headers = self.received.to_http2(&plan.filtered.chain, Extended::Not).ok()?;
+        let content = replay.with_content(<[u8]>::to_vec);
+        Some(Message { head, headers, content, is_chunked: plan.body == BodyFraming::Chunked })
     }
 
     async fn forward(

@@ -63,7 +63,7 @@ impl Goal {
     }
 
     /// What its port says that it speaks.
-    fn declared(&self, state: &NodeState, port: u16) -> Option<AppProtocol> {
+    pub(super) fn declared(&self, state: &NodeState, port: u16) -> Option<AppProtocol> {
         let Self::Service(service) = self else { return None };
         let entry = state.snapshot.service(&service.namespace, &service.hostname)?;
         entry.service.port(port).map(|port| port.app_protocol)
@@ -167,7 +167,9 @@ impl Director for Steering<'_> {
         let dial = async {
             let mut facts = wanted.clone();
             let dialler = Dialler { node, pod, workload, client: *remote };
-            let wire = dialler.dial_backend(state, route, &mut facts).await.map_err(unreachable)?;
+            let wants_http2 = *protocol == Protocol::Http2;
+            let wire = dialler.dial_backend(state, route, &mut facts, wants_http2).await;
+            let wire = wire.map_err(unreachable)?;
             Ok((wire, facts))
         };
         let load = node.loaded(route);
@@ -230,11 +232,7 @@ impl<'a> Steering<'a> {
             Ok(route) => {
                 steered.bind(&route);
                 let Steered { goal, port, tls, filtered, .. } = steered;
-                let protocol = match tls {
-                    // What ALPN offers there.
-                    Some(_) => Protocol::Http1,
-                    None => protocol_to(goal.declared(&state, port), books.protocol()),
-                };
+                let protocol = protocol_to(goal.declared(&state, port), books.protocol());
                 Decision::forward(Box::new(Way { state, workload, route, protocol, tls }), filtered)
             }
             Err(refusal) => Decision::answer(refused(&refusal)),

@@ -74,7 +74,7 @@ impl Steered {
                 if let CorsVerdict::Share(edits) = verdict {
                     chain.edit_response(edits);
                 }
-                let copies = Copies::drawn(&chain, caller, workload, state);
+                let copies = Copies::drawn(&chain, caller, workload, state, books.protocol());
                 let retrying = Retrying::of(&matched, backend, &caller.node);
                 let filtered = filtered(chain, &matched, retrying, copies);
                 let (subset, tls) = (backend.subset.clone(), backend.tls.clone());

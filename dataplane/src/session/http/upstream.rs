@@ -110,8 +110,10 @@ pub(super) fn transport(wire: Wire) -> io::Result<Transport> {
             Ok(Transport::Socket(socket, remote))
         }
         Wire::Tunnel(stream) => Ok(Transport::Stream(stream)),
-        // There HTTP/1.1 is what ALPN offers.
-        Wire::Tls(_) => Err(io::ErrorKind::Unsupported.into()),
+        Wire::Tls(stream) => {
+            let addresses = stream.addresses()?;
+            Ok(Transport::Bytes(Box::new(stream), addresses))
+        }
     }
 }
 
@@ -157,7 +159,8 @@ impl Drop for Dialling<'_> {
 }
 
 impl Kept {
-    /// An upstream to `wanted`: one that is there, or what `dial` opens. Requests for the same link wait for one dialler.
+    /// An upstream to `wanted`: one that is there, or what `dial` opens. Requests for the same link wait for one dialler. A
+    /// backend that has its own TLS may choose HTTP/1.1 where HTTP/2 is wanted.
     pub(in crate::session) async fn reach(
         &self,
         worker: &Worker,
@@ -166,10 +169,13 @@ impl Kept {
         load: Option<LoadGuard>,
         dial: impl Future<Output = Result<(Wire, UpstreamFacts), Reply>>,
     ) -> Result<Upstream, Reply> {
+        let may_choose = protocol == Protocol::Http2 && wanted.backend_tls.is_some();
+        if (protocol == Protocol::Http1 || may_choose)
+            && let Some(idle) = self.take_idle(wanted)
+        {
+            return Ok(idle);
+        }
         if protocol == Protocol::Http1 {
-            if let Some(idle) = self.take_idle(wanted) {
-                return Ok(idle);
-            }
             let (wire, facts) = Box::pin(dial).await?;
             return Ok(Upstream::new(wire, Some(Box::new(facts)), load));
         }
@@ -177,6 +183,9 @@ impl Kept {
         let Some((facts, link)) = self.shared_or_dialled(&place).await else {
             let _dialling = self.begin(place);
             let (wire, facts) = Box::pin(dial).await?;
+            if matches!(&wire, Wire::Tls(stream) if !stream.speaks_http2()) {
+                return Ok(Upstream::new(wire, Some(Box::new(facts)), load));
+            }
             let upstream = Upstream::http2(worker, wire, Some(Box::new(facts)), load)?;
             self.share(&upstream);
             return Ok(upstream);
