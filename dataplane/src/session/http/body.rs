@@ -12,7 +12,7 @@ use super::Wire;
 use super::books::Meter;
 use super::reader::Reader;
 use super::replay::Replay;
-use super::side::{Framing, Place, Side, Sink};
+use super::side::{Place, Side, Sink};
 use crate::access_log::cause::CloseCause;
 use crate::link::{Payload, StreamEnd, StreamError, Taken, TunnelStream};
 use crate::worker::Worker;
@@ -97,13 +97,15 @@ impl<'a> Source<'a> {
         }
     }
 
-    async fn next(&mut self, worker: &Worker, failed: CloseCause) -> Result<Next<'_>, Broken> {
+    /// The next piece. Whatever is written of the message so far leaves before it is waited for.
+    async fn next(&mut self, passage: &Passage<'_, '_>) -> Result<Next<'_>, Broken> {
+        let failed = passage.failed;
         match self {
             Self::Http1 { wire, reader, body } => loop {
                 if body.is_done() {
                     return Ok(Next::End(trailers(body)));
                 }
-                if reader.is_empty() && fill(worker, reader, wire, failed).await? == 0 {
+                if reader.is_empty() && passage.fill(reader, wire).await? == 0 {
                     body.close().map_err(|_| Broken::From(Fault::of(failed)))?;
                     continue;
                 }
@@ -113,13 +115,20 @@ impl<'a> Source<'a> {
                     return Ok(Next::Owned(content));
                 }
             },
-            Self::Http2(stream) => match stream.take(TAKEN_BYTES_MAX).await {
-                Ok(Taken::Payload(payload)) => Ok(Next::Held(payload)),
-                Ok(Taken::End(trailers)) => Ok(Next::End(trailers)),
-                // Not given by a call that waits.
-                Ok(Taken::Nothing) => Ok(Next::Owned(BytesMut::new())),
-                Err(error) => Err(Broken::From(Fault::of_stream(&error, failed))),
-            },
+            Self::Http2(stream) => {
+                let broken = |error| Broken::From(Fault::of_stream(&error, failed));
+                let mut taken = stream.try_take(TAKEN_BYTES_MAX).map_err(broken)?;
+                if matches!(taken, Taken::Nothing) {
+                    passage.to.flush().await?;
+                    taken = stream.take(TAKEN_BYTES_MAX).await.map_err(broken)?;
+                }
+                Ok(match taken {
+                    Taken::Payload(payload) => Next::Held(payload),
+                    Taken::End(trailers) => Next::End(trailers),
+                    // Not given by a call that waits.
+                    Taken::Nothing => Next::Owned(BytesMut::new()),
+                })
+            }
         }
     }
 }
@@ -137,7 +146,7 @@ impl Passage<'_, '_> {
     /// Passes on what is left of a body, and its end. `replay` learns what goes by.
     pub(super) async fn run(&self, source: &mut Source<'_>, replay: Option<&Replay>) -> Result<(), Broken> {
         match source {
-            Source::Http1 { wire, reader, body } if self.to.framing == Framing::Verbatim => {
+            Source::Http1 { wire, reader, body } if self.to.is_verbatim() => {
                 if !body.is_done()
                     && let Some(replay) = replay
                 {
@@ -161,7 +170,7 @@ impl Passage<'_, '_> {
 
     async fn verbatim(&self, wire: &Wire, reader: &mut Reader, body: &mut Body) -> Result<(), Broken> {
         while !body.is_done() {
-            if reader.is_empty() && fill(self.worker, reader, wire, self.failed).await? == 0 {
+            if reader.is_empty() && self.fill(reader, wire).await? == 0 {
                 return body.close().map_err(|_| Broken::From(Fault::of(self.failed)));
             }
             let consumed = body.take(reader.bytes()).map_err(malformed)?;
@@ -172,7 +181,12 @@ impl Passage<'_, '_> {
             }
             reader.advance(consumed);
         }
-        Ok(())
+        self.to.flush().await
+    }
+
+    async fn fill(&self, reader: &mut Reader, wire: &Wire) -> Result<usize, Broken> {
+        self.to.flush().await?;
+        reader.fill(self.worker, wire).await.map_err(|_| Broken::From(Fault::of(self.failed)))
     }
 
     async fn content(&self, source: &mut Source<'_>, replay: Option<&Replay>) -> Result<(), Broken> {
@@ -180,7 +194,7 @@ impl Passage<'_, '_> {
             body.keep_trailers();
         }
         loop {
-            let last = match source.next(self.worker, self.failed).await? {
+            let last = match source.next(self).await? {
                 Next::Owned(content) => self.piece(&content, None, replay).await?,
                 Next::Held(payload) => self.piece(payload.bytes(), Some(&payload), replay).await?,
                 Next::End(trailers) => {
@@ -217,15 +231,6 @@ impl Passage<'_, '_> {
         self.meter.bytes(content.len());
         Ok(place)
     }
-}
-
-async fn fill(
-    worker: &Worker,
-    reader: &mut Reader,
-    wire: &Wire,
-    failed: CloseCause,
-) -> Result<usize, Broken> {
-    reader.fill(worker, wire).await.map_err(|_| Broken::From(Fault::of(failed)))
 }
 
 fn malformed(error: Http1Error) -> Broken {

@@ -235,17 +235,20 @@ impl Exchange<'_, '_> {
 
     /// The head of the request, where it has not gone yet, and its body.
     async fn send(&self, source: &mut Source<'_>, head: &[u8], to: Side<'_>) -> Result<(), Broken> {
+        // What follows is held back until the upstream has agreed to the switch. In HTTP/1.1 that is what follows the
+        // body, in HTTP/2 there is no other body.
+        let is_held_back = self.plan.upgrades && !source.is_http1() && matches!(to, Side::Http1(_));
+        let is_all = is_held_back || (self.replay.is_fresh() && source.is_done());
         if let Side::Http1(wire) = to {
-            wire.write_all(head).await.map_err(|_| Broken::To)?;
             self.books.count_sent(head.len());
-            // What follows is held back until the upstream has agreed to the switch. In HTTP/1.1 that is what follows the
-            // body, in HTTP/2 there is no other body.
-            if self.plan.upgrades && !source.is_http1() {
-                return Ok(());
+            if is_all {
+                wire.write_all(head).await.map_err(|_| Broken::To)?;
             }
         }
-        if self.replay.is_fresh() && source.is_done() {
-            self.replay.complete(None);
+        if is_all {
+            if !is_held_back {
+                self.replay.complete(None);
+            }
             return Ok(());
         }
         let framing = match to {
@@ -255,9 +258,9 @@ impl Exchange<'_, '_> {
             _ => Framing::of(self.plan.body),
         };
         let meter = self.books.meter(Flow::ToServer);
-        let to = Sink { side: to, framing };
+        let to = Sink::new(to, framing).after(head.to_vec());
         if !self.replay.is_fresh() {
-            self.replay.pass(to, meter).await?;
+            self.replay.pass(&to, meter).await?;
             if self.replay.is_complete() {
                 return Ok(());
             }
@@ -282,16 +285,17 @@ impl Exchange<'_, '_> {
             }
             // While a head is on its way, an interim one as well, no other may be begun.
             started.set(true);
-            self.write_head(&head).await?;
-            started.set(!head.interim);
-            if head.interim {
-                continue;
-            }
-            // What follows a switch is no body.
-            if !head.is_last && head.status != 101 {
-                self.pass_response(&head, server).await?;
-            }
             let ResponseHead { status, upstream_lives, downstream_lives, .. } = head;
+            // What follows a switch is no body.
+            if !head.interim && !head.is_last && status != 101 {
+                self.pass_response(head, server).await?;
+            } else {
+                self.write_head(&head).await?;
+                started.set(!head.interim);
+                if head.interim {
+                    continue;
+                }
+            }
             return Ok(Responded { status, upstream_lives, downstream_lives });
         }
         Err(Broken::From(Fault::of(CloseCause::InvalidHttp)).into())
@@ -316,7 +320,8 @@ impl Exchange<'_, '_> {
         Ok(())
     }
 
-    async fn pass_response(&self, head: &ResponseHead, server: &mut Server<'_>) -> Result<(), Broken> {
+    /// The head of a response with all that follows.
+    async fn pass_response(&self, head: ResponseHead, server: &mut Server<'_>) -> Result<(), Broken> {
         let old = self.plan.version == Version::Http10;
         let framing = match (&*server, self.downstream) {
             (_, _) if head.framing == BodyFraming::Chunked && old => Framing::Bare,
@@ -324,7 +329,14 @@ impl Exchange<'_, '_> {
             _ => Framing::of(head.framing),
         };
         let meter = self.books.meter(Flow::ToClient);
-        let to = Sink { side: self.downstream, framing };
+        let mut to = Sink::new(self.downstream, framing);
+        match head.written {
+            Written::Http1(bytes) => {
+                self.books.count_received(bytes.len());
+                to = to.after(bytes);
+            }
+            Written::Http2(_) => self.write_head(&head).await?,
+        }
         let passage = Passage { worker: self.worker(), to, failed: CloseCause::ServerReset, meter };
         match server {
             Server::Http1 { wire, reader } => {
@@ -339,7 +351,7 @@ impl Exchange<'_, '_> {
         let Server::Http1 { wire, reader } = server else {
             return ended(0, CloseCause::InvalidHttp);
         };
-        let to = |side| Sink { side, framing: Framing::Bare };
+        let to = |side| Sink::new(side, Framing::Bare);
         let there = Passage {
             worker: self.worker(),
             to: to(Side::Http1(wire)),

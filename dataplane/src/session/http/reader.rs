@@ -32,6 +32,8 @@ const READ_BYTES_MAX: usize = 64 * 1024;
 #[derive(Debug, Default)]
 pub(super) struct Reader {
     buffer: BytesMut,
+    /// The last read took less than it asked for: another one would most likely find nothing.
+    drained: bool,
 }
 
 /// Why there is no head.
@@ -73,10 +75,16 @@ impl Reader {
     /// Waits for more; 0 at the end of the stream.
     pub(super) async fn fill(&mut self, worker: &Worker, wire: &Wire) -> io::Result<usize> {
         loop {
+            // On a socket to wait first costs no system call, and what is there ends the wait. TLS may hold bytes that no
+            // socket tells of.
+            if std::mem::take(&mut self.drained) && matches!(wire, Wire::Socket(_)) {
+                wire.readable().await?;
+            }
             let received = worker.lend(|lent| {
                 let room = READ_BYTES_MAX.min(lent.len());
                 let lent = lent.get_mut(..room).unwrap_or_default();
                 let count = wire.try_read(lent)?;
+                self.drained = count.is_some_and(|count| count < room);
                 self.buffer.extend_from_slice(lent.get(..count.unwrap_or(0)).unwrap_or_default());
                 Ok::<_, io::Error>(count)
             })?;

@@ -95,7 +95,7 @@ impl Replay {
     }
 
     /// Passes on what was kept, and the end if that was.
-    pub(super) async fn pass(&self, to: Sink<'_>, meter: Meter<'_, '_>) -> Result<(), Broken> {
+    pub(super) async fn pass(&self, to: &Sink<'_>, meter: Meter<'_, '_>) -> Result<(), Broken> {
         let content = self.content.borrow().clone();
         if !content.is_empty() {
             to.write(&content, Place::Within).await?;

@@ -1,5 +1,7 @@
 //! One end of an exchange: a connection that speaks HTTP/1.1, or one stream of a connection that speaks HTTP/2.
 
+use std::cell::Cell;
+
 use l7::http1::{BodyFraming, may_trail};
 use tunnel::h2::{ErrorCode, Headers};
 
@@ -27,12 +29,16 @@ pub(super) enum Framing {
     Nothing,
 }
 
-/// An end that a body is written to.
-#[derive(Debug, Clone, Copy)]
+/// Content up to this length leaves in one write with the head before it: copying it costs less than another packet.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
+
+/// An end that a message is written to.
 pub(super) struct Sink<'a> {
     pub(super) side: Side<'a>,
     /// Means nothing in HTTP/2.
-    pub(super) framing: Framing,
+    framing: Framing,
+    /// A head of HTTP/1.1 that waits for the first content, for no longer than until the source has none.
+    head: Cell<Vec<u8>>,
 }
 
 impl Framing {
@@ -66,9 +72,32 @@ impl Side<'_> {
     }
 }
 
-impl Sink<'_> {
+impl<'a> Sink<'a> {
+    pub(super) fn new(side: Side<'a>, framing: Framing) -> Self {
+        Self { side, framing, head: Cell::default() }
+    }
+
+    /// The same with a head that goes before the content. [`Sink::flush`] sees to it that it is written.
+    pub(super) fn after(self, head: Vec<u8>) -> Self {
+        self.head.set(head);
+        self
+    }
+
+    pub(super) fn is_verbatim(&self) -> bool {
+        self.framing == Framing::Verbatim
+    }
+
+    /// Writes a head that still waits for its content.
+    pub(super) async fn flush(&self) -> Result<(), Broken> {
+        let head = self.head.take();
+        match self.side {
+            Side::Http1(wire) if !head.is_empty() => wire.write_all(&head).await.map_err(|_| Broken::To),
+            _ => Ok(()),
+        }
+    }
+
     /// Writes content; `Last` if its end is known to follow, without trailers. Then [`Sink::end`] is not called.
-    pub(super) async fn write(self, content: &[u8], place: Place) -> Result<(), Broken> {
+    pub(super) async fn write(&self, content: &[u8], place: Place) -> Result<(), Broken> {
         let written = match (self.side, place) {
             (Side::Http1(wire), _) => match self.framing {
                 // It would be read as another message.
@@ -76,8 +105,8 @@ impl Sink<'_> {
                     return Err(Broken::From(Fault::of(CloseCause::InvalidHttp)));
                 }
                 Framing::Nothing => true,
-                Framing::Verbatim | Framing::Bare => wire.write_all(content).await.is_ok(),
-                Framing::Chunked => wire.write_all(&chunk(content, place)).await.is_ok(),
+                Framing::Verbatim | Framing::Bare => self.join(wire, content).await?,
+                Framing::Chunked => self.join(wire, &chunk(content, place)).await?,
             },
             (Side::Http2(stream), Place::Within) => stream.write_all(content).await.is_ok(),
             (Side::Http2(stream), Place::Last) => stream.write_last(content).await.is_ok(),
@@ -85,13 +114,28 @@ impl Sink<'_> {
         if written { Ok(()) } else { Err(Broken::To) }
     }
 
+    /// Writes bytes to an end that speaks HTTP/1.1, with the head that waits for them.
+    async fn join(&self, wire: &Wire, bytes: &[u8]) -> Result<bool, Broken> {
+        let mut head = self.head.take();
+        if head.is_empty() {
+            return Ok(wire.write_all(bytes).await.is_ok());
+        }
+        if bytes.len() > JOINED_BYTES_MAX {
+            self.head.set(head);
+            self.flush().await?;
+            return Ok(wire.write_all(bytes).await.is_ok());
+        }
+        head.extend_from_slice(bytes);
+        Ok(wire.write_all(&head).await.is_ok())
+    }
+
     /// Ends the message.
-    pub(super) async fn end(self, trailers: Option<Headers>) -> Result<(), Broken> {
+    pub(super) async fn end(&self, trailers: Option<Headers>) -> Result<(), Broken> {
         let written = match self.side {
             Side::Http1(wire) if self.framing == Framing::Chunked => {
-                wire.write_all(&last_chunk(trailers.as_ref())).await.is_ok()
+                self.join(wire, &last_chunk(trailers.as_ref())).await?
             }
-            Side::Http1(_) => true,
+            Side::Http1(_) => return self.flush().await,
             Side::Http2(stream) => match trailers.filter(|trailers| trailers.field_count() > 0) {
                 Some(trailers) => stream.send_trailers(&trailers).is_ok(),
                 None => stream.finish().is_ok(),
@@ -140,7 +184,54 @@ fn last_chunk(trailers: Option<&Headers>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::io::{Errno, read};
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
     use super::*;
+    use crate::net::{Socket, testing::on_each_driver};
+
+    /// What was sent, call by call: these sockets keep the calls apart.
+    fn messages(from: impl AsFd) -> Vec<String> {
+        let mut buffer = [0; 64 * 1024];
+        let mut messages = Vec::new();
+        loop {
+            match read(&from, &mut buffer) {
+                Ok(count) => messages.push(String::from_utf8(buffer[..count].to_vec()).unwrap()),
+                Err(Errno::AGAIN) => return messages,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_leaves_with_its_first_content_or_before_content_that_is_waited_for() {
+        on_each_driver(|_worker| async {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let (ours, peer) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
+            let wire = Wire::Socket(Socket::new(ours).unwrap());
+            let sink = |framing| Sink::new(Side::Http1(&wire), framing).after(b"head ".to_vec());
+
+            let bare = sink(Framing::Bare);
+            bare.write(b"one", Place::Within).await.unwrap();
+            bare.write(b"two", Place::Within).await.unwrap();
+            bare.end(None).await.unwrap();
+            assert_eq!(messages(&peer), ["head one", "two"]);
+
+            let chunked = sink(Framing::Chunked);
+            chunked.flush().await.unwrap();
+            chunked.end(None).await.unwrap();
+            assert_eq!(messages(&peer), ["head ", "0\r\n\r\n"]);
+
+            let long = "x".repeat(JOINED_BYTES_MAX + 1);
+            sink(Framing::Verbatim).write(long.as_bytes(), Place::Within).await.unwrap();
+            assert_eq!(messages(&peer), ["head ", &long]);
+
+            sink(Framing::Nothing).end(None).await.unwrap();
+            assert_eq!(messages(&peer), ["head "]);
+        });
+    }
 
     #[test]
     fn chunks_end_with_their_trailers() {
