@@ -227,10 +227,10 @@ fn resources(mesh: Mesh) -> String {
     document(&mut yaml, &pod("client", NODES[0], &CLIENT.to_string(), ""));
     let mode = if outside { OUTSIDE } else { "" };
     document(&mut yaml, &pod("server", NODES[1], &SERVER.to_string(), mode));
-    let port = if mesh == Mesh::L4 {
-        "name: tcp\n    appProtocol: tcp"
-    } else {
-        "name: http\n    appProtocol: http"
+    let port = match mesh {
+        Mesh::L4 => "name: tcp\n    appProtocol: tcp",
+        Mesh::L7(Rules::Grpc) => "name: grpc\n    appProtocol: grpc",
+        _ => "name: http\n    appProtocol: http",
     };
     let behind = matches!(mesh, Mesh::Waypoint(_));
     let uses = if behind { "\n  labels:\n    istio.io/use-waypoint: waypoint" } else { "" };
@@ -354,7 +354,7 @@ spec:
         format!("  - matches:\n    - path:\n        type: PathPrefix\n        value: {value}\n")
     };
     document(yaml, &route("version-1", &format!("{}{backend}", path("/v1"))));
-    if rules == Rules::One {
+    if rules != Rules::Many {
         return;
     }
     let numbers: Vec<usize> = (0..1000).collect();
@@ -429,7 +429,7 @@ spec:
         )
     };
     match rules {
-        Rules::One => {
+        Rules::One | Rules::Grpc => {
             document(yaml, &policy("app", "\"/\", \"/api/*\", \"*/healthz\", \"/v1/{*}/users/{**}\""));
         }
         Rules::Many => {
@@ -452,6 +452,7 @@ mod tests {
             Mesh::L4,
             Mesh::L7(Rules::One),
             Mesh::L7(Rules::Many),
+            Mesh::L7(Rules::Grpc),
             Mesh::Hop(Rules::Many),
             Mesh::Waypoint(Rules::Many),
         ];

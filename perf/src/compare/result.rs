@@ -254,6 +254,10 @@ pub(crate) mod names {
     pub(crate) const REQUESTS_16: &str = "requests-16";
     /// As [`REQUESTS`], through many routes and policies.
     pub(crate) const REQUESTS_MANY_RULES: &str = "requests-many-rules";
+    /// gRPC calls of one message each way.
+    pub(crate) const GRPC_UNARY: &str = "grpc-unary";
+    /// gRPC calls that stay open; a request is a message that is answered.
+    pub(crate) const GRPC_STREAMS: &str = "grpc-streams";
     /// A fixed rate; latency counts from the scheduled time.
     pub(crate) const RATE: &str = "rate";
     /// One closed loop on one connection.

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::grpc;
+use super::grpc::client::Calls;
 use super::http::Load;
 use super::http::client::{Client, Outcome, Target};
 use super::peers::Rules;
@@ -54,11 +56,13 @@ pub(super) enum Kind {
     Connections,
     Bulk { streams: u64, up: bool },
     RequestsManyRules,
+    GrpcUnary,
+    GrpcStreams,
     Idle,
 }
 
 /// In the order in which they are done. Those on one instance of the proxies come together.
-pub(super) const ALL: [Kind; 11] = [
+pub(super) const ALL: [Kind; 13] = [
     Kind::Requests,
     Kind::Requests16,
     Kind::Rate,
@@ -69,6 +73,8 @@ pub(super) const ALL: [Kind; 11] = [
     Kind::Bulk { streams: 1, up: true },
     Kind::Bulk { streams: 8, up: true },
     Kind::RequestsManyRules,
+    Kind::GrpcUnary,
+    Kind::GrpcStreams,
     Kind::Idle,
 ];
 
@@ -105,6 +111,8 @@ impl Kind {
             Self::Bulk { streams: 1, up: true } => names::BULK_UP_1,
             Self::Bulk { streams: _, up: true } => names::BULK_UP_8,
             Self::RequestsManyRules => names::REQUESTS_MANY_RULES,
+            Self::GrpcUnary => names::GRPC_UNARY,
+            Self::GrpcStreams => names::GRPC_STREAMS,
             Self::Idle => names::IDLE,
         }
     }
@@ -116,7 +124,11 @@ impl Kind {
 
     /// What the proxies are told.
     pub(super) fn rules(self) -> Rules {
-        if self == Self::RequestsManyRules { Rules::Many } else { Rules::One }
+        match self {
+            Self::RequestsManyRules => Rules::Many,
+            Self::GrpcUnary | Self::GrpcStreams => Rules::Grpc,
+            _ => Rules::One,
+        }
     }
 
     pub(super) fn facts(self, scale: &Scale) -> Work {
@@ -166,6 +178,20 @@ impl Kind {
                 "as requests, through 1,000 routes and 100 policies of which the last ones fit".to_owned(),
                 seconds,
             ),
+            Self::GrpcUnary => (
+                "gRPC calls".to_owned(),
+                format!(
+                    "64 closed loops of unary calls over 4 connections, HTTP/2 in the clear with prior knowledge to the client's proxy and from the server's, {REPLY_BYTES} byte replies"
+                ),
+                seconds,
+            ),
+            Self::GrpcStreams => (
+                "gRPC streams".to_owned(),
+                format!(
+                    "as gRPC calls, but 64 bidirectional streams that stay open; a request is a message and its answer of {REPLY_BYTES} bytes"
+                ),
+                seconds,
+            ),
             Self::Idle => (
                 format!("{} idle connections", scale.idle),
                 format!("fresh processes, then {} connections with one request each, held open", scale.idle),
@@ -213,21 +239,29 @@ impl Kind {
     }
 
     fn drive(self, target: &Target, scale: &Scale, begin: impl FnOnce()) -> Result<Outcome, Failure> {
-        let client = Client::new(target)?;
         let duration = scale.duration;
+        let calls = match self {
+            Self::GrpcUnary => Some(Calls::Unary),
+            Self::GrpcStreams => Some(Calls::Streams),
+            _ => None,
+        };
+        if let Some(calls) = calls {
+            return grpc::client::load(target, calls, REPLY_BYTES, duration, begin);
+        }
+        let client = Client::new(target)?;
         match self {
             Self::Requests | Self::RequestsManyRules => {
                 client.closed_loop(CONNECTIONS, SMALL, duration, begin)
             }
             Self::Requests16 => client.closed_loop(KEEP_ALIVE_16, SMALL, duration, begin),
             Self::Rate => client.open_loop(CONNECTIONS, SMALL, RATE, duration, begin),
-            Self::Single | Self::Idle => client.closed_loop(1, SMALL, duration, begin),
             Self::Connections => client.new_connections(NEW_CONNECTION_LOOPS, SMALL, duration, begin),
             Self::Bulk { streams, up } => {
                 let each = scale.bulk_bytes / streams;
                 let load = if up { Load::Up(each) } else { Load::Down(each) };
                 client.bulk(usize::try_from(streams)?, load, begin)
             }
+            _ => client.closed_loop(1, SMALL, duration, begin),
         }
     }
 }

@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Relay(crate::runtimes::RelayArgs),
     /// The HTTP backend of `perf compare`.
     HttpBackend(crate::compare::http::backend::Args),
+    /// The gRPC backend of `perf compare`.
+    GrpcBackend(crate::compare::grpc::backend::Args),
     /// The discovery client and workers of `perf scale`.
     ScaleNode(crate::scale::node::Args),
 }
@@ -64,6 +66,7 @@ pub(crate) fn run(command: Command) -> Result<(), Failure> {
         Command::TokioH2Client(args) => on_tokio(tokio_h2::client(args)),
         Command::TokioH2Server(args) => on_tokio(tokio_h2::server(args)),
         Command::HttpBackend(args) => crate::compare::http::backend::run(&args),
+        Command::GrpcBackend(args) => crate::compare::grpc::backend::run(&args),
         Command::Echo(args) => crate::runtimes::echo(&args),
         Command::ScaleNode(args) => crate::scale::node::run(&args),
         Command::Relay(args) => crate::runtimes::relay(&args),

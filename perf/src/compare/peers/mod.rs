@@ -32,6 +32,8 @@ pub(in crate::compare) enum Rules {
     One,
     /// A thousand routes and a hundred policies, of which the last ones fit.
     Many,
+    /// As one, and the applications speak gRPC.
+    Grpc,
 }
 
 /// One arrangement.
@@ -66,7 +68,7 @@ impl Refusal {
     fn request(self, rules: Rules) -> Option<(&'static str, u16)> {
         match (self, rules) {
             (Self::Nothing, _) => None,
-            (Self::Route, _) | (Self::PolicyOfMany, Rules::One) => Some(("/denied/", 404)),
+            (Self::Route, _) | (Self::PolicyOfMany, Rules::One | Rules::Grpc) => Some(("/denied/", 404)),
             (Self::Policy, _) | (Self::PolicyOfMany, Rules::Many) => Some(("/v1/denied/", 403)),
         }
     }
@@ -105,6 +107,18 @@ impl Starter {
             Self::Sidecars { .. } | Self::EnvoyHop | Self::HaproxyHop => true,
             Self::Haproxy(between) => *between != Between::Bytes,
             Self::Nodes(nodes) => nodes.mesh != NodeMesh::L4,
+            _ => false,
+        }
+    }
+}
+
+impl Starter {
+    /// Whether its proxies take HTTP/2 in the clear and give it to the server.
+    fn speaks_grpc(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Sidecars { http2: true, .. } => true,
+            Self::Haproxy(between) => *between == Between::Http2,
+            Self::Nodes(nodes) => nodes.mesh == NodeMesh::L7,
             _ => false,
         }
     }
@@ -161,6 +175,7 @@ impl Spec {
     pub(super) fn suits(&self, work: Work) -> bool {
         match work {
             Work::RequestsManyRules => self.starter.has_many_rules(),
+            Work::GrpcUnary | Work::GrpcStreams => self.starter.speaks_grpc(),
             Work::Idle => !self.processes.is_empty(),
             _ => true,
         }

@@ -10,6 +10,7 @@ use super::custom::Custom;
 use super::{NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
 use crate::Failure;
 use crate::certificates::identity;
+use crate::compare::grpc;
 use crate::compare::http::Ask;
 use crate::compare::http::client::{self, Target};
 use crate::compare::mesh::{self, Mesh};
@@ -32,8 +33,8 @@ pub(super) struct Start<'a> {
 impl Start<'_> {
     pub(super) fn backend(&self) -> Result<Process, Failure> {
         let listen = self.site.backend().listen;
-        let arguments =
-            ["peer".to_owned(), "http-backend".to_owned(), "--listen".to_owned(), listen.to_string()];
+        let role = if self.rules == Rules::Grpc { "grpc-backend" } else { "http-backend" };
+        let arguments = ["peer".to_owned(), role.to_owned(), "--listen".to_owned(), listen.to_string()];
         let mut program = Program::new(&self.setup.programs.perf, arguments);
         program.network = Some(self.site.server.clone());
         let mut backend = Process::start(&program, self.setup.cores.load, self.setup.cores.load)?;
@@ -44,6 +45,7 @@ impl Start<'_> {
     fn target(&self, address: SocketAddr) -> Target {
         let (path, fields) = match self.rules {
             Rules::One => ("/v1/blue/users/", ""),
+            Rules::Grpc => ("/v1/perf.Echo/users/Echo", ""),
             Rules::Many => ("/svc/999/api/", "x-tenant: tenant-999\r\n"),
         };
         let (path, fields) = (path.to_owned(), fields.to_owned());
@@ -272,11 +274,18 @@ impl Start<'_> {
     /// A request is answered, and what no rule allows is refused.
     pub(super) fn prove(&self, running: &mut Running) -> Result<(), Failure> {
         let target = running.target.clone();
-        self.site.client.within(|| client::until_answered(&target, PATIENCE))??;
+        let ask = |target: &Target| match self.rules {
+            Rules::Grpc => grpc::client::status_of(target),
+            Rules::One | Rules::Many => client::status_of(target),
+        };
+        self.site.client.within(|| match self.rules {
+            Rules::Grpc => client::until_status(200, PATIENCE, || ask(&target)),
+            Rules::One | Rules::Many => client::until_answered(&target, PATIENCE),
+        })??;
         if let Some((path, status)) = self.spec.refusal.request(self.rules) {
             let mut denied = target;
             path.clone_into(&mut denied.ask.path);
-            self.site.client.within(|| client::until_refused(&denied, status, PATIENCE))??;
+            self.site.client.within(|| client::until_status(status, PATIENCE, || ask(&denied)))??;
         }
         match running.processes.iter_mut().enumerate().find_map(|(index, it)| Some((index, it.ended()?))) {
             Some((index, status)) => Err(format!("process {index} ended: {status}").into()),

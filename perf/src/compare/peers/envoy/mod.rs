@@ -36,7 +36,7 @@ impl Pair<'_> {
         let (offered, protocol) =
             if http2 { (["h2"], Upstream::Http2) } else { (["http/1.1"], Upstream::Http1) };
         let routes = match rules {
-            Rules::One => vec![route("outbound", prefix("/"))],
+            Rules::One | Rules::Grpc => vec![route("outbound", prefix("/"))],
             Rules::Many => thousand_routes("outbound"),
         };
         let out = http("outbound", routes, Vec::new(), logs("source"));
@@ -48,18 +48,19 @@ impl Pair<'_> {
             vec![cluster("outbound", address(site.inbound().dial), protocol, Some(to_peer))],
         );
         let policies = match rules {
-            Rules::One => vec![policy(vec![principal("client"), principal("waypoint")])],
+            Rules::One | Rules::Grpc => vec![policy(vec![principal("client"), principal("waypoint")])],
             Rules::Many => vec![hundred_policies(&principal("client"))],
         };
         let mut inbound = http("inbound", vec![route("inbound", prefix("/"))], policies, logs("destination"));
         inbound["typed_config"]["forward_client_cert_details"] = json!("APPEND_FORWARD");
         inbound["typed_config"]["set_current_client_cert_details"] =
             json!({ "subject": true, "dns": true, "uri": true });
+        let app = if rules == Rules::Grpc { Upstream::Http2 } else { Upstream::Http1 };
         let tls = tls_in(self, "server", &["h2", "http/1.1"], "TLSv1_2");
         let server = bootstrap(
             2,
             vec![inspecting(listener("inbound", Some(site.inbound().listen), vec![inbound], Some(tls)))],
-            vec![cluster("inbound", address(site.backend().dial), Upstream::Http1, None)],
+            vec![cluster("inbound", address(site.backend().dial), app, None)],
         );
         vec![client, server]
     }
@@ -137,7 +138,7 @@ impl Pair<'_> {
     /// One hop without TLS.
     pub(super) fn hop(&self, rules: Rules) -> Vec<Value> {
         let (routes, policies) = match rules {
-            Rules::One => (vec![route("app", prefix("/v1/"))], Vec::new()),
+            Rules::One | Rules::Grpc => (vec![route("app", prefix("/v1/"))], Vec::new()),
             Rules::Many => (thousand_routes("app"), vec![hundred_policies(&json!({ "any": true }))]),
         };
         let filters = vec![http("hop", routes, policies, vec![telemetry("waypoint")])];
