@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::grpc;
 use super::grpc::client::Calls;
+use super::handshake;
+use super::hardship;
 use super::http::Load;
-use super::http::client::{Client, Outcome, Target};
+use super::http::client::{Client, Outcome};
 use super::peers::Rules;
 use super::peers::Running;
 use super::result::{Better, Form, Work, names};
@@ -18,10 +20,10 @@ use crate::process::Process;
 
 const CONNECTIONS: usize = 64;
 const NEW_CONNECTION_LOOPS: usize = 16;
-const RATE: u32 = 2000;
+pub(super) const RATE: u32 = 2000;
 const KEEP_ALIVE_16: usize = 16;
 const REPLY_BYTES: u64 = 1024;
-const SMALL: Load = Load::Down(REPLY_BYTES);
+pub(super) const SMALL: Load = Load::Down(REPLY_BYTES);
 
 /// How much of it.
 #[derive(Debug, Clone, Copy)]
@@ -58,11 +60,14 @@ pub(super) enum Kind {
     RequestsManyRules,
     GrpcUnary,
     GrpcStreams,
+    Handshakes,
+    Churn,
+    Flood,
     Idle,
 }
 
 /// In the order in which they are done. Those on one instance of the proxies come together.
-pub(super) const ALL: [Kind; 13] = [
+pub(super) const ALL: [Kind; 16] = [
     Kind::Requests,
     Kind::Requests16,
     Kind::Rate,
@@ -72,9 +77,12 @@ pub(super) const ALL: [Kind; 13] = [
     Kind::Bulk { streams: 8, up: false },
     Kind::Bulk { streams: 1, up: true },
     Kind::Bulk { streams: 8, up: true },
+    Kind::Handshakes,
+    Kind::Flood,
     Kind::RequestsManyRules,
     Kind::GrpcUnary,
     Kind::GrpcStreams,
+    Kind::Churn,
     Kind::Idle,
 ];
 
@@ -113,6 +121,9 @@ impl Kind {
             Self::RequestsManyRules => names::REQUESTS_MANY_RULES,
             Self::GrpcUnary => names::GRPC_UNARY,
             Self::GrpcStreams => names::GRPC_STREAMS,
+            Self::Handshakes => names::HANDSHAKES,
+            Self::Churn => names::CHURN,
+            Self::Flood => names::FLOOD,
             Self::Idle => names::IDLE,
         }
     }
@@ -127,6 +138,7 @@ impl Kind {
         match self {
             Self::RequestsManyRules => Rules::Many,
             Self::GrpcUnary | Self::GrpcStreams => Rules::Grpc,
+            Self::Churn => Rules::Changing,
             _ => Rules::One,
         }
     }
@@ -192,6 +204,21 @@ impl Kind {
                 ),
                 seconds,
             ),
+            Self::Handshakes => (
+                "full handshakes".to_owned(),
+                "16 loops against the server's tunnel port: connect, full mutual TLS handshake, the first frame of HTTP/2 each way, close; beside it what the server's side of a handshake takes in memory, with rustls and aws-lc alone".to_owned(),
+                seconds,
+            ),
+            Self::Churn => (
+                "changes under load".to_owned(),
+                format!("{RATE} requests a second over 16 connections while a route and an endpoint change ten times a second; before that the same without changes; the last change must show"),
+                seconds,
+            ),
+            Self::Flood => (
+                "a neighbour of floods".to_owned(),
+                format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second; at a tunnel's port in TLS, where requests are read in the clear"),
+                hardship::flood_duration(scale).as_secs_f64(),
+            ),
             Self::Idle => (
                 format!("{} idle connections", scale.idle),
                 format!("fresh processes, then {} connections with one request each, held open", scale.idle),
@@ -205,6 +232,28 @@ impl Kind {
     fn headline(self) -> &'static [&'static str] {
         match self {
             Self::Bulk { .. } => &[names::CPU_PER_GB, names::GB_PER_SECOND],
+            Self::Handshakes => &[
+                names::CPU_PER_REQUEST,
+                names::HANDSHAKE_BOUND,
+                names::HANDSHAKE_OVER_BOUND,
+                names::REQUESTS_PER_SECOND,
+            ],
+            Self::Churn => {
+                &[names::CHURN_QUIET_P99, names::LATENCY_P99, names::CHURN_OVER_QUIET, names::LATENCY_P50]
+            }
+            Self::Flood => &[
+                names::FLOOD_WORST,
+                names::FLOOD_FAILURES,
+                names::FLOOD_GROWTH,
+                names::FLOOD_QUIET_P99,
+                names::FLOOD_RESETS_P99,
+                names::FLOOD_CONTINUATION_P99,
+                names::FLOOD_PINGS_P99,
+                names::FLOOD_SETTINGS_P99,
+                names::FLOOD_EMPTY_DATA_P99,
+                names::FLOOD_SMALL_DATA_P99,
+                names::FLOOD_REFERENCES_P99,
+            ],
             Self::Idle => &[names::RESIDENT_READY, names::PRIVATE_READY, names::PRIVATE_PER_CONNECTION_SIDE],
             Self::Rate | Self::Single => {
                 &[names::LATENCY_P50, names::LATENCY_P99, names::LATENCY_P999, names::CPU_PER_REQUEST]
@@ -221,15 +270,23 @@ impl Kind {
 
     /// Does it once.
     pub(super) fn measure(self, site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
-        if self == Self::Idle {
-            return idle(site, running, scale);
+        match self {
+            Self::Idle => return idle(site, running, scale),
+            Self::Churn => return hardship::churn(site, running, scale),
+            Self::Flood => return hardship::flood(site, running, scale),
+            _ => {}
         }
-        let target = &running.target;
         let mut meter = None;
         let outcome =
-            site.client.within(|| self.drive(target, scale, || meter = Some(Meter::start(running))))??;
+            site.client.within(|| self.drive(running, scale, || meter = Some(Meter::start(running))))??;
         let meter = meter.ok_or("a measurement ended before it began")?;
         let mut sample = meter.finish(&outcome, self);
+        if let Some(tunnel) = running.tunnel.as_ref().filter(|_| self == Self::Handshakes) {
+            let bound = handshake::bound(tunnel)?;
+            let own = sample.figures.get(names::CPU_PER_REQUEST).copied().unwrap_or(0.0);
+            sample.figures.insert(names::HANDSHAKE_BOUND, bound);
+            sample.figures.insert(names::HANDSHAKE_OVER_BOUND, own / bound);
+        }
         if matches!(self, Self::Requests)
             && let Some(count) = system_calls(site, running, scale)?
         {
@@ -238,7 +295,8 @@ impl Kind {
         Ok(sample)
     }
 
-    fn drive(self, target: &Target, scale: &Scale, begin: impl FnOnce()) -> Result<Outcome, Failure> {
+    fn drive(self, running: &Running, scale: &Scale, begin: impl FnOnce()) -> Result<Outcome, Failure> {
+        let target = &running.target;
         let duration = scale.duration;
         let calls = match self {
             Self::GrpcUnary => Some(Calls::Unary),
@@ -247,6 +305,10 @@ impl Kind {
         };
         if let Some(calls) = calls {
             return grpc::client::load(target, calls, REPLY_BYTES, duration, begin);
+        }
+        if self == Self::Handshakes {
+            let tunnel = running.tunnel.as_ref().ok_or("no tunnels are taken here")?;
+            return handshake::load(tunnel, duration, begin);
         }
         let client = Client::new(target)?;
         match self {
@@ -389,7 +451,14 @@ pub(super) fn unit(figure: &str) -> (&'static str, Better) {
         names::REQUESTS_PER_SECOND => ("1/s", Better::Higher),
         names::GB_PER_SECOND => ("GB/s", Better::Higher),
         names::CPU_PER_GB => ("s/GB", Better::Lower),
-        names::SWITCHES_PER_REQUEST | names::SYSTEM_CALLS_PER_REQUEST => ("1", Better::Lower),
+        names::SWITCHES_PER_REQUEST
+        | names::SYSTEM_CALLS_PER_REQUEST
+        | names::HANDSHAKE_OVER_BOUND
+        | names::CHURN_OVER_QUIET
+        | names::FLOOD_WORST
+        | names::FLOOD_FAILURES => ("1", Better::Lower),
+        names::HANDSHAKE_BOUND => ("us", Better::Neither),
+        names::CHANGES_PER_SECOND => ("1/s", Better::Neither),
         names::PROXY_CPU_SHARE | names::LOAD_CPU_SHARE => ("1", Better::Neither),
         name if name.ends_with("_us") || name == names::CPU_PER_REQUEST => ("us", Better::Lower),
         _ => ("bytes", Better::Lower),

@@ -3,9 +3,9 @@
 mod tokio_h2;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use crate::Failure;
+use crate::tls::Files;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -49,16 +49,6 @@ pub(crate) struct ServerArgs {
     congestion: Option<String>,
     #[command(flatten)]
     files: Files,
-}
-
-#[derive(Debug, Clone, clap::Args)]
-struct Files {
-    #[arg(long)]
-    cert: PathBuf,
-    #[arg(long)]
-    key: PathBuf,
-    #[arg(long)]
-    ca: PathBuf,
 }
 
 pub(crate) fn run(command: Command) -> Result<(), Failure> {

@@ -46,7 +46,7 @@ pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between, r
     let (rule, policy) = match (between, rules) {
         (Between::Bytes, _) => (String::new(), String::new()),
         (_, Rules::Many) => (thousand_routes(), hundred_policies()),
-        (_, Rules::One | Rules::Grpc) => (
+        (_, Rules::One | Rules::Grpc | Rules::Changing) => (
             "  http-request set-header x-route v1 if { path_beg /v1/ }\n".to_owned(),
             "  http-request deny if !{ method GET POST }\n  http-request deny if !{ path / } !{ path_beg /api/ } !{ path_end /healthz } !{ path_reg ^/v1/[^/]+/users/ }\n".to_owned(),
         ),
@@ -96,7 +96,9 @@ fn thousand_routes() -> String {
 /// One HTTP hop without TLS.
 pub(super) fn hop(site: &Site, rules: Rules) -> String {
     let rules = match rules {
-        Rules::One | Rules::Grpc => "  http-request return status 404 if !{ path_beg /v1/ }\n".to_owned(),
+        Rules::One | Rules::Grpc | Rules::Changing => {
+            "  http-request return status 404 if !{ path_beg /v1/ }\n".to_owned()
+        }
         Rules::Many => hundred_policies() + &thousand_routes(),
     };
     let frontend = format!("  bind {}\n{rules}", site.outbound().listen);

@@ -10,7 +10,9 @@ use super::custom::Custom;
 use super::{NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
 use crate::Failure;
 use crate::certificates::identity;
+use crate::compare::churn::Changes;
 use crate::compare::grpc;
+use crate::compare::handshake::Tunnel;
 use crate::compare::http::Ask;
 use crate::compare::http::client::{self, Target};
 use crate::compare::mesh::{self, Mesh};
@@ -37,6 +39,7 @@ impl Start<'_> {
         let arguments = ["peer".to_owned(), role.to_owned(), "--listen".to_owned(), listen.to_string()];
         let mut program = Program::new(&self.setup.programs.perf, arguments);
         program.network = Some(self.site.server.clone());
+        program.log = Some(self.folder.join("backend.log"));
         let mut backend = Process::start(&program, self.setup.cores.load, self.setup.cores.load)?;
         backend.wait_listening(listen)?;
         Ok(backend)
@@ -44,7 +47,7 @@ impl Start<'_> {
 
     fn target(&self, address: SocketAddr) -> Target {
         let (path, fields) = match self.rules {
-            Rules::One => ("/v1/blue/users/", ""),
+            Rules::One | Rules::Changing => ("/v1/blue/users/", ""),
             Rules::Grpc => ("/v1/perf.Echo/users/Echo", ""),
             Rules::Many => ("/svc/999/api/", "x-tenant: tenant-999\r\n"),
         };
@@ -82,8 +85,14 @@ impl Start<'_> {
             Starter::Custom(custom) => self.custom(custom)?,
             _ => self.envoys()?,
         };
+        let door = self.site.tunnel().dial;
+        let tunnel = starter.takes_tunnels().then(|| Tunnel::new(door, &self.setup.certificates));
+        let changes = (self.rules == Rules::Changing).then(|| match starter {
+            Starter::Nodes(_) => Changes::Mesh(self.folder.join("mesh")),
+            _ => Changes::Files(self.folder.clone()),
+        });
         let target = self.target(entry);
-        Ok(Running { processes, backend, target, _mesh: mesh, _redirected: redirected })
+        Ok(Running { processes, backend, target, tunnel, changes, _mesh: mesh, _redirected: redirected })
     }
 
     fn custom(&self, custom: &Custom) -> Result<Vec<Process>, Failure> {
@@ -132,7 +141,8 @@ impl Start<'_> {
     fn envoys(&self) -> Result<Vec<Process>, Failure> {
         let path = &self.setup.programs.envoy;
         require(path, "run scripts/setup-peers")?;
-        let pair = envoy::Pair { site: self.site, certificates: &self.setup.certificates };
+        let pair =
+            envoy::Pair { site: self.site, certificates: &self.setup.certificates, folder: &self.folder };
         let (outbound, inbound) = (self.site.outbound().listen, self.site.inbound().listen);
         let tunnel = self.site.tunnel().listen;
         let (bootstraps, listens) = match self.spec.starter {
@@ -146,6 +156,9 @@ impl Start<'_> {
             }
             _ => (pair.hop(self.rules), vec![outbound]),
         };
+        if self.rules == Rules::Changing {
+            Changes::Files(self.folder.clone()).make(0)?;
+        }
         let mut programs = Vec::new();
         for ((index, bootstrap), listen) in bootstraps.into_iter().enumerate().zip(listens) {
             let file = self.folder.join(format!("{index}.json"));
@@ -276,11 +289,11 @@ impl Start<'_> {
         let target = running.target.clone();
         let ask = |target: &Target| match self.rules {
             Rules::Grpc => grpc::client::status_of(target),
-            Rules::One | Rules::Many => client::status_of(target),
+            _ => client::status_of(target),
         };
         self.site.client.within(|| match self.rules {
             Rules::Grpc => client::until_status(200, PATIENCE, || ask(&target)),
-            Rules::One | Rules::Many => client::until_answered(&target, PATIENCE),
+            _ => client::until_answered(&target, PATIENCE),
         })??;
         if let Some((path, status)) = self.spec.refusal.request(self.rules) {
             let mut denied = target;
