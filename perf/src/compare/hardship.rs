@@ -40,22 +40,15 @@ pub(super) fn flood_duration(scale: &Scale) -> Duration {
 /// Each kind of flood in turn, beside a neighbour; first the neighbour alone.
 pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
     let ask = &running.target.ask;
-    let (address, head, tls) = match &running.tunnel {
-        Some(tunnel) => {
-            let authority = site.backend().dial.to_string();
-            let head = block(&[(":method", "CONNECT"), (":authority", &authority)]);
-            (tunnel.address, head, Some(Arc::new(client_config(&tunnel.client)?)))
-        }
+    let (address, head, tls) = if let Some(tunnel) = &running.tunnel {
+        let authority = site.backend().dial.to_string();
+        let head = block(&[(":method", "CONNECT"), (":authority", &authority)]);
+        (tunnel.address, head, Some(Arc::new(client_config(&tunnel.client)?)))
+    } else {
         // What a policy at the server refuses: it passes both proxies and does not burden the backend.
-        None => {
-            let head = [
-                (":method", "POST"),
-                (":scheme", "http"),
-                (":path", "/v1/denied/"),
-                (":authority", &ask.host),
-            ];
-            (running.target.address, block(&head), None)
-        }
+        let head =
+            [(":method", "POST"), (":scheme", "http"), (":path", "/v1/denied/"), (":authority", &ask.host)];
+        (running.target.address, block(&head), None)
     };
     let victim = Victim { network: site.client.clone(), address, tls };
     let duration = flood_duration(scale);

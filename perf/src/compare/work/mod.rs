@@ -1,5 +1,7 @@
 //! What is done with each topology, and what is read off while it is done.
 
+mod kind;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -9,14 +11,15 @@ use super::handshake;
 use super::hardship;
 use super::http::Load;
 use super::http::client::{Client, Outcome};
-use super::peers::Rules;
 use super::peers::Running;
-use super::result::{Better, Form, Work, names};
+use super::result::{Better, Form, names};
 use super::site::Site;
 use super::syscalls;
 use crate::Failure;
 use crate::machine::thread_cpu_time;
 use crate::process::Process;
+
+pub(super) use kind::{ALL, Kind, instances};
 
 const CONNECTIONS: usize = 64;
 const NEW_CONNECTION_LOOPS: usize = 16;
@@ -49,56 +52,6 @@ impl Scale {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Requests,
-    Requests16,
-    Rate,
-    Single,
-    Connections,
-    Bulk { streams: u64, up: bool },
-    RequestsManyRules,
-    GrpcUnary,
-    GrpcStreams,
-    Handshakes,
-    Churn,
-    Flood,
-    Idle,
-}
-
-/// In the order in which they are done. Those on one instance of the proxies come together.
-pub(super) const ALL: [Kind; 16] = [
-    Kind::Requests,
-    Kind::Requests16,
-    Kind::Rate,
-    Kind::Single,
-    Kind::Connections,
-    Kind::Bulk { streams: 1, up: false },
-    Kind::Bulk { streams: 8, up: false },
-    Kind::Bulk { streams: 1, up: true },
-    Kind::Bulk { streams: 8, up: true },
-    Kind::Handshakes,
-    Kind::Flood,
-    Kind::RequestsManyRules,
-    Kind::GrpcUnary,
-    Kind::GrpcStreams,
-    Kind::Churn,
-    Kind::Idle,
-];
-
-/// Works that are done on one instance of the proxies, instance by instance. Memory varies little, and thousands of
-/// connections take their time: that is done once.
-pub(super) fn instances(works: &[Kind], is_first_round: bool) -> Vec<Vec<Kind>> {
-    let mut instances: Vec<Vec<Kind>> = Vec::new();
-    for work in works.iter().filter(|work| is_first_round || **work != Kind::Idle) {
-        match instances.last_mut() {
-            Some(same) if same.iter().all(|other| other.shares_instance(*work)) => same.push(*work),
-            _ => instances.push(vec![*work]),
-        }
-    }
-    instances
-}
-
 /// Figures of one measurement, by name; of all together and of each process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
@@ -107,167 +60,6 @@ pub(super) struct Sample {
 }
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Requests => names::REQUESTS,
-            Self::Requests16 => names::REQUESTS_16,
-            Self::Rate => names::RATE,
-            Self::Single => names::SINGLE,
-            Self::Connections => names::CONNECTIONS,
-            Self::Bulk { streams: 1, up: false } => names::BULK_DOWN_1,
-            Self::Bulk { streams: _, up: false } => names::BULK_DOWN_8,
-            Self::Bulk { streams: 1, up: true } => names::BULK_UP_1,
-            Self::Bulk { streams: _, up: true } => names::BULK_UP_8,
-            Self::RequestsManyRules => names::REQUESTS_MANY_RULES,
-            Self::GrpcUnary => names::GRPC_UNARY,
-            Self::GrpcStreams => names::GRPC_STREAMS,
-            Self::Handshakes => names::HANDSHAKES,
-            Self::Churn => names::CHURN,
-            Self::Flood => names::FLOOD,
-            Self::Idle => names::IDLE,
-        }
-    }
-
-    /// Whether both can be done on the same processes, one after the other.
-    fn shares_instance(self, other: Self) -> bool {
-        self.rules() == other.rules() && self != Self::Idle && other != Self::Idle
-    }
-
-    /// What the proxies are told.
-    pub(super) fn rules(self) -> Rules {
-        match self {
-            Self::RequestsManyRules => Rules::Many,
-            Self::GrpcUnary | Self::GrpcStreams => Rules::Grpc,
-            Self::Churn => Rules::Changing,
-            _ => Rules::One,
-        }
-    }
-
-    pub(super) fn facts(self, scale: &Scale) -> Work {
-        let seconds = scale.duration.as_secs_f64();
-        let (label, description, seconds) = match self {
-            Self::Requests => (
-                "requests, 64 connections".to_owned(),
-                format!("{CONNECTIONS} closed loops on keep-alive connections, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Requests16 => (
-                "requests, 16 connections".to_owned(),
-                format!("{KEEP_ALIVE_16} closed loops on keep-alive connections, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Rate => (
-                format!("{RATE} requests a second"),
-                format!(
-                    "an open loop over {CONNECTIONS} keep-alive connections, {REPLY_BYTES} byte replies; latency counts from the time at which each request is due"
-                ),
-                seconds,
-            ),
-            Self::Single => (
-                "one connection".to_owned(),
-                format!("one closed loop on one keep-alive connection, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Connections => (
-                "a connection per request".to_owned(),
-                format!(
-                    "{NEW_CONNECTION_LOOPS} loops: connect, one request, {REPLY_BYTES} byte reply, close"
-                ),
-                seconds,
-            ),
-            Self::Bulk { streams, up } => {
-                let megabytes = scale.bulk_bytes >> 20;
-                let way = if up { "up" } else { "down" };
-                let plural = if streams == 1 { "" } else { "s" };
-                (
-                    format!("bulk {way}, {streams} stream{plural}"),
-                    format!("{megabytes} MiB over {streams} connection{plural} at once, one body on each"),
-                    0.0,
-                )
-            }
-            Self::RequestsManyRules => (
-                "requests through many rules".to_owned(),
-                "as requests, through 1,000 routes and 100 policies of which the last ones fit".to_owned(),
-                seconds,
-            ),
-            Self::GrpcUnary => (
-                "gRPC calls".to_owned(),
-                format!(
-                    "64 closed loops of unary calls over 4 connections, HTTP/2 in the clear with prior knowledge to the client's proxy and from the server's, {REPLY_BYTES} byte replies"
-                ),
-                seconds,
-            ),
-            Self::GrpcStreams => (
-                "gRPC streams".to_owned(),
-                format!(
-                    "as gRPC calls, but 64 bidirectional streams that stay open; a request is a message and its answer of {REPLY_BYTES} bytes"
-                ),
-                seconds,
-            ),
-            Self::Handshakes => (
-                "full handshakes".to_owned(),
-                "16 loops against the server's tunnel port: connect, full mutual TLS handshake, the first frame of HTTP/2 each way, close; beside it what the server's side of a handshake takes in memory, with rustls and aws-lc alone".to_owned(),
-                seconds,
-            ),
-            Self::Churn => (
-                "changes under load".to_owned(),
-                format!("{RATE} requests a second over 16 connections while a route and an endpoint change ten times a second; before that the same without changes; the last change must show"),
-                seconds,
-            ),
-            Self::Flood => (
-                "a neighbour of floods".to_owned(),
-                format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second; at a tunnel's port in TLS, where requests are read in the clear"),
-                hardship::flood_duration(scale).as_secs_f64(),
-            ),
-            Self::Idle => (
-                format!("{} idle connections", scale.idle),
-                format!("fresh processes, then {} connections with one request each, held open", scale.idle),
-                0.0,
-            ),
-        };
-        let headline = self.headline().iter().map(|name| (*name).to_owned()).collect();
-        Work { name: self.name().to_owned(), label, description, seconds, headline }
-    }
-
-    fn headline(self) -> &'static [&'static str] {
-        match self {
-            Self::Bulk { .. } => &[names::CPU_PER_GB, names::GB_PER_SECOND],
-            Self::Handshakes => &[
-                names::CPU_PER_REQUEST,
-                names::HANDSHAKE_BOUND,
-                names::HANDSHAKE_OVER_BOUND,
-                names::REQUESTS_PER_SECOND,
-            ],
-            Self::Churn => {
-                &[names::CHURN_QUIET_P99, names::LATENCY_P99, names::CHURN_OVER_QUIET, names::LATENCY_P50]
-            }
-            Self::Flood => &[
-                names::FLOOD_WORST,
-                names::FLOOD_FAILURES,
-                names::FLOOD_GROWTH,
-                names::FLOOD_QUIET_P99,
-                names::FLOOD_RESETS_P99,
-                names::FLOOD_CONTINUATION_P99,
-                names::FLOOD_PINGS_P99,
-                names::FLOOD_SETTINGS_P99,
-                names::FLOOD_EMPTY_DATA_P99,
-                names::FLOOD_SMALL_DATA_P99,
-                names::FLOOD_REFERENCES_P99,
-            ],
-            Self::Idle => &[names::RESIDENT_READY, names::PRIVATE_READY, names::PRIVATE_PER_CONNECTION_SIDE],
-            Self::Rate | Self::Single => {
-                &[names::LATENCY_P50, names::LATENCY_P99, names::LATENCY_P999, names::CPU_PER_REQUEST]
-            }
-            _ => &[
-                names::CPU_PER_REQUEST,
-                names::REQUESTS_PER_SECOND,
-                names::LATENCY_P50,
-                names::LATENCY_P99,
-                names::SYSTEM_CALLS_PER_REQUEST,
-            ],
-        }
-    }
-
     /// Does it once.
     pub(super) fn measure(self, site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
         match self {
