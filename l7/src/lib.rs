@@ -7,6 +7,7 @@
 )]
 
 pub mod authz;
+pub mod balance;
 pub mod check;
 pub mod fault;
 pub mod filter;
@@ -15,6 +16,7 @@ pub mod http1;
 pub mod http2;
 pub mod ir;
 pub mod jwt;
+pub mod outlier;
 pub mod path;
 #[cfg(test)]
 mod random;

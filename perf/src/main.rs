@@ -14,7 +14,6 @@ mod runtimes;
 mod scale;
 mod sockets;
 mod statistics;
-mod tls;
 mod tunnel;
 mod wire;
 mod work;

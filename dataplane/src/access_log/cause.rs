@@ -54,6 +54,8 @@ pub enum CloseCause {
     RequestTimeout,
     /// A bound of this proxy was reached; `corelane_limit_hits_total` names which.
     LimitReached,
+    /// A bound of the service's own traffic policy was reached.
+    UpstreamOverflow,
     /// The proxy, or the pod, is going away.
     Drained,
 }
@@ -93,12 +95,13 @@ pub enum RequestFlag {
     StreamIdleTimeout,
     LocalReset,
     OverloadManager,
+    UpstreamOverflow,
 }
 
 // === impl CloseCause ===
 
 impl CloseCause {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Finished,
         Self::PolicyDenied,
         Self::TokenRefused,
@@ -125,6 +128,7 @@ impl CloseCause {
         Self::IdleTimeout,
         Self::RequestTimeout,
         Self::LimitReached,
+        Self::UpstreamOverflow,
         Self::Drained,
     ];
 
@@ -157,6 +161,7 @@ impl CloseCause {
             Self::IdleTimeout => "idle_timeout",
             Self::RequestTimeout => "request_timeout",
             Self::LimitReached => "limit_reached",
+            Self::UpstreamOverflow => "upstream_overflow",
             Self::Drained => "drained",
         }
     }
@@ -190,6 +195,7 @@ impl CloseCause {
             Self::IdleTimeout => "idle timeout",
             Self::RequestTimeout => "request timeout",
             Self::LimitReached => "a limit of the proxy was reached",
+            Self::UpstreamOverflow => "a limit of the service's traffic policy was reached",
             Self::Drained => "the proxy is draining",
         })
     }
@@ -235,6 +241,7 @@ impl CloseCause {
             | Self::IdleTimeout
             | Self::RequestTimeout
             | Self::LimitReached
+            | Self::UpstreamOverflow
             | Self::Drained => ResponseFlag::None,
         }
     }
@@ -273,6 +280,7 @@ impl CloseCause {
             Self::RequestTimeout => RequestFlag::UpstreamRequestTimeout,
             Self::IdleTimeout => RequestFlag::StreamIdleTimeout,
             Self::LimitReached => RequestFlag::OverloadManager,
+            Self::UpstreamOverflow => RequestFlag::UpstreamOverflow,
             Self::PolicyChanged | Self::Drained => RequestFlag::LocalReset,
         }
     }
@@ -322,6 +330,7 @@ impl RequestFlag {
             Self::StreamIdleTimeout => "SI",
             Self::LocalReset => "LR",
             Self::OverloadManager => "OM",
+            Self::UpstreamOverflow => "UO",
         }
     }
 }

@@ -196,6 +196,7 @@ fn every_cause_has_the_flag_that_envoy_gives_it() {
         ("idle_timeout", "SI"),
         ("request_timeout", "UT"),
         ("limit_reached", "OM"),
+        ("upstream_overflow", "UO"),
         ("drained", "LR"),
     ];
     assert_eq!(flags, expected);

@@ -15,10 +15,10 @@ use tunnel::tls::CipherSuite;
 
 use super::admission::Arrival;
 use super::http::Allowed;
-use super::load::LoadGuard;
 use super::node::{Node, Role};
 use super::pod::Pod;
 use super::state::LocalPod;
+use super::traffic::Hold;
 use super::waypoint::Front;
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Authority, Direction, Party, Record, Stage, TlsFacts};
@@ -38,8 +38,8 @@ pub(super) struct Connection {
     pub(super) shared: Rc<Shared>,
     /// What the log line will say; filled in as it becomes known.
     pub(super) record: Rc<RefCell<Record>>,
-    /// Counts at the endpoint where endpoints are chosen by load.
-    pub(super) load: RefCell<Option<Box<LoadGuard>>>,
+    /// What it counts for, where endpoints are chosen by load or connections are bounded.
+    pub(super) hold: RefCell<Option<Box<Hold>>>,
     started: Instant,
     key: usize,
     ended: Cell<bool>,
@@ -224,7 +224,7 @@ impl Connection {
             node: node.clone(),
             shared,
             record,
-            load: RefCell::default(),
+            hold: RefCell::default(),
             started: Instant::now(),
             key,
             ended: Cell::new(false),

@@ -37,6 +37,7 @@ mod retry_budgets;
 mod revocation;
 mod state;
 mod tls_stream;
+mod traffic;
 mod waypoint;
 
 pub(crate) use admission::{Admission, judge};

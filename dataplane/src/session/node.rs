@@ -24,6 +24,7 @@ use super::pod::Pod;
 use super::registry::{Books, Registry};
 use super::retry_budgets::RetryBudgets;
 use super::state::{LocalPod, NodeState, PodEvent, TlsContexts};
+use super::traffic::Clusters;
 use crate::access_log::queue::Recorder;
 use crate::metrics::{Counter, Gauge, Limit, WorkerMetrics};
 use crate::net::{
@@ -196,6 +197,7 @@ pub struct Node {
     pub(super) demands: Demands,
     pub(super) backend_contexts: BackendContexts,
     pub(super) retry_budgets: RetryBudgets,
+    pub(super) clusters: Clusters,
     /// Copies of requests that are under way.
     pub(super) copies: Rc<Cell<usize>>,
     events: Sender<PodEvent>,
@@ -229,6 +231,7 @@ impl Node {
             demands: Demands::default(),
             backend_contexts: BackendContexts::default(),
             retry_budgets: RetryBudgets::new(workers),
+            clusters: Clusters::new(workers),
             copies: Rc::default(),
             events: parts.events,
             state: RefCell::default(),

@@ -15,6 +15,7 @@ use super::http;
 use super::node::{Node, workload_of};
 use super::pod::Pod;
 use super::state::NodeState;
+use super::traffic::{Cluster, Hold};
 use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{Direction, Party};
 use crate::link::{Flow, TunnelStream};
@@ -189,19 +190,33 @@ async fn reach(
 ) -> Result<Wire, CloseCause> {
     let (node, snapshot) = (dialler.node, &state.snapshot);
     let client = Client { workload: dialler.workload, ip: dialler.client.ip() };
-    let route = snapshot.resolve(client, to, node.chooser()).map_err(|refusal| refused(&refusal))?;
-    let failed = match dial(connection, state, dialler, &route).await {
+    let cluster = cluster_of(node, state, client, to);
+    let cluster = cluster.as_ref();
+    let pick = cluster.map(|it| it.pick(state, it.key_of_connection(client.ip), to.ip()));
+    let chooser = || pick.as_ref().map_or_else(|| node.chooser(), |pick| pick.chooser(node));
+    let route = snapshot.resolve(client, to, chooser()).map_err(|refusal| refused(&refusal))?;
+    let failed = match dial(connection, state, dialler, &route, cluster).await {
         Err(CloseCause::ConnectFailed) => route.workload,
         result => return result,
     };
     let Some(failed) = failed else { return Err(CloseCause::ConnectFailed) };
-    match snapshot.resolve(client, to, node.chooser().avoiding(&failed)) {
+    match snapshot.resolve(client, to, chooser().avoiding(std::slice::from_ref(&failed))) {
         Ok(other) if other.workload.as_ref().is_some_and(|it| it.uid != failed.uid) => {
             tracing::debug!(endpoint = %failed.uid, "takes no connection; another one is tried");
-            dial(connection, state, dialler, &other).await
+            dial(connection, state, dialler, &other, cluster).await
         }
         _ => Err(CloseCause::ConnectFailed),
     }
+}
+
+/// What governs the traffic of a client to a service. A waypoint does that itself.
+fn cluster_of(node: &Node, state: &NodeState, client: Client<'_>, to: SocketAddr) -> Option<Rc<Cluster>> {
+    let destination = state.snapshot.destination(client, to).ok()?;
+    let Destination::Service { entry, .. } = destination else { return None };
+    if state.snapshot.is_behind_waypoint(client, &destination) {
+        return None;
+    }
+    node.clusters.of(state, entry.key(), to.port(), None, client.workload.identity.namespace())
 }
 
 async fn dial(
@@ -209,12 +224,21 @@ async fn dial(
     state: &NodeState,
     dialler: &Dialler<'_>,
     route: &Route,
+    cluster: Option<&Rc<Cluster>>,
 ) -> Result<Wire, CloseCause> {
-    connection.load.replace(dialler.node.loaded(route).map(Box::new));
+    connection.hold.replace(dialler.node.loaded(route).map(|load| Box::new(Hold::load(load))));
     connection.record.borrow_mut().service = route.service.as_ref().map(|entry| entry.service.clone());
     let mut facts = UpstreamFacts::of_route(route);
     facts.describe(&mut connection.record.borrow_mut());
-    let wire = dialler.dial(state, route, &mut facts).await?;
+    let wire = match cluster {
+        None => dialler.dial(state, route, &mut facts).await?,
+        Some(cluster) => {
+            let dialled = pin!(dialler.dial(state, route, &mut facts));
+            let (wire, hold) = cluster.open(state, route.workload.as_ref(), dialled).await?;
+            connection.hold.replace(Some(Box::new(hold)));
+            wire
+        }
+    };
     facts.describe(&mut connection.record.borrow_mut());
     Ok(wire)
 }
@@ -234,7 +258,8 @@ async fn relay_plain(connection: &Connection, downstream: &Socket, upstream: &So
     }
 }
 
-/// The routes of the addressed service, if requests to it are routed one by one. A waypoint does that itself.
+/// The addressed service, if requests to it find their ways one by one: by its routes, or by its traffic policy. A waypoint
+/// does that itself.
 pub(crate) fn governed<'a>(
     snapshot: &Snapshot,
     client: Client<'_>,
@@ -248,7 +273,12 @@ pub(crate) fn governed<'a>(
     {
         return None;
     }
-    snapshot.routes_for(entry.key(), port, client.workload.identity.namespace()).map(|_router| *entry)
+    let (key, namespace) = (entry.key(), client.workload.identity.namespace());
+    let is_http = declared != AppProtocol::Unknown;
+    let is_governed = snapshot.routes_for(key, port, namespace).is_some()
+        // Nobody waits for the first bytes of what may be any protocol, to spread it.
+        || (is_http && snapshot.traffic_to(key, port, None, namespace).is_some());
+    is_governed.then_some(*entry)
 }
 
 fn refused(refusal: &Refusal) -> CloseCause {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use model::{NamespacedHostname, SourceRef};
 
-use super::{BackendTls, Fault, Filters, Labels, Retry, RetryBudget, SessionPersistence};
+use super::{BackendTls, Fault, Filters, HashOn, Labels, Retry, RetryBudget, SessionPersistence};
 
 /// One HTTPRoute, GRPCRoute or VirtualService, seen from one parent Service (a route with several parents yields
 /// several).
@@ -82,6 +82,9 @@ pub struct HttpRule {
     pub retry: Option<Arc<Retry>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<Arc<SessionPersistence>>,
+    /// What requests are hashed by towards backends that are chosen by hash and do not say it themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hash: Vec<HashOn>,
     /// Made on purpose, to see what clients do about it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fault: Option<Arc<Fault>>,

@@ -69,7 +69,8 @@ pub enum Balancing {
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HashPolicy {
-    pub on: HashOn,
+    /// All of these together. Empty: what the route says.
+    pub on: Vec<HashOn>,
     pub table: HashTable,
 }
 
@@ -78,7 +79,7 @@ pub struct HashPolicy {
 pub enum HashOn {
     /// Lower case.
     Header(Arc<str>),
-    /// With a lifetime the cookie is set where a request has none.
+    /// With a lifetime the cookie is set where a request has none; 0 is as long as the client's session.
     Cookie {
         name: Arc<str>,
         path: Arc<str>,
@@ -104,11 +105,17 @@ pub struct OutlierDetection {
     pub consecutive_5xx: u32,
     /// The same for 502, 503, 504 and broken connections.
     pub consecutive_gateway_errors: u32,
+    /// Connections that cannot be made, break off or do not answer are no 5xx, but counted apart.
+    #[serde(default)]
+    pub split_local_origin: bool,
+    /// So many of these in a row, where they are counted apart; 0 for never.
+    #[serde(default)]
+    pub consecutive_local_origin: u32,
     /// An endpoint that lasts this long without a new ejection is one ejection better off.
     pub interval_ms: NonZeroU32,
     /// Times the number of ejections so far.
     pub base_ejection_ms: NonZeroU32,
-    /// Of the service's endpoints at most so many are out, but one always may be.
+    /// Of the service's endpoints at most so many are out.
     pub ejection_percent_max: u32,
     /// Where fewer endpoints are left than this share, none is out.
     pub health_percent_min: u32,
@@ -118,7 +125,7 @@ pub struct OutlierDetection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ConnectionLimits {
-    /// To one endpoint.
+    /// Open at the same time.
     pub connections: Option<u32>,
     pub connect_timeout_ms: Option<NonZeroU32>,
     /// Requests that wait for a connection.
@@ -130,6 +137,15 @@ pub struct ConnectionLimits {
     pub retries: Option<u32>,
     /// Of a connection without request.
     pub idle_timeout_ms: Option<NonZeroU32>,
+}
+
+impl TrafficSettings {
+    /// Nothing is said.
+    pub fn is_unset(&self) -> bool {
+        self.balancing == Balancing::Unset
+            && self.outliers.is_none()
+            && self.limits == ConnectionLimits::default()
+    }
 }
 
 impl TrafficPolicy {

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use l7::ir::{Balancing, ConnectionLimits, OutlierDetection, TrafficSettings};
+use l7::ir::{Balancing, ConnectionLimits, HashPolicy, HashTable, OutlierDetection, TrafficSettings};
 use prost_types::value::Kind;
 use prost_types::{Any, Struct, Value};
 
@@ -22,6 +22,10 @@ const INTERNAL_UPSTREAM: &str =
     "envoy.extensions.transport_sockets.internal_upstream.v3.InternalUpstreamTransport";
 const RAW_BUFFER: &str = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer";
 const HTTP_OPTIONS: &str = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+
+/// Places of a ring, and of a Maglev table, where none are given (`RingHashLbConfig`, `MaglevLbConfig`).
+const RING: u32 = 1024;
+const MAGLEV: u32 = 65_537;
 
 /// Clusters that lead from one listener to the next within Envoy.
 const TUNNELS: [&str; 5] =
@@ -143,7 +147,14 @@ fn settings(wire: &Cluster) -> Result<TrafficSettings, Refusal> {
         Ok(LbPolicy::LeastRequest) => Balancing::LeastRequest,
         Ok(LbPolicy::Random) => Balancing::Random,
         Ok(LbPolicy::ClusterProvided) => Balancing::Passthrough,
-        Ok(LbPolicy::RingHash | LbPolicy::Maglev) | Err(_) => {
+        Ok(LbPolicy::RingHash) => {
+            let least = wire.ring_hash_lb_config.as_ref().and_then(|ring| ring.minimum_ring_size);
+            by_hash(HashTable::Ring, least, RING)
+        }
+        Ok(LbPolicy::Maglev) => {
+            by_hash(HashTable::Maglev, wire.maglev_lb_config.as_ref().and_then(|it| it.table_size), MAGLEV)
+        }
+        Err(_) => {
             return Err(Refusal::at("lb_policy", format!("{} is not supported", wire.lb_policy)));
         }
     };
@@ -161,6 +172,12 @@ fn settings(wire: &Cluster) -> Result<TrafficSettings, Refusal> {
     let outliers = wire.outlier_detection.as_ref();
     let outliers = outliers.map(|it| self::outliers(it, health_percent_min)).transpose();
     Ok(TrafficSettings { balancing, outliers: outliers.within("outlier_detection")?, limits })
+}
+
+/// By what is hashed the routes say.
+fn by_hash(table: fn(u32) -> HashTable, size: Option<u64>, usual: u32) -> Balancing {
+    let size = size.map_or(usual, |size| u32::try_from(size).unwrap_or(u32::MAX));
+    Balancing::Hash(HashPolicy { on: Vec::new(), table: table(size) })
 }
 
 fn limits(wire: &Cluster) -> Result<ConnectionLimits, Refusal> {
@@ -199,6 +216,11 @@ fn outliers(wire: &WireOutliers, health_percent_min: u32) -> Result<OutlierDetec
         consecutive_gateway_errors: counted(
             wire.consecutive_gateway_failure,
             wire.enforcing_consecutive_gateway_failure.unwrap_or(0),
+        ),
+        split_local_origin: wire.split_external_local_origin_errors,
+        consecutive_local_origin: counted(
+            wire.consecutive_local_origin_failure,
+            wire.enforcing_consecutive_local_origin_failure.unwrap_or(100),
         ),
         interval_ms: interval.unwrap_or(INTERVAL_MS),
         base_ejection_ms: ejection.within("base_ejection_time")?.unwrap_or(EJECTION_MS),

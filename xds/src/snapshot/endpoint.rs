@@ -2,19 +2,18 @@
 //!
 //! Eligible is an endpoint that is healthy (or of a service that allows all), serves the port, can be reached (if need
 //! be through its network's gateway) and has capacity. Among those of the best locality rank the choice is random,
-//! weighted by capacity; a [`Chooser`] that knows the load of endpoints draws two and takes the one with less to do for
-//! its capacity.
+//! weighted by capacity; a [`super::Chooser`] that knows the load of endpoints draws two and takes the one with less to do
+//! for its capacity, and one with a [`Balancer`] has it take one.
 //!
 //! Without locality preferences the choice probes random endpoints, so that it costs the same for ten endpoints and
 //! for ten thousand; only if probing fails does it look at all of them.
 
-use std::fmt;
 use std::sync::Arc;
 
-use l7::ir::Labels;
 use model::{EndpointPort, Health, HealthPolicy, LoadBalancing, LoadBalancingMode, RoutingScope, Workload};
 
-use super::{Map, ServiceEntry};
+use super::ServiceEntry;
+use super::chooser::{Among, Balancer, Choosing, Load, Within};
 
 /// Random probes before every endpoint is looked at.
 const PROBES_MAX: usize = 8;
@@ -25,14 +24,6 @@ pub struct Endpoint {
     pub workload: Arc<Workload>,
     /// The ports of this service as this endpoint serves them; shared between endpoints where equal.
     pub ports: Arc<[EndpointPort]>,
-}
-
-impl Within<'_> {
-    fn has(&self, workload: &Workload) -> bool {
-        let Some(wanted) = self.wanted else { return false };
-        let own = self.labels.get(&workload.uid);
-        wanted.iter().all(|(key, value)| own.is_some_and(|own| own.get(key) == Some(value)))
-    }
 }
 
 /// An endpoint with the port to dial.
@@ -61,88 +52,6 @@ pub enum Purpose {
     Waypoint,
     /// To be a network's gateway: dialled directly, on whichever network it is.
     Gateway,
-}
-
-/// How to choose where several would do.
-#[derive(Clone, Copy)]
-pub struct Chooser<'a> {
-    seed: u64,
-    load: Option<&'a dyn Load>,
-    avoid: Option<&'a Workload>,
-    prefer: Option<&'a str>,
-    within: Option<Within<'a>>,
-}
-
-/// A part of a service's endpoints.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Within<'a> {
-    /// All of them an endpoint must have; `None` where the part is not known: then none belongs to it.
-    pub(super) wanted: Option<&'a Labels>,
-    pub(super) labels: &'a Map<Arc<str>, Arc<Labels>>,
-}
-
-/// Live connections to a workload, as far as the asking worker knows.
-pub trait Load {
-    fn connections(&self, workload: &Workload) -> u32;
-}
-
-impl<'a> Chooser<'a> {
-    /// Chooses at random, weighted by capacity.
-    pub fn random(seed: u64) -> Self {
-        Self { seed, load: None, avoid: None, within: None, prefer: None }
-    }
-
-    /// Draws two, weighted by capacity, and takes the one with fewer connections for its capacity.
-    pub fn least_loaded(seed: u64, load: &'a dyn Load) -> Self {
-        Self { seed, load: Some(load), avoid: None, within: None, prefer: None }
-    }
-
-    /// The same, but never this endpoint.
-    #[must_use]
-    pub fn avoiding(self, workload: &'a Workload) -> Self {
-        Self { avoid: Some(workload), ..self }
-    }
-
-    /// The same, but the endpoint of this unique name if it will do, whatever its load and its locality.
-    #[must_use]
-    pub fn preferring(self, uid: &'a str) -> Self {
-        Self { prefer: Some(uid), ..self }
-    }
-
-    pub(super) fn within(self, within: Within<'a>) -> Self {
-        Self { within: Some(within), ..self }
-    }
-
-    pub(super) fn start(&self) -> Choosing<'a> {
-        Choosing {
-            random: Random::new(self.seed),
-            load: self.load,
-            avoid: self.avoid,
-            within: self.within,
-            prefer: self.prefer,
-        }
-    }
-}
-
-impl From<u64> for Chooser<'_> {
-    fn from(seed: u64) -> Self {
-        Self::random(seed)
-    }
-}
-
-impl fmt::Debug for Chooser<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Chooser").field("by_load", &self.load.is_some()).finish_non_exhaustive()
-    }
-}
-
-/// A [`Chooser`] at work on one decision.
-pub(super) struct Choosing<'a> {
-    pub(super) random: Random,
-    load: Option<&'a dyn Load>,
-    avoid: Option<&'a Workload>,
-    within: Option<Within<'a>>,
-    prefer: Option<&'a str>,
 }
 
 /// A sequence of random numbers from one seed (splitmix64).
@@ -174,7 +83,7 @@ impl Random {
 
 /// Chooses an endpoint of a service for one connection.
 pub(super) fn choose<'a>(
-    entry: &'a ServiceEntry,
+    entry: &'a Arc<ServiceEntry>,
     service_port: u16,
     purpose: Purpose,
     client: &Workload,
@@ -182,6 +91,11 @@ pub(super) fn choose<'a>(
 ) -> Result<Choice<'a>, NoEndpoint> {
     let request = Request::new(entry, service_port, purpose, client, choosing);
     if let Some(choice) = choosing.prefer.and_then(|uid| request.of(uid)) {
+        return Ok(choice);
+    }
+    if let Some(balancer) = request.balancer
+        && let Some(choice) = balancer.pick(&Among::new(&request)).and_then(|index| request.at(index))
+    {
         return Ok(choice);
     }
     let first = request.draw(&mut choosing.random)?;
@@ -217,12 +131,11 @@ pub enum Unfit {
 
 /// Every endpoint of a service, with the port to dial where the endpoint may be chosen.
 pub(super) fn standings<'a>(
-    entry: &'a ServiceEntry,
+    entry: &'a Arc<ServiceEntry>,
     service_port: u16,
     client: &Workload,
 ) -> Vec<(&'a Endpoint, Result<u16, Unfit>)> {
-    let request =
-        Request::new(entry, service_port, Purpose::Destination, client, &Chooser::random(0).start());
+    let request = Request::new(entry, service_port, Purpose::Destination, client, &Choosing::at_random());
     let ranked = |endpoint: &'a Endpoint| {
         let standing = request.standing(endpoint);
         (
@@ -237,13 +150,14 @@ pub(super) fn standings<'a>(
 }
 
 /// What is asked of every endpoint.
-struct Request<'a, 'c> {
-    entry: &'a ServiceEntry,
+pub(super) struct Request<'a, 'c> {
+    pub(super) entry: &'a Arc<ServiceEntry>,
     service_port: u16,
     purpose: Purpose,
-    client: &'c Workload,
-    avoid: Option<&'c Workload>,
+    pub(super) client: &'c Workload,
+    avoid: &'c [Arc<Workload>],
     within: Option<Within<'c>>,
+    balancer: Option<&'c dyn Balancer>,
     unhealthy_too: bool,
     preferences: Option<&'a LoadBalancing>,
     /// The service's own target port, 0 where each endpoint carries one; `None` if the service has no such port.
@@ -252,7 +166,7 @@ struct Request<'a, 'c> {
 
 impl<'a, 'c> Request<'a, 'c> {
     fn new(
-        entry: &'a ServiceEntry,
+        entry: &'a Arc<ServiceEntry>,
         service_port: u16,
         purpose: Purpose,
         client: &'c Workload,
@@ -260,13 +174,16 @@ impl<'a, 'c> Request<'a, 'c> {
     ) -> Self {
         let service = &entry.service;
         let balancing = service.load_balancing.as_ref();
+        // What concerns the service is not asked of those that carry its traffic.
+        let of_service = purpose == Purpose::Destination;
         Self {
             entry,
             service_port,
             purpose,
             client,
             avoid: choosing.avoid,
-            within: choosing.within,
+            within: choosing.within.filter(|_| of_service),
+            balancer: choosing.balancer.filter(|_| of_service),
             unhealthy_too: balancing.is_some_and(|it| it.health_policy == HealthPolicy::AllowAll),
             preferences: balancing.filter(|it| {
                 matches!(it.mode, LoadBalancingMode::Strict | LoadBalancingMode::Failover)
@@ -274,6 +191,12 @@ impl<'a, 'c> Request<'a, 'c> {
             }),
             target_port: service.port(service_port).map(|port| port.target_port),
         }
+    }
+
+    /// The endpoint at this index, if it is eligible.
+    fn at(&self, index: usize) -> Option<Choice<'a>> {
+        let endpoint = self.entry.endpoints.get(index)?;
+        Some(Choice { endpoint, target_port: self.eligible(endpoint)? })
     }
 
     /// The endpoint of this name, if it is eligible.
@@ -336,13 +259,24 @@ impl<'a, 'c> Request<'a, 'c> {
     }
 
     /// The port to dial, if this endpoint may serve the request.
-    fn eligible(&self, endpoint: &Endpoint) -> Option<u16> {
-        let avoided = self.avoid.is_some_and(|avoid| avoid.uid == endpoint.workload.uid);
+    pub(super) fn eligible(&self, endpoint: &Endpoint) -> Option<u16> {
+        let workload = &endpoint.workload;
+        let avoided = self.avoid.iter().any(|avoid| avoid.uid == workload.uid)
+            || self.balancer.is_some_and(|balancer| balancer.is_out(workload));
         self.standing(endpoint).ok().filter(|_| !avoided)
     }
 
+    /// The best rank of an eligible endpoint.
+    pub(super) fn best_rank(&self) -> usize {
+        if self.preferences.is_none() {
+            return 0;
+        }
+        let eligible = self.entry.endpoints.iter().filter(|endpoint| self.eligible(endpoint).is_some());
+        eligible.filter_map(|endpoint| self.rank(&endpoint.workload)).max().unwrap_or_default()
+    }
+
     /// The same with the reason, for an endpoint that is not to be avoided.
-    fn standing(&self, endpoint: &Endpoint) -> Result<u16, Unfit> {
+    pub(super) fn standing(&self, endpoint: &Endpoint) -> Result<u16, Unfit> {
         let workload = &endpoint.workload;
         if !self.unhealthy_too && workload.health != Health::Healthy {
             return Err(Unfit::Unhealthy);
@@ -382,7 +316,7 @@ impl<'a, 'c> Request<'a, 'c> {
     }
 
     /// How well the endpoint fits the routing preferences; `None` if they rule it out.
-    fn rank(&self, workload: &Workload) -> Option<usize> {
+    pub(super) fn rank(&self, workload: &Workload) -> Option<usize> {
         let Some(balancing) = self.preferences else { return Some(0) };
         let scopes = &balancing.routing_preference;
         let mut rank = 0;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use model::{GatewayAddress, GatewayDestination, Identity, IpFamilies, Workload};
 
-use super::endpoint::{Choosing, Purpose, choose};
+use super::chooser::Choosing;
+use super::endpoint::{Purpose, choose};
 use super::resolve::{identities, no_endpoint, pick_address};
 use super::{Client, Refusal, Route, RouteKind, ServiceEntry, Snapshot, Transport};
 

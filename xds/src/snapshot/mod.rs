@@ -6,10 +6,11 @@
 //!
 //! - [`Snapshot`]: lookups of workloads, services, policies and routes.
 //! - [`resolve`]: where a connection goes (`Snapshot::resolve` and its two halves); `gateway`: by way of whom.
-//! - [`endpoint`]: the choice among the endpoints of a service.
+//! - [`endpoint`]: the choice among the endpoints of a service; `chooser`: what the caller says about it.
 //! - [`waypoint`]: what a waypoint does with a connection.
 //! - [`dump`]: the JSON of `/config_dump`.
 
+mod chooser;
 mod demand;
 pub mod dump;
 pub mod endpoint;
@@ -38,11 +39,13 @@ use l7::router::Router;
 use model::{NamespacedHostname, Service, Visibility, Workload};
 use smallvec::SmallVec;
 
-pub use endpoint::{Chooser, Endpoint, Load};
+pub use chooser::{Among, Balancer, Chooser, Load};
+pub use endpoint::Endpoint;
 pub(crate) use keys::{AddressKey, PolicySetKey};
 use keys::{AddressQuery, HostQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
 pub(crate) use routes::ServiceRoutes;
+pub use traffic::Governed;
 pub(crate) use vip_blocks::VipBlocks;
 pub use waypoint::{Asked, Served, ServedHttp, WaypointConfig};
 pub(crate) use workloads::Workloads;

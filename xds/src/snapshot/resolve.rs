@@ -15,11 +15,13 @@ use model::{
     TunnelProtocol, Workload,
 };
 
-use super::endpoint::{Choice, Choosing, Endpoint, NoEndpoint, Purpose, Random, choose, standings};
+use super::chooser::Choosing;
+use super::endpoint::{Choice, Endpoint, NoEndpoint, Purpose, Random, choose, standings};
 use super::gateway::Far;
 use super::{ServiceEntry, Snapshot};
 
-pub use super::endpoint::{Chooser, Load, Unfit};
+pub use super::chooser::{Chooser, Load};
+pub use super::endpoint::Unfit;
 
 /// Where workloads take HBONE.
 pub const HBONE_PORT: u16 = 15008;
@@ -207,21 +209,9 @@ impl Snapshot {
         })
     }
 
-    /// The way to an endpoint of a service, past its waypoint: for a backend that an L7 route chose, and for the
-    /// waypoint's own use.
+    /// The way to an endpoint of a service, or of one of its subsets, past its waypoint: for a backend that an L7 route
+    /// chose, and for the waypoint's own use.
     pub fn resolve_backend<'c>(
-        &self,
-        client: Client<'_>,
-        service: &NamespacedHostname,
-        port: u16,
-        chooser: impl Into<Chooser<'c>>,
-    ) -> Result<Route, Refusal> {
-        self.resolve_subset(client, service, port, None, chooser)
-    }
-
-    /// The same for one subset of the service's endpoints, as Envoy's clusters divide them. Where no such clusters are
-    /// held there are no subsets.
-    pub fn resolve_subset<'c>(
         &self,
         client: Client<'_>,
         service: &NamespacedHostname,
@@ -230,11 +220,15 @@ impl Snapshot {
         chooser: impl Into<Chooser<'c>>,
     ) -> Result<Route, Refusal> {
         let mut refusal = Refusal::NoEndpoint { service: service.clone(), port };
-        let choosing = &mut chooser.into().start();
+        let mut chooser: Chooser<'_> = chooser.into();
         let Some(config) = &self.waypoint else {
-            let entry = self.services.get(service).filter(|_| subset.is_none()).ok_or(refusal)?;
-            return self.to_endpoint(client, entry, port, None, choosing);
+            let entry = self.services.get(service).ok_or(refusal)?;
+            if let Some(subset) = subset {
+                chooser = self.within(chooser, service, client.workload.identity.namespace(), subset);
+            }
+            return self.to_endpoint(client, entry, port, None, &mut chooser.start());
         };
+        let choosing = &mut chooser.start();
         for level in config.levels(&service.hostname, port, subset) {
             match self.to_endpoint(client, level, port, None, choosing) {
                 Ok(route) => return Ok(route),
@@ -269,7 +263,7 @@ impl Snapshot {
     ) -> Vec<Candidate> {
         let Some(entry) = self.services.get(service) else { return Vec::new() };
         let way = |(endpoint, standing): (&Endpoint, Result<u16, Unfit>)| {
-            let choosing = &mut Chooser::random(0).start();
+            let choosing = &mut Choosing::at_random();
             let way = standing.map_err(NotChosen::Unfit).and_then(|target_port| {
                 let choice = Choice { endpoint, target_port };
                 self.to_chosen(client, entry, port, requested, choice, choosing).map_err(NotChosen::Refused)

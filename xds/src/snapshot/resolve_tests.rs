@@ -382,9 +382,9 @@ fn a_backend_of_a_route_is_reached_past_its_waypoint_and_a_missing_one_is_refuse
     let me = client();
     let me = Client { workload: &me, ip: ip("10.0.0.9") };
     let key = |host: &str| NamespacedHostname::new("app", host);
-    let route = snapshot.resolve_backend(me, &key("v1"), 80, 1).unwrap();
+    let route = snapshot.resolve_backend(me, &key("v1"), 80, None, 1).unwrap();
     assert_eq!(route.transport, hbone("10.0.0.1:15008", "10.0.0.1:8080", &["a"]));
-    assert!(snapshot.resolve_backend(me, &key("v2"), 80, 1).is_err());
+    assert!(snapshot.resolve_backend(me, &key("v2"), 80, None, 1).is_err());
 }
 
 #[test]
@@ -505,11 +505,12 @@ fn an_endpoint_that_is_avoided_is_not_taken_and_the_last_one_leaves_none() {
     let me = Client { workload: &me, ip: ip("10.0.0.9") };
     let web = || vec![service("app/web", &["10.1.0.1"])];
     let two = snapshot(vec![bad.clone(), member("app/good", "10.0.0.2")], web());
+    let bad = [std::sync::Arc::new(bad)];
     for seed in 0..64 {
         let chooser = Chooser::random(seed).avoiding(&bad);
         let route = two.resolve(me, at("10.1.0.1:80"), chooser).unwrap();
         assert_eq!(&*route.workload.unwrap().name, "good");
     }
-    let one = snapshot(vec![bad.clone()], web());
+    let one = snapshot(vec![bad[0].as_ref().clone()], web());
     assert!(one.resolve(me, at("10.1.0.1:80"), Chooser::random(1).avoiding(&bad)).is_err());
 }

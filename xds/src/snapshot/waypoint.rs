@@ -1,7 +1,7 @@
 //! What a waypoint does with a connection: one lookup, whichever control plane feeds it.
 //!
 //! istiod tells a waypoint by Envoy's resources, which are read into a [`WaypointConfig`]; it is then all that is asked.
-//! [`Snapshot::served`] finds what is to be done with a connection, and [`Snapshot::resolve_subset`] the endpoint of a
+//! [`Snapshot::served`] finds what is to be done with a connection, and [`Snapshot::resolve_backend`] the endpoint of a
 //! backend that a route chose.
 
 use std::net::{IpAddr, SocketAddr};

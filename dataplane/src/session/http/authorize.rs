@@ -13,7 +13,8 @@ use l7::jwt::{Authenticated, Rejection, Token};
 use l7::path::Normalization;
 
 use super::consult::Asker;
-use super::{Books, Decision, Director, Filtered, Kept, Protocol, Received, Reply, Upstream, Wire, converse};
+use super::shelf::Kept;
+use super::{Books, Decision, Director, Filtered, Protocol, Received, Reply, Upstream, Wire, converse};
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
 use crate::session::admission::Arrival;
@@ -104,11 +105,11 @@ impl Director for Gate {
             let socket = dialled.map_err(|cause| Reply::text(503, "upstream connect error", cause))?;
             Ok((Wire::Socket(socket), UpstreamFacts::default()))
         };
-        self.kept.reach(&self.node.worker, &UpstreamFacts::default(), *protocol, None, dial).await
+        self.kept.reach(&self.node.worker, &UpstreamFacts::default(), *protocol, None, None, dial).await
     }
 
     fn keep(&self, upstream: Upstream) {
-        self.kept.put_back(upstream);
+        self.kept.put_back(&self.node.worker, upstream);
     }
 }
 

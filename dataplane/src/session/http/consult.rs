@@ -109,7 +109,7 @@ impl Asker<'_> {
         let (service, port) = (&authorizer.service, authorizer.port);
         let snapshot = &self.state.snapshot;
         let route = snapshot
-            .resolve_backend(client, service, port, self.node.chooser())
+            .resolve_backend(client, service, port, None, self.node.chooser())
             .map_err(|_| "the authorizer has no endpoint")?;
         let client = SocketAddr::new(self.address.ip(), 0);
         let dialler = Dialler { node: self.node, pod: self.pod, workload: self.workload, client };

@@ -147,12 +147,9 @@ impl Copies {
 impl Sender {
     async fn send(&self, target: &Target, message: &Message) -> Result<(), CloseCause> {
         let client = Client { workload: &self.workload, ip: self.client.ip() };
-        let mut chooser = self.node.chooser();
-        if let Some(subset) = &target.subset {
-            let namespace = self.workload.identity.namespace();
-            chooser = self.state.snapshot.within(chooser, &target.service, namespace, subset);
-        }
-        let route = self.state.snapshot.resolve_backend(client, &target.service, target.port, chooser);
+        let Target { service, port, subset, .. } = target;
+        let chooser = self.node.chooser();
+        let route = self.state.snapshot.resolve_backend(client, service, *port, subset.as_deref(), chooser);
         let route = route.map_err(|refusal| refusal_cause(&refusal))?;
         let mut facts = UpstreamFacts { backend_tls: target.tls.clone(), ..UpstreamFacts::of_route(&route) };
         let dialler =

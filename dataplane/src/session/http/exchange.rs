@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::{Either, select};
 use l7::http1::{BodyFraming, Version};
+use l7::outlier::Answer;
 use tunnel::h2::ErrorCode;
 
 use super::body::{Broken, Fault, Passage, Source};
@@ -51,8 +52,28 @@ pub(super) enum Try {
     Over(Outcome),
     /// Nothing of a response was passed on: the answer in its place, unless the request is tried again.
     Failed(Failure, Reply),
-    /// It is tried again after a pause.
-    Again(Duration),
+    /// It is tried again after a pause, for that status of the response.
+    Again(u16, Duration),
+}
+
+impl Try {
+    /// What it says of the endpoint, if anything.
+    pub(super) fn answer(&self) -> Option<Answer> {
+        match self {
+            Self::Over(Outcome { status: 0, cause, .. }) => match cause {
+                CloseCause::ServerReset => Some(Answer::Unconnected),
+                CloseCause::RequestTimeout => Some(Answer::TimedOut),
+                _ => None,
+            },
+            Self::Over(Outcome { status, .. }) | Self::Again(status, _) => Some(Answer::Status(*status)),
+            Self::Failed(failure, _) => match failure {
+                Failure::Unreachable | Failure::Refused | Failure::Broken => Some(Answer::Unconnected),
+                Failure::TimedOut => Some(Answer::TimedOut),
+                Failure::Status(status) => Some(Answer::Status(*status)),
+                Failure::Client | Failure::Overflow => None,
+            },
+        }
+    }
 }
 
 pub(super) struct Exchange<'a, 'c> {
@@ -87,7 +108,7 @@ struct Responded {
 /// Why a response was not passed on.
 enum Stopped {
     Broken(Broken),
-    Again(Duration),
+    Again(u16, Duration),
 }
 
 impl From<Broken> for Stopped {
@@ -206,7 +227,7 @@ impl Exchange<'_, '_> {
                 upstream_lives: is_sent && responded.upstream_lives,
                 upstream_is_whole: is_sent,
             }),
-            Err(Stopped::Again(pause)) => Try::Again(pause),
+            Err(Stopped::Again(status, pause)) => Try::Again(status, pause),
             Err(Stopped::Broken(failed)) => self.upstream_failed(failed, started.get()),
         }
     }
@@ -281,7 +302,7 @@ impl Exchange<'_, '_> {
                 && self.replay.is_possible()
                 && let Some(pause) = (self.again)(Failure::Status(head.status))
             {
-                return Err(Stopped::Again(pause));
+                return Err(Stopped::Again(head.status, pause));
             }
             // While a head is on its way, an interim one as well, no other may be begun.
             started.set(true);

@@ -23,9 +23,11 @@ mod request;
 mod response;
 mod retrying;
 mod route;
+mod shelf;
 mod side;
 mod steered;
 mod upstream;
+mod way;
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -33,6 +35,7 @@ use std::time::Duration;
 
 use l7::filter::Chain;
 use l7::ir::{Filters, RequestHead};
+use l7::outlier::Answer;
 use l7::path::Normalization;
 use tunnel::sniff::{Sniffed, sniff};
 
@@ -47,8 +50,10 @@ pub(super) use head::Received;
 pub(super) use own_answer::prepare;
 pub(super) use reply::Reply;
 pub(super) use request::Failure;
-pub(super) use route::{Caller, Goal, Steering, Way, route};
-pub(super) use upstream::{Kept, Upstream, protocol_to};
+pub(super) use route::{Caller, Goal, Steering, route};
+pub(super) use shelf::Shelf;
+pub(super) use upstream::{Upstream, protocol_to};
+pub(super) use way::Way;
 
 use copies::Copies;
 use reader::Reader;
@@ -136,6 +141,11 @@ pub(super) trait Director {
     /// Opens, or takes from those that are open, an upstream of a choice, and describes it in the books. Called once for
     /// each try at a request.
     async fn upstream(&self, choice: &mut Self::Choice, books: &mut Books<'_>) -> Result<Upstream, Reply>;
+
+    /// Told how each try ended, for whoever keeps count of an endpoint's failures.
+    fn note(&self, choice: &Self::Choice, answer: Answer) {
+        let _ = (choice, answer);
+    }
 
     /// Takes back an upstream that can carry another request.
     fn keep(&self, upstream: Upstream);

@@ -8,6 +8,7 @@ use l7::ir::Header;
 use tunnel::h2::{HeaderError, Headers};
 
 use crate::access_log::cause::CloseCause;
+use crate::session::traffic::Overflow;
 
 /// An answer in the upstream's place.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +22,14 @@ pub(in crate::session) struct Reply {
 
 /// The answer to a request that took longer than its route allows.
 pub(super) const TIMED_OUT: Reply = Reply::text(504, "upstream request timeout", CloseCause::RequestTimeout);
+
+impl From<Overflow> for Reply {
+    /// As Envoy answers, whose clients know by the field that another try would be no help.
+    fn from(_: Overflow) -> Self {
+        let text = "upstream connect error or disconnect/reset before headers. reset reason: overflow";
+        Self::text(503, text, CloseCause::UpstreamOverflow).with("x-envoy-overloaded", "true")
+    }
+}
 
 impl Reply {
     /// A status and a line of text.

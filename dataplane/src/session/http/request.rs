@@ -19,6 +19,7 @@ use super::replay::Replay;
 use super::reply::{TIMED_OUT, invalid};
 use super::side::Side;
 use super::{Allowed, Books, Decision, Director, Filtered, Protocol, Reply, Wire};
+use crate::access_log::cause::CloseCause;
 use crate::link::TunnelStream;
 use crate::session::connection::Connection;
 
@@ -49,6 +50,8 @@ pub(in crate::session) enum Failure {
     TimedOut,
     /// The server's answer.
     Status(u16),
+    /// The service takes no more of them, by its own traffic policy.
+    Overflow,
     /// It is the client's fault, or its own: another try would be no better.
     Client,
 }
@@ -192,12 +195,18 @@ impl<D: Director> Request<'_, D> {
                     }
                     tried
                 }
+                Some(Err(reply)) if reply.cause == CloseCause::UpstreamOverflow => {
+                    Try::Failed(Failure::Overflow, reply)
+                }
                 Some(Err(reply)) => Try::Failed(Failure::Unreachable, reply),
                 None => Try::Failed(Failure::TimedOut, TIMED_OUT),
             };
+            if let Some(answer) = tried.answer() {
+                self.director.note(&choice, answer);
+            }
             let (pause, reply) = match tried {
                 Try::Over(outcome) => return outcome,
-                Try::Again(pause) => (Some(pause), TIMED_OUT),
+                Try::Again(_, pause) => (Some(pause), TIMED_OUT),
                 Try::Failed(failure, reply) => {
                     (again(failure).filter(|_| replay.is_possible() && failure != Failure::Client), reply)
                 }

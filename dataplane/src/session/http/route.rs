@@ -2,20 +2,26 @@
 
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use l7::filter::{Chain, Dialled};
-use l7::ir::{BackendTls, Filters, Header, RequestHead, Scheme};
+use l7::ir::{Filters, Header, RequestHead, Scheme};
+use l7::outlier::Answer;
 use l7::path::Normalization;
 use l7::router::{MatchedRoute, Router, Sender};
 use model::{AppProtocol, NamespacedHostname, Workload};
 use xds::snapshot::resolve::{Chooser, Client, Refusal, Route};
 
 use super::authorize::DENIED;
+use super::request::within;
+use super::shelf::Kept;
 use super::steered::Steered;
+use super::way::Aim;
 use super::{
-    Begun, Books, Decision, Director, Kept, Protocol, Received, Reply, Upstream, Wire, converse,
+    Begun, Books, Decision, Director, Protocol, Received, Reply, Upstream, Way, Wire, converse,
     converse_from, prepare, protocol_to,
 };
 use crate::access_log::cause::CloseCause;
@@ -54,10 +60,13 @@ impl Goal {
         state: &NodeState,
         client: Client<'_>,
         to: SocketAddr,
+        subset: Option<&str>,
         chooser: Chooser<'_>,
     ) -> Result<Route, Refusal> {
         match self {
-            Self::Service(service) => state.snapshot.resolve_backend(client, service, to.port(), chooser),
+            Self::Service(service) => {
+                state.snapshot.resolve_backend(client, service, to.port(), subset, chooser)
+            }
             Self::Workload(workload) => state.snapshot.resolve_fronted(client, workload, to),
         }
     }
@@ -116,16 +125,6 @@ pub(in crate::session) struct Steering<'a> {
     counted: Cell<bool>,
 }
 
-/// A chosen endpoint, and the state in which it was chosen.
-#[derive(Debug)]
-pub(in crate::session) struct Way {
-    state: Arc<NodeState>,
-    workload: Arc<Workload>,
-    route: Route,
-    protocol: Protocol,
-    tls: Option<Arc<BackendTls>>,
-}
-
 impl Director for Steering<'_> {
     type Choice = Box<Way>;
 
@@ -158,7 +157,8 @@ impl Director for Steering<'_> {
     }
 
     async fn upstream(&self, way: &mut Box<Way>, books: &mut Books<'_>) -> Result<Upstream, Reply> {
-        let Way { state, workload, route, protocol, tls } = &**way;
+        way.begin_try(&self.caller)?;
+        let Way { aim: Aim { state, workload, cluster, .. }, route, protocol, tls, .. } = &**way;
         let wanted = UpstreamFacts { backend_tls: tls.clone(), ..UpstreamFacts::of_route(route) };
         let service = route.service.as_ref().map(|entry| entry.service.clone());
         books.record.service.clone_from(&service);
@@ -167,13 +167,17 @@ impl Director for Steering<'_> {
         let dial = async {
             let mut facts = wanted.clone();
             let dialler = Dialler { node, pod, workload, client: *remote };
+            let limit = cluster.as_ref().and_then(|cluster| cluster.connect_timeout());
+            let limit = limit.map(|limit| Instant::now() + limit);
             let wants_http2 = *protocol == Protocol::Http2;
-            let wire = dialler.dial_backend(state, route, &mut facts, wants_http2).await;
-            let wire = wire.map_err(unreachable)?;
+            let dialled = dialler.dial_backend(state, route, &mut facts, wants_http2);
+            let dialled = within(limit, pin!(dialled)).await;
+            let wire = dialled.unwrap_or(Err(CloseCause::ConnectTimedOut)).map_err(unreachable)?;
             Ok((wire, facts))
         };
         let load = node.loaded(route);
-        let upstream = self.kept.reach(&node.worker, &wanted, *protocol, load, dial).await?;
+        let cluster = cluster.as_ref();
+        let upstream = self.kept.reach(&node.worker, &wanted, *protocol, load, cluster, dial).await?;
         if let Some(facts) = upstream.facts() {
             facts.describe(&mut books.record);
             // Whoever lists connections sees the last one that was reached.
@@ -187,8 +191,12 @@ impl Director for Steering<'_> {
         Ok(upstream)
     }
 
+    fn note(&self, way: &Box<Way>, answer: Answer) {
+        way.note(answer);
+    }
+
     fn keep(&self, upstream: Upstream) {
-        self.kept.put_back(upstream);
+        self.kept.put_back(&self.caller.node.worker, upstream);
     }
 }
 
@@ -221,19 +229,20 @@ impl<'a> Steering<'a> {
                 Err(reply) => return Decision::answer(*reply),
             },
         };
-        let client = Client { workload: &workload, ip: caller.remote.ip() };
-        let to = SocketAddr::new(caller.to.ip(), steered.port);
-        let mut chooser = caller.node.chooser();
-        if let (Some(subset), Goal::Service(service)) = (&steered.subset, &steered.goal) {
-            chooser = state.snapshot.within(chooser, service, workload.identity.namespace(), subset);
+        let place = (steered.goal.clone(), steered.port, steered.subset.take());
+        let mut aim = Aim::new(state, workload, &caller.node, place);
+        aim.hash(request, &steered.hash, caller.remote.ip(), &caller.node, &mut steered.filtered.chain);
+        if let (Some(cluster), Some(retrying)) = (&aim.cluster, &mut steered.filtered.retrying) {
+            retrying.bounded_by(cluster);
         }
-        let chooser = steered.prefer(chooser);
-        match steered.goal.resolve(&state, client, to, chooser) {
+        match aim.choose(caller, steered.preferred(), &[]) {
             Ok(route) => {
                 steered.bind(&route);
-                let Steered { goal, port, tls, filtered, .. } = steered;
-                let protocol = protocol_to(goal.declared(&state, port), books.protocol());
-                Decision::forward(Box::new(Way { state, workload, route, protocol, tls }), filtered)
+                let is_bound = steered.is_bound();
+                let Steered { tls, filtered, .. } = steered;
+                let protocol = protocol_to(aim.goal.declared(&aim.state, aim.port), books.protocol());
+                let way = Way::new(aim, route, protocol, tls).bound(is_bound);
+                Decision::forward(Box::new(way), filtered)
             }
             Err(refusal) => Decision::answer(refused(&refusal)),
         }

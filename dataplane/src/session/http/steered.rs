@@ -5,12 +5,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use l7::filter::{Chain, CorsVerdict};
 use l7::ir::{
-    BackendTls, HeaderEdits, HeaderValue, HttpMatch, RequestHead, SessionCarrier, SessionPersistence,
+    BackendTls, HashOn, HeaderEdits, HeaderValue, HttpMatch, RequestHead, SessionCarrier, SessionPersistence,
 };
 use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
 use l7::session::{self, Bond};
 use model::Workload;
-use xds::snapshot::resolve::{Chooser, Route};
+use xds::snapshot::resolve::Route;
 
 use super::copies::Copies;
 use super::retrying::Retrying;
@@ -26,6 +26,8 @@ pub(super) struct Steered {
     /// Of the endpoints of a service only these.
     pub(super) subset: Option<Arc<str>>,
     pub(super) tls: Option<Arc<BackendTls>>,
+    /// What the request is hashed by, if the service does not say.
+    pub(super) hash: Vec<HashOn>,
     pub(super) filtered: Filtered,
     bound: Option<Bound>,
 }
@@ -43,7 +45,8 @@ struct Bound {
 impl Steered {
     /// Where no route says anything.
     pub(super) fn plain(goal: Goal, port: u16) -> Self {
-        Self { goal, port, subset: None, tls: None, filtered: Filtered::default(), bound: None }
+        let (hash, filtered) = (Vec::new(), Filtered::default());
+        Self { goal, port, subset: None, tls: None, hash, filtered, bound: None }
     }
 
     /// What `router` makes of a request, or the answer to it.
@@ -78,19 +81,25 @@ impl Steered {
                 let retrying = Retrying::of(&matched, backend, &caller.node);
                 let filtered = filtered(chain, &matched, retrying, copies);
                 let (subset, tls) = (backend.subset.clone(), backend.tls.clone());
-                Ok(Self { goal: Goal::Service(service.clone()), port, subset, tls, filtered, bound })
+                let hash = matched.rule.hash.clone();
+                Ok(Self { goal: Goal::Service(service.clone()), port, subset, tls, hash, filtered, bound })
             }
             Taken::Redirected(filters) => Err(Box::new(redirected(&filters, caller.to.port(), request))),
             Taken::Failed(reason) => Err(Box::new(without_backend(&matched, reason))),
         }
     }
 
-    /// Prefers the endpoint of the request's session.
-    pub(super) fn prefer<'c>(&'c self, chooser: Chooser<'c>) -> Chooser<'c> {
-        let Goal::Service(service) = &self.goal else { return chooser };
+    /// The endpoint of the request's session.
+    pub(super) fn preferred(&self) -> Option<&str> {
+        let Goal::Service(service) = &self.goal else { return None };
         let carried = self.bound.as_ref().and_then(|bound| bound.carried.as_ref());
         let carried = carried.filter(|bond| bond.service == *service && bond.port == self.port);
-        carried.map_or(chooser, |bond| chooser.preferring(&bond.endpoint))
+        carried.map(|bond| &*bond.endpoint)
+    }
+
+    /// Whether the request has a session.
+    pub(super) fn is_bound(&self) -> bool {
+        self.bound.is_some()
     }
 
     /// Has the client told of the endpoint that serves its session.

@@ -1,33 +1,29 @@
 //! Ways to a server that requests take: connections that carry one at a time, and links that many share.
 
-use std::cell::RefCell;
 use std::io;
-use std::net::SocketAddr;
 use std::rc::Rc;
-use std::sync::Arc;
 
 use model::AppProtocol;
 
 use super::reader::Reader;
 use super::{Protocol, Reply, Wire};
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::Authority;
 use crate::link::{Link, Transport};
 use crate::session::dial::UpstreamFacts;
 use crate::session::load::LoadGuard;
-use crate::worker::{Latch, Worker};
-
-/// Idle upstreams kept for the next requests of one downstream connection.
-const IDLE_MAX: usize = 4;
+use crate::session::traffic::{Cluster, Ticket};
+use crate::worker::Worker;
 
 /// An upstream for one request.
 #[derive(Debug)]
 pub(in crate::session) struct Upstream {
     pub(super) way: Way,
     /// Whom it reaches, where the director has more than one.
-    facts: Option<Rc<UpstreamFacts>>,
+    pub(super) facts: Option<Rc<UpstreamFacts>>,
     /// Counts at the endpoint where endpoints are chosen by load.
     _load: Option<LoadGuard>,
+    /// Of a service whose connections are bounded.
+    pub(super) ticket: Option<Rc<Ticket>>,
 }
 
 #[derive(Debug)]
@@ -54,7 +50,7 @@ impl Upstream {
         load: Option<LoadGuard>,
     ) -> Self {
         let way = Way::Http1(Http1Way { wire, reader: Reader::default(), busy: false });
-        Self { way, facts: facts.map(Rc::from), _load: load }
+        Self { way, facts: facts.map(Rc::from), _load: load, ticket: None }
     }
 
     /// One that speaks HTTP/2, with prior knowledge.
@@ -69,7 +65,22 @@ impl Upstream {
             tracing::debug!(%error, "an upstream broke before it was used");
             Reply::text(503, "upstream connect error", CloseCause::ConnectFailed)
         })?;
-        Ok(Self { way: Way::Http2(link), facts: facts.map(Rc::from), _load: load })
+        Ok(Self { way: Way::Http2(link), facts: facts.map(Rc::from), _load: load, ticket: None })
+    }
+
+    /// The same, counting for a cluster.
+    pub(super) fn ticketed(self, ticket: Option<Rc<Ticket>>) -> Self {
+        Self { ticket, ..self }
+    }
+
+    /// One on a link that others use, too.
+    pub(super) fn shared(
+        link: Rc<Link>,
+        facts: Rc<UpstreamFacts>,
+        load: Option<LoadGuard>,
+        ticket: Option<Rc<Ticket>>,
+    ) -> Self {
+        Self { way: Way::Http2(link), facts: Some(facts), _load: load, ticket }
     }
 
     pub(in crate::session) fn protocol(&self) -> Protocol {
@@ -88,9 +99,22 @@ impl Upstream {
         }
     }
 
+    /// Whether it counts for this cluster, or for none as it should.
+    pub(super) fn is_of(&self, cluster: Option<&Rc<Cluster>>) -> bool {
+        is_of(self.ticket.as_ref(), cluster)
+    }
+
     /// Whom it reaches, as it was told to [`Upstream::new`].
     pub(in crate::session) fn facts(&self) -> Option<&UpstreamFacts> {
         self.facts.as_deref()
+    }
+}
+
+pub(super) fn is_of(ticket: Option<&Rc<Ticket>>, cluster: Option<&Rc<Cluster>>) -> bool {
+    match (ticket, cluster) {
+        (Some(ticket), Some(cluster)) => Rc::ptr_eq(ticket.cluster(), cluster),
+        (None, None) => true,
+        _ => false,
     }
 }
 
@@ -123,144 +147,6 @@ pub(in crate::session) fn protocol_to(declared: Option<AppProtocol>, downstream:
         Some(AppProtocol::Http2 | AppProtocol::Grpc) => Protocol::Http2,
         Some(AppProtocol::Http11) => Protocol::Http1,
         Some(AppProtocol::Unknown | AppProtocol::Tcp | AppProtocol::Tls) | None => downstream,
-    }
-}
-
-/// What makes two upstreams the same one.
-type Place = (Option<SocketAddr>, Option<Authority>, Option<usize>);
-
-fn place(facts: &UpstreamFacts) -> Place {
-    let tls = facts.backend_tls.as_ref().map(|tls| Arc::as_ptr(tls).addr());
-    (facts.destination.address, facts.authority.clone(), tls)
-}
-
-/// The upstreams of one downstream connection: idle ones, and links, which requests share.
-#[derive(Debug, Default)]
-pub(in crate::session) struct Kept {
-    /// Most recently used last.
-    idle: RefCell<Vec<Upstream>>,
-    links: RefCell<Vec<(Rc<UpstreamFacts>, Rc<Link>)>>,
-    /// Links that are being dialled, and where to.
-    dialling: RefCell<Vec<(Place, Rc<Latch>)>>,
-}
-
-/// A link is being dialled for as long as this is held.
-#[derive(Debug)]
-struct Dialling<'k> {
-    kept: &'k Kept,
-    latch: Rc<Latch>,
-}
-
-impl Drop for Dialling<'_> {
-    fn drop(&mut self) {
-        self.kept.dialling.borrow_mut().retain(|(_, latch)| !Rc::ptr_eq(latch, &self.latch));
-        self.latch.open();
-    }
-}
-
-impl Kept {
-    /// An upstream to `wanted`: one that is there, or what `dial` opens. Requests for the same link wait for one dialler. A
-    /// backend that has its own TLS may choose HTTP/1.1 where HTTP/2 is wanted.
-    pub(in crate::session) async fn reach(
-        &self,
-        worker: &Worker,
-        wanted: &UpstreamFacts,
-        protocol: Protocol,
-        load: Option<LoadGuard>,
-        dial: impl Future<Output = Result<(Wire, UpstreamFacts), Reply>>,
-    ) -> Result<Upstream, Reply> {
-        let may_choose = protocol == Protocol::Http2 && wanted.backend_tls.is_some();
-        if (protocol == Protocol::Http1 || may_choose)
-            && let Some(idle) = self.take_idle(wanted)
-        {
-            return Ok(idle);
-        }
-        if protocol == Protocol::Http1 {
-            let (wire, facts) = Box::pin(dial).await?;
-            return Ok(Upstream::new(wire, Some(Box::new(facts)), load));
-        }
-        let place = place(wanted);
-        let Some((facts, link)) = self.shared_or_dialled(&place).await else {
-            let _dialling = self.begin(place);
-            let (wire, facts) = Box::pin(dial).await?;
-            if matches!(&wire, Wire::Tls(stream) if !stream.speaks_http2()) {
-                return Ok(Upstream::new(wire, Some(Box::new(facts)), load));
-            }
-            let upstream = Upstream::http2(worker, wire, Some(Box::new(facts)), load)?;
-            self.share(&upstream);
-            return Ok(upstream);
-        };
-        Ok(Upstream { way: Way::Http2(link), facts: Some(facts), _load: load })
-    }
-
-    /// Takes back an upstream that can carry another request.
-    pub(in crate::session) fn put_back(&self, upstream: Upstream) {
-        // Links are kept from the start.
-        if upstream.protocol() == Protocol::Http1 {
-            let mut idle = self.idle.borrow_mut();
-            if idle.len() == IDLE_MAX {
-                idle.remove(0);
-            }
-            idle.push(upstream);
-        }
-    }
-
-    /// An idle upstream to the same place that has not been closed meanwhile.
-    fn take_idle(&self, wanted: &UpstreamFacts) -> Option<Upstream> {
-        let wanted = place(wanted);
-        let mut idle = self.idle.borrow_mut();
-        loop {
-            let at = idle.iter().position(|it| it.facts().is_some_and(|it| place(it) == wanted))?;
-            let upstream = idle.remove(at);
-            if upstream.is_quiet() {
-                return Some(upstream);
-            }
-        }
-    }
-
-    /// A link that takes streams; waits for one that is being dialled.
-    async fn shared_or_dialled(&self, place: &Place) -> Option<(Rc<UpstreamFacts>, Rc<Link>)> {
-        if let Some(shared) = self.shared(place) {
-            return Some(shared);
-        }
-        let latch =
-            self.dialling.borrow().iter().find(|(to, _)| to == place).map(|(_, latch)| latch.clone())?;
-        latch.wait().await;
-        // Without one it failed, and each request learns for itself why.
-        self.shared(place)
-    }
-
-    fn shared(&self, wanted: &Place) -> Option<(Rc<UpstreamFacts>, Rc<Link>)> {
-        let mut links = self.links.borrow_mut();
-        links.retain(|(_, link)| link.takes_streams());
-        let found = links.iter().find(|(facts, link)| place(facts) == *wanted && link.open_capacity() > 0)?;
-        Some(found.clone())
-    }
-
-    fn begin(&self, place: Place) -> Dialling<'_> {
-        let latch = Rc::<Latch>::default();
-        self.dialling.borrow_mut().push((place, latch.clone()));
-        Dialling { kept: self, latch }
-    }
-
-    /// Makes a link known to the requests that follow. Beyond the bound the one that is used least goes.
-    fn share(&self, upstream: &Upstream) {
-        let (Way::Http2(link), Some(facts)) = (&upstream.way, &upstream.facts) else { return };
-        let mut links = self.links.borrow_mut();
-        if links.len() >= IDLE_MAX
-            && let Some(at) = links.iter().position(|(_, link)| link.stream_count() == 0)
-        {
-            links.remove(at).1.drain();
-        }
-        links.push((facts.clone(), link.clone()));
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        for (_, link) in self.links.get_mut().drain(..) {
-            link.drain();
-        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use l7::ir::{Filters, HeaderEdits, HeaderValue, RequestHead};
+use l7::outlier::Answer;
 use l7::path::Normalization;
 use model::{Identity, Workload};
 
@@ -100,6 +101,10 @@ impl Director for Waypoint<'_> {
 
     async fn upstream(&self, way: &mut Box<Way>, books: &mut Books<'_>) -> Result<Upstream, Reply> {
         self.steering.upstream(way, books).await
+    }
+
+    fn note(&self, way: &Box<Way>, answer: Answer) {
+        self.steering.note(way, answer);
     }
 
     fn keep(&self, upstream: Upstream) {

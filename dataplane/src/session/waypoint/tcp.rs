@@ -18,6 +18,7 @@ use crate::session::dial::{Dialler, UpstreamFacts, Wire, refusal_cause};
 use crate::session::http::Goal;
 use crate::session::node::Node;
 use crate::session::pod::Pod;
+use crate::session::traffic::{Cluster, Hold};
 
 /// What only requests have is absent.
 pub(super) fn is_allowed(policies: &PolicySet, arrival: &Arrival) -> bool {
@@ -35,22 +36,33 @@ pub(super) async fn reach(
 ) -> Result<Wire, CloseCause> {
     let dialler = Dialler { node, pod, workload: &asked.own, client: remote };
     let client = Client { workload: &asked.own, ip: remote.ip() };
-    let chosen = |chooser| asked.goal.resolve(&asked.state, client, asked.arrival.destination, chooser);
+    let cluster = match &asked.goal {
+        Goal::Service(service) => {
+            let (port, namespace) = (asked.arrival.destination.port(), asked.own.identity.namespace());
+            node.clusters.of(&asked.state, service, port, None, namespace)
+        }
+        Goal::Workload(_) => None,
+    };
+    let cluster = cluster.as_ref();
+    let requested = asked.arrival.destination.ip();
+    let pick = cluster.map(|it| it.pick(&asked.state, it.key_of_connection(client.ip), requested));
+    let chooser = || pick.as_ref().map_or_else(|| node.chooser(), |pick| pick.chooser(node));
+    let chosen = |chooser| asked.goal.resolve(&asked.state, client, asked.arrival.destination, None, chooser);
     let refused = |refusal: Refusal| {
         tracing::debug!(%refusal, "a connection has nowhere to go");
         refusal_cause(&refusal)
     };
-    let first = chosen(node.chooser()).map_err(refused)?;
-    let failed = match dial(connection, asked, &dialler, &first).await {
+    let first = chosen(chooser()).map_err(refused)?;
+    let failed = match dial(connection, asked, &dialler, &first, cluster).await {
         Err(CloseCause::ConnectFailed) => first.workload,
         result => return result,
     };
     let Some(failed) = failed.filter(|_| matches!(asked.goal, Goal::Service(_))) else {
         return Err(CloseCause::ConnectFailed);
     };
-    match chosen(node.chooser().avoiding(&failed)) {
+    match chosen(chooser().avoiding(std::slice::from_ref(&failed))) {
         Ok(other) if other.workload.as_ref().is_some_and(|it| it.uid != failed.uid) => {
-            dial(connection, asked, &dialler, &other).await
+            dial(connection, asked, &dialler, &other, cluster).await
         }
         _ => Err(CloseCause::ConnectFailed),
     }
@@ -61,10 +73,19 @@ async fn dial(
     asked: &Asked,
     dialler: &Dialler<'_>,
     route: &Route,
+    cluster: Option<&Rc<Cluster>>,
 ) -> Result<Wire, CloseCause> {
-    connection.load.replace(dialler.node.loaded(route).map(Box::new));
+    connection.hold.replace(dialler.node.loaded(route).map(|load| Box::new(Hold::load(load))));
     let mut facts = UpstreamFacts::of_route(route);
-    let wire = dialler.dial(&asked.state, route, &mut facts).await?;
+    let wire = match cluster {
+        None => dialler.dial(&asked.state, route, &mut facts).await?,
+        Some(cluster) => {
+            let dialled = pin!(dialler.dial(&asked.state, route, &mut facts));
+            let (wire, hold) = cluster.open(&asked.state, route.workload.as_ref(), dialled).await?;
+            connection.hold.replace(Some(Box::new(hold)));
+            wire
+        }
+    };
     connection.record.borrow_mut().destination.clone_from(&facts.destination);
     Ok(wire)
 }

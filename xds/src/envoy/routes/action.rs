@@ -8,7 +8,7 @@ use l7::ir::{
     Timeouts, UrlAction, UrlRewrite,
 };
 
-use super::{filters, resilience};
+use super::{filters, hash, resilience};
 use crate::envoy::Refusal;
 use crate::envoy::names::ClusterName;
 use crate::envoy::refusal::Within;
@@ -40,8 +40,8 @@ pub(super) fn forward(
         let reason = format!("{} is not supported", action.cluster_not_found_response_code);
         return Err(Refusal::at("cluster_not_found_response_code", reason));
     }
-    if !action.hash_policy.is_empty() {
-        return Err(Refusal::at("hash_policy", "is not supported"));
+    for (index, policy) in action.hash_policy.iter().enumerate() {
+        rule.hash.push(hash::on(policy).within_item("hash_policy", index)?);
     }
     if !action.upgrade_configs.is_empty() {
         return Err(Refusal::at("upgrade_configs", "is not supported"));

@@ -2,6 +2,7 @@
 
 mod action;
 mod filters;
+mod hash;
 mod matches;
 mod resilience;
 #[cfg(test)]

@@ -1,19 +1,20 @@
 //! Routes that no capture shows.
 
-use l7::ir::{BackendTarget, HttpMatch, PathRewrite, RequestHead, UrlAction, ValueTest};
+use l7::ir::{BackendTarget, HashOn, HttpMatch, PathRewrite, RequestHead, UrlAction, ValueTest};
 use l7::router::RouteMatch as Routed;
 use prost::{Message, Name};
 use prost_types::{Any, Duration};
 
 use super::*;
 use crate::envoy::names::ClusterName;
+use crate::proto::waypoint::hash_policy::Specifier as HashedBy;
 use crate::proto::waypoint::header_matcher::Specifier;
 use crate::proto::waypoint::string_matcher::Pattern;
 use crate::proto::waypoint::weighted_clusters::ClusterWeight;
 use crate::proto::waypoint::{
-    CorsPolicy, HeaderMatcher, HeaderValue, HeaderValueOption, HttpFault, RedirectAction, RegexMatcher,
-    RegexSubstitution, RetryPolicy, RouteAction, RouteMatch, StringMatcher, WeightedClusters,
-    redirect_action,
+    CorsPolicy, HashPolicy, HeaderMatcher, HeaderValue, HeaderValueOption, HttpFault, RedirectAction,
+    RegexMatcher, RegexSubstitution, RetryPolicy, RouteAction, RouteMatch, StringMatcher, WeightedClusters,
+    hash_policy, redirect_action,
 };
 
 const CHAIN: &str = "inbound-vip|80|http|echo.app.svc.cluster.local";
@@ -300,5 +301,42 @@ fn workloads_have_no_routes() {
         wire(at(PathSpecifier::Prefix("/".into())), RouteAction { prefix_rewrite: "/x".into(), ..to(ENCAP) });
     for routes in [vec![elsewhere], vec![changed], vec![plain(), plain()], Vec::new()] {
         assert!(route(&config(routes), "direct-http", &Target::Workloads).is_err());
+    }
+}
+
+#[test]
+fn what_requests_are_hashed_by_is_read() {
+    let by = |specifiers: Vec<HashedBy>| {
+        let hash_policy = specifiers.into_iter().map(|it| HashPolicy { specifier: Some(it) }).collect();
+        let action = RouteAction { hash_policy, ..to(OTHER) };
+        read(vec![wire(at(PathSpecifier::Prefix("/".into())), action)]).map(|mut it| it.rules.remove(0).hash)
+    };
+    let cookie = |ttl: Option<Duration>| {
+        let (name, path) = ("u".into(), "/p".into());
+        HashedBy::Cookie(hash_policy::Cookie { name, path, ttl })
+    };
+    let made = |lifetime_s| HashOn::Cookie { name: "u".into(), path: "/p".into(), lifetime_s };
+    let source = |source_ip| HashedBy::ConnectionProperties(hash_policy::ConnectionProperties { source_ip });
+    let header = |name: &str| HashedBy::Header(hash_policy::Header { header_name: name.into() });
+    let read = by(vec![
+        header("X-User"),
+        cookie(None),
+        cookie(Some(Duration::default())),
+        cookie(Some(Duration { seconds: 60, nanos: 0 })),
+        source(true),
+        HashedBy::QueryParameter(hash_policy::QueryParameter { name: "q".into() }),
+    ]);
+    let on = [
+        HashOn::Header("x-user".into()),
+        made(None),
+        made(Some(0)),
+        made(Some(60)),
+        HashOn::SourceIp,
+        HashOn::QueryParameter("q".into()),
+    ];
+    assert_eq!(read.unwrap(), on);
+    for (wrong, complaint) in [(source(false), "nothing to be hashed by"), (header(""), "there is none")] {
+        let refusal = by(vec![wrong]).unwrap_err();
+        assert!(refusal.contains("route.hash_policy") && refusal.contains(complaint), "{refusal}");
     }
 }

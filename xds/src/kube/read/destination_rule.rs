@@ -6,10 +6,9 @@ use std::sync::Arc;
 use l7::ir::{Balancing, ConnectionLimits, HashOn, HashPolicy, HashTable, Labels, OutlierDetection};
 
 use super::super::catalog::Meta;
-use super::super::problem::Severity;
 use super::super::reader::{Fields, Findings, Item};
 use super::super::traffic::{DestinationRule, WrittenPolicy, WrittenSettings, WrittenSubset};
-use super::super::yaml::{Value, shortened};
+use super::super::yaml::shortened;
 use super::{duration, virtual_service};
 
 // Bounds of our own.
@@ -104,19 +103,11 @@ fn settings(fields: &mut Fields<'_>, findings: &mut Findings) -> WrittenSettings
     if let Some(item) = fields.optional("tls") {
         tls(&item, findings);
     }
-    let settings = WrittenSettings {
+    WrittenSettings {
         balancing: fields.optional("loadBalancer").and_then(|item| balancing(&item, findings)),
         outliers: fields.optional("outlierDetection").and_then(|item| outliers(&item, findings)),
         limits: fields.optional("connectionPool").and_then(|item| limits(&item, findings)),
-    };
-    let asks = settings.balancing.as_ref().is_some_and(|it| *it != Balancing::Unset)
-        || settings.outliers.is_some()
-        || settings.limits.is_some_and(|limits| limits != ConnectionLimits::default());
-    if asks {
-        let message = "loadBalancer, outlierDetection and connectionPool are read and have no effect yet";
-        findings.add(Severity::Warning, fields.at, &fields.path, message, "subsets of the rule are in force");
     }
-    settings
 }
 
 /// Traffic in the mesh is sealed whatever is written; what is written must not ask for something else.
@@ -195,7 +186,7 @@ fn hash_policy(item: &Item<'_>, findings: &mut Findings) -> Option<HashPolicy> {
         Some(size) => HashTable::Maglev(size?),
         None => HashTable::Ring(ring.or(older).unwrap_or(RING)),
     };
-    Some(HashPolicy { on: keys.pop().flatten()?, table })
+    Some(HashPolicy { on: vec![keys.pop().flatten()?], table })
 }
 
 fn maglev(item: &Item<'_>, findings: &mut Findings) -> Option<u32> {
@@ -257,12 +248,9 @@ fn outliers(item: &Item<'_>, findings: &mut Findings) -> Option<OutlierDetection
     let (ejection_max, health_min) = (count("maxEjectionPercent"), count("minHealthPercent"));
     let interval_ms = duration::optional(&mut fields, "interval", findings);
     let base_ejection_ms = duration::optional(&mut fields, "baseEjectionTime", findings);
-    for unsupported in ["splitExternalLocalOriginErrors", "consecutiveLocalOriginFailures"] {
-        if let Some(item) = fields.optional(unsupported).filter(|item| item.node.value != Value::Bool(false))
-        {
-            item.error(findings, format!("{unsupported} is not supported"), format!("remove {unsupported}"));
-        }
-    }
+    let local = fields.optional("consecutiveLocalOriginFailures");
+    let local = local.and_then(|item| item.integer(findings, 0, 1 << 20));
+    let split = fields.optional("splitExternalLocalOriginErrors").and_then(|item| item.boolean(findings));
     fields.finish(findings);
     let number = |value: Option<i64>| value.and_then(|value| u32::try_from(value).ok());
     let percent = |value: Option<i64>, usual| number(value).unwrap_or(usual).min(100);
@@ -270,6 +258,8 @@ fn outliers(item: &Item<'_>, findings: &mut Findings) -> Option<OutlierDetection
     Some(OutlierDetection {
         consecutive_5xx: number(server.or(older)).unwrap_or(5),
         consecutive_gateway_errors: number(gateway).unwrap_or(0),
+        split_local_origin: split.unwrap_or_default(),
+        consecutive_local_origin: number(local).unwrap_or(5),
         interval_ms: interval_ms.or(seconds(10))?,
         base_ejection_ms: base_ejection_ms.or(seconds(30))?,
         ejection_percent_max: percent(ejection_max, 10),
