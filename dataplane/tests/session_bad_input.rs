@@ -6,6 +6,7 @@ mod session_support;
 
 use std::net::SocketAddr;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use dataplane::access_log::{CloseCause, Direction};
 use session_support::{Bed, inside, pods};
@@ -324,26 +325,41 @@ fn requests_beyond_all_measure_are_answered_and_nobody_else_suffers() {
 fn clients_that_never_come_to_the_point_are_let_go() {
     inside("clients_that_never_come_to_the_point_are_let_go", || {
         let rules = "[{ to: [{ operation: { paths: ['/*'] } }] }]";
-        let bed = Bed::new(&(pods() + &session_support::policy("all", "ALLOW", rules)));
+        let mut bed = Bed::new(&(pods() + &session_support::policy("all", "ALLOW", rules)));
         let server = bed.serve_http("server", 8080, channel().0);
         let tunnel = SocketAddr::new(bed.ip("server"), 15008);
+        // The preface of HTTP/2 and SETTINGS; then their acknowledgement, and HEADERS without END_HEADERS.
+        let start = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let unended =
+            [&start[..], b"\0\0\0\x04\x01\0\0\0\0", b"\0\0\x06\x01\x01\0\0\0\x01\x82\x86\x84\x01\x01a"];
+        let unended = unended.concat();
+        let (settings_timeout, calm) = (4_u32.to_be_bytes(), 11_u32.to_be_bytes());
         let slow = [
-            ("no handshake", tunnel, &b""[..]),
-            ("half a handshake", tunnel, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"),
-            ("half a head", server, b"GET / HTTP/1.1\r\nHost: web\r\nX: "),
-            ("half a line", server, b"GET"),
+            ("no handshake", tunnel, &b""[..], &b""[..]),
+            ("half a handshake", tunnel, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b""),
+            ("half a head", server, b"GET / HTTP/1.1\r\nHost: web\r\nX: ", b"408 Request Timeout"),
+            ("half a line", server, b"GET", b"408 Request Timeout"),
+            ("half a preface", server, &start[..10], b"408 Request Timeout"),
+            ("a preface without its SETTINGS", server, &start[..30], &settings_timeout),
+            ("settings never acknowledged", server, &start[..], &settings_timeout),
+            ("a header block without its end", server, &unended, &calm),
         ];
-        let slow = slow.map(|(name, to, bytes)| {
+        let slow = slow.map(|(name, to, bytes, told)| {
             let mut client = bed.client("plain", to);
+            // Each has 10 s, whatever it begins to speak, and not those of one reader after the other.
+            client.reader.get_ref().set_read_timeout(Some(Duration::from_secs(15))).unwrap();
             client.send(bytes).unwrap();
-            (name, std::thread::spawn(move || client.rest()))
+            (name, told.to_vec(), std::thread::spawn(move || client.rest()))
         });
-        for (name, rest) in slow {
-            match rest.join().unwrap() {
-                Ok(said) => assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 408"), "{name}: {said:?}"),
-                Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{name}"),
-            }
+        for (name, told, rest) in slow {
+            let said = rest.join().unwrap().unwrap_or_else(|error| {
+                assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{name}");
+                Vec::new()
+            });
+            let is_told = told.is_empty() || said.windows(told.len()).any(|part| part == told);
+            assert!(is_told, "{name}: {:?}", String::from_utf8_lossy(&said));
         }
+        bed.ended(Direction::Inbound, CloseCause::RequestTimeout);
         bed.until_idle();
     });
 }

@@ -53,15 +53,19 @@ impl Target {
     }
 
     fn with(application: Application, config: Config) -> Self {
-        let now = Instant::now();
-        let mut out = Vec::new();
-        let connection = Connection::new(config, now, &mut out);
-        let mut target = Self { connection, application, now, out, requests: 0, resets: 0 };
+        let mut target = Self::unopened(application, config);
         assert_eq!(target.feed(PREFACE), Ok(()));
         assert_eq!(target.feed(&frame(4, 0, 0, &[])), Ok(()));
         assert_eq!(target.feed(&frame(4, 1, 0, &[])), Ok(()));
         target.out.clear();
         target
+    }
+
+    /// One whose client has sent nothing yet.
+    fn unopened(application: Application, config: Config) -> Self {
+        let now = Instant::now();
+        let connection = Connection::new(config, now, &mut Vec::new());
+        Self { connection, application, now, out: Vec::new(), requests: 0, resets: 0 }
     }
 
     fn feed(&mut self, bytes: &[u8]) -> Result<(), ConnectionError> {
@@ -343,6 +347,105 @@ fn stalled_streams_are_reset_within_60_seconds() {
     }
     assert!(target.now <= start + Duration::from_mins(1));
     assert_eq!((target.connection.stream_count(), target.resets), (0, 100));
+}
+
+/// What a slow peer sends each second.
+type Pieces = Box<dyn FnMut(u32) -> Vec<u8>>;
+
+fn silence() -> Pieces {
+    Box::new(|_| Vec::new())
+}
+
+/// Sends `first`, then a piece each second while timers run. When the connection was given up, and with what code.
+fn given_up(target: &mut Target, first: &[u8], mut piece: Pieces) -> Option<(Duration, ErrorCode)> {
+    let start = target.now;
+    target.feed(first).expect("a beginning is no fault");
+    for second in 1..=25 {
+        target.now = start + Duration::from_secs(second.into());
+        if target.connection.next_deadline().is_some_and(|due| due <= target.now)
+            && let Err(error) = target.connection.on_timer(target.now, &mut target.out)
+        {
+            assert!(matches!(error, ConnectionError::Late { .. }), "{error}");
+            assert_eq!((target.written(7), target.connection.next_deadline()), (1, None));
+            return Some((target.now - start, error.code()));
+        }
+        target.feed(&piece(second)).expect("a slow piece is no fault");
+    }
+    None
+}
+
+const TEN_SECONDS: Duration = Duration::from_secs(10);
+
+#[test]
+fn what_never_becomes_whole_is_given_up_after_10_seconds_however_it_trickles() {
+    let begun = headers(END_STREAM, 1, GET);
+    let large = headers(END_STREAM | END_HEADERS, 1, &[0; 1_000]);
+    let cases: [(&str, Vec<u8>, Pieces); 6] = [
+        ("CONTINUATION withheld", begun.clone(), silence()),
+        (
+            "CONTINUATION now and then",
+            begun.clone(),
+            Box::new(|second| if second % 4 == 0 { frame(9, 0, 1, b"\x00\x01x\x01y") } else { Vec::new() }),
+        ),
+        ("an octet of HEADERS a second", large[..9].to_vec(), Box::new(|_| vec![0])),
+        (
+            "an octet of CONTINUATION a second",
+            [&begun[..], &frame(9, END_HEADERS, 1, &[0; 100])[..9]].concat(),
+            Box::new(|_| vec![0]),
+        ),
+        ("half of SETTINGS", frame(4, 0, 0, &[0; 6])[..12].to_vec(), silence()),
+        ("half of a PING", frame(6, 0, 0, &[0; 8])[..12].to_vec(), silence()),
+    ];
+    for (name, first, piece) in cases {
+        let mut target = Target::with(Application::Silent, Config::proxy_server());
+        // Long after the start.
+        target.now += Duration::from_mins(5);
+        let end = given_up(&mut target, &first, piece);
+        assert_eq!(end, Some((TEN_SECONDS, ErrorCode::ENHANCE_YOUR_CALM)), "{name}");
+        assert_eq!(target.requests, 0, "{name}");
+    }
+}
+
+#[test]
+fn what_becomes_whole_in_time_leaves_no_deadline_behind() {
+    let mut target = Target::with(Application::Silent, Config::proxy_server());
+    let idle = target.connection.next_deadline();
+    for number in 0..10 {
+        let block = headers(END_STREAM, stream(number), GET);
+        let rest = frame(9, END_HEADERS, stream(number), b"\x00\x01x\x01y");
+        for piece in [&block[..12], &block[12..], &rest[..4], &rest[4..12], &rest[12..]] {
+            target.feed(piece).unwrap();
+            target.now += Duration::from_secs(2);
+            target.connection.on_timer(target.now, &mut target.out).unwrap();
+        }
+    }
+    assert_eq!((target.requests, target.written(7), idle), (10, 0, None));
+    // A body may take as long as it likes, one octet a minute.
+    target.feed(&[headers(END_HEADERS, 101, GET), frame(0, 0, 101, &[0; 9])[..9].to_vec()].concat()).unwrap();
+    for _ in 0..9 {
+        target.now += Duration::from_mins(1);
+        target.connection.on_timer(target.now, &mut target.out).unwrap();
+        target.feed(b"x").unwrap();
+    }
+    assert_eq!(target.written(7), 0);
+}
+
+#[test]
+fn a_start_that_is_not_ended_is_given_up_after_10_seconds() {
+    let mut preface = PREFACE.iter();
+    let settings = [PREFACE, &frame(4, 0, 0, &[])].concat();
+    let cases: [(&str, Vec<u8>, Pieces); 4] = [
+        ("silence", Vec::new(), silence()),
+        // The whole of it would take 24 s.
+        ("an octet of the preface a second", Vec::new(), Box::new(move |_| vec![*preface.next().unwrap()])),
+        ("a preface without SETTINGS", PREFACE.to_vec(), silence()),
+        ("SETTINGS never acknowledged", settings, Box::new(|_| frame(6, 0, 0, b"12345678"))),
+    ];
+    for (name, first, piece) in cases {
+        let mut target = Target::unopened(Application::Silent, Config::hbone_server());
+        let end = given_up(&mut target, &first, piece);
+        assert_eq!(end, Some((TEN_SECONDS, ErrorCode::SETTINGS_TIMEOUT)), "{name}");
+    }
 }
 
 #[test]

@@ -60,6 +60,7 @@ impl Connection {
         }
         self.receiver.block.extend_from_slice(block);
         self.receiver.open_block = Some(open);
+        self.expect_whole_frame(now);
         Ok(None)
     }
 
@@ -84,6 +85,7 @@ impl Connection {
             return Ok(None);
         }
         self.receiver.open_block = None;
+        self.frame_due = None;
         let block = std::mem::take(&mut self.receiver.block);
         self.on_block(open, &block, now, out)
     }

@@ -55,6 +55,10 @@ pub struct Limits {
     /// A stream that waits longer than this (up to twice) for send window is reset. `None` keeps it waiting, as TCP
     /// does with a zero window; tunnels need that.
     pub stalled_stream_timeout: Option<Duration>,
+    /// What a peer has begun must be whole by then, however often it sends a part of it: from the start of the connection
+    /// to its preface, its SETTINGS and its acknowledgement of ours; from the header of a frame, DATA aside, to the
+    /// frame's last octet, or that of the last CONTINUATION. Later closes the connection.
+    pub completion_timeout: Duration,
 }
 
 impl Limits {
@@ -69,6 +73,7 @@ impl Limits {
         overhead_per_second: 200,
         reset_streams_remembered: 64,
         stalled_stream_timeout: None,
+        completion_timeout: Duration::from_secs(10),
     };
 }
 

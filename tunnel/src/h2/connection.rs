@@ -132,6 +132,10 @@ pub struct Connection {
     pub(super) overhead: Budget,
     keep_alive: Option<KeepAliveState>,
     next_stall_scan: Option<Instant>,
+    /// When the peer must have shown that it speaks HTTP/2 and knows our settings; none once it has.
+    start_due: Option<Instant>,
+    /// When the frame or the header block that has begun must be whole.
+    pub(super) frame_due: Option<Instant>,
 }
 
 impl Connection {
@@ -176,6 +180,8 @@ impl Connection {
                 .keep_alive
                 .map(|keep| KeepAliveState { awaiting_answer: false, deadline: now + keep.interval }),
             next_stall_scan: limits.stalled_stream_timeout.map(|timeout| now + timeout),
+            start_due: Some(now + limits.completion_timeout),
+            frame_due: None,
             config,
         }
     }
@@ -219,14 +225,16 @@ impl Connection {
             Closing::No | Closing::Final { .. } => None,
         };
         let stalled = self.next_stall_scan.filter(|_| self.streams.len() > 0);
-        [keep_alive, draining, stalled].into_iter().flatten().min()
+        [keep_alive, draining, stalled, self.start_due, self.frame_due].into_iter().flatten().min()
     }
 
-    /// Does what is due: keepalive, the second step of a graceful end, stalled streams.
+    /// Does what is due: keepalive, the second step of a graceful end, stalled streams, the end of a peer that takes too
+    /// long for what it has begun.
     pub fn on_timer(&mut self, now: Instant, out: &mut impl FrameSink) -> Result<(), ConnectionError> {
         if let Some(error) = self.failed {
             return Err(error);
         }
+        self.give_up_late(now, out)?;
         if let Closing::Announced { deadline } = self.closing
             && now >= deadline
         {
@@ -323,6 +331,7 @@ impl Connection {
             return;
         }
         self.settings_acknowledged = true;
+        self.on_start_progress();
         self.decoder.set_size_limit(self.config.header_table_size as usize);
         let lowered = signed(self.stream_window) - signed(self.config.initial_stream_window);
         self.stream_window = self.config.initial_stream_window;
@@ -332,6 +341,26 @@ impl Connection {
                 stream.receive_window = stream.receive_window.saturating_sub(lowered);
             }
         }
+    }
+
+    /// The peer's SETTINGS or its acknowledgement of ours have arrived; when both have, nothing more is due of its start.
+    pub(super) fn on_start_progress(&mut self) {
+        if self.settings_acknowledged && self.receiver.settings_received {
+            self.start_due = None;
+        }
+    }
+
+    /// Ends the connection of a peer that has not ended in time what it began.
+    fn give_up_late(&mut self, now: Instant, out: &mut impl FrameSink) -> Result<(), ConnectionError> {
+        let is_past = |due: Option<Instant>| due.is_some_and(|due| now >= due);
+        let (code, what) = match () {
+            () if is_past(self.frame_due) => (ErrorCode::ENHANCE_YOUR_CALM, "a frame or a header block"),
+            () if !is_past(self.start_due) => return Ok(()),
+            () if self.is_established() => (ErrorCode::SETTINGS_TIMEOUT, "the acknowledgement of SETTINGS"),
+            () => (ErrorCode::SETTINGS_TIMEOUT, "its preface and SETTINGS"),
+        };
+        let timeout = self.config.limits.completion_timeout;
+        Err(self.fail(ConnectionError::Late { code, what, timeout }, out))
     }
 
     fn finish_go_away(&mut self, code: ErrorCode, out: &mut impl FrameSink) {

@@ -66,6 +66,7 @@ impl Connection {
             return Ok(None);
         }
         self.receiver.settings_received = true;
+        self.on_start_progress();
         let window_before = self.peer.initial_window;
         for &[a, b, c, d, e, f] in payload.as_chunks::<6>().0 {
             self.apply_setting(u16::from_be_bytes([a, b]), u32::from_be_bytes([c, d, e, f]))?;

@@ -1,5 +1,7 @@
 //! Error codes of the protocol and the errors of the engine's calls.
 
+use std::time::Duration;
+
 use thiserror::Error;
 
 /// Error code of RST_STREAM and GOAWAY (RFC 9113 section 7). Unknown codes are kept as they came.
@@ -76,13 +78,23 @@ pub enum ConnectionError {
     /// A keepalive PING was not answered in time.
     #[error("HTTP/2 connection closed: the peer did not answer a PING in time")]
     KeepAliveTimeout,
+    /// The peer did not end in time what it had begun (see [`super::Limits::completion_timeout`]).
+    #[error("HTTP/2 connection closed with {code}: the peer took longer than {} s for {what}", .timeout.as_secs())]
+    Late {
+        /// What the GOAWAY says.
+        code: ErrorCode,
+        /// What was due.
+        what: &'static str,
+        /// How long that may take.
+        timeout: Duration,
+    },
 }
 
 impl ConnectionError {
     /// The code that the GOAWAY carried.
     pub fn code(&self) -> ErrorCode {
         match self {
-            Self::Violation { code, .. } => *code,
+            Self::Violation { code, .. } | Self::Late { code, .. } => *code,
             Self::KeepAliveTimeout => ErrorCode::NO_ERROR,
         }
     }

@@ -472,6 +472,7 @@ impl Connection {
         }
         self.receiver.remaining = needed;
         self.receiver.position = Position::Collect;
+        self.expect_whole_frame(now);
         Ok(None)
     }
 
@@ -490,6 +491,9 @@ impl Connection {
         self.receiver.skip(header.len - needed(header));
         let mut buffer = std::mem::take(&mut self.receiver.buffer);
         let event = self.handle(header, &buffer, now, out);
+        if self.receiver.open_block.is_none() {
+            self.frame_due = None;
+        }
         if buffer.capacity() <= BUFFER_KEPT {
             buffer.clear();
             self.receiver.buffer = buffer;
@@ -517,6 +521,13 @@ impl Connection {
     }
 
     // === Helpers ===
+
+    /// A frame, or the header block that it is of, goes on in what is yet to come. How long that may take counts from the first
+    /// such moment, so that pieces do not prolong it.
+    #[cold]
+    pub(super) fn expect_whole_frame(&mut self, now: Instant) {
+        self.frame_due.get_or_insert(now + self.config.limits.completion_timeout);
+    }
 
     pub(super) fn end_remote(&mut self, id: u32) {
         if let Some(stream) = self.streams.get_mut(id) {

@@ -10,8 +10,6 @@ pub enum SessionError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Http(#[from] ConnectionError),
-    #[error("the peer did not show within {0} s that it speaks HTTP/2")]
-    PrefaceTimeout(u64),
     #[error("the connection has ended before")]
     Over,
 }
@@ -25,7 +23,7 @@ impl SessionError {
                 CloseCause::Http2Abuse
             }
             Self::Http(ConnectionError::Violation { .. }) => CloseCause::Http2Protocol,
-            Self::PrefaceTimeout(_) => CloseCause::Http2Protocol,
+            Self::Http(ConnectionError::Late { .. }) => CloseCause::Http2Timeout,
             Self::Over => CloseCause::LocalClose,
         }
     }

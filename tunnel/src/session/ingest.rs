@@ -167,7 +167,7 @@ impl<'s, 'b> Ingest<'s, 'b> {
         let opened = Records::new(secrets, schedule).and_then(|records| {
             let mut layer = Layer::Tls(Tls { records, peer: peer.clone(), cipher, peer_closed: false });
             let http = h2::Connection::new(config, self.now, &mut layer.sink(&mut self.session.output)?);
-            Ok(Open { layer, http, preface_due: None, fault: None })
+            Ok(Open { layer, http, fault: None })
         });
         match opened {
             Ok(open) => {

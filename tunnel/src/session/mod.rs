@@ -87,8 +87,6 @@ struct Handshaking {
 struct Open {
     layer: Layer,
     http: h2::Connection,
-    /// Without TLS: by then the peer must have shown that it speaks HTTP/2.
-    preface_due: Option<Instant>,
     /// Our sending side failed inside a call that has no way to say so; reported by the next one that has.
     fault: Option<TlsError>,
 }
@@ -119,8 +117,7 @@ impl Session {
     pub fn clear(http: h2::Config, received: &[u8], now: Instant) -> Self {
         let mut output = Output::default();
         let http = h2::Connection::new(http, now, &mut Sink::Clear(&mut output));
-        let preface_due = Some(now + HANDSHAKE_TIMEOUT);
-        let open = Open { layer: Layer::Clear, http, preface_due, fault: None };
+        let open = Open { layer: Layer::Clear, http, fault: None };
         Self { phase: Phase::Open(Box::new(open)), output, tail: received.to_vec(), closed: None }
     }
 
@@ -164,7 +161,7 @@ impl Session {
     pub fn next_deadline(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Handshake(handshaking) => Some(handshaking.deadline),
-            Phase::Open(open) => open.next_deadline(),
+            Phase::Open(open) => open.http.next_deadline(),
             Phase::Over => None,
         }
     }
@@ -175,11 +172,6 @@ impl Session {
             && now >= handshaking.deadline
         {
             return Err(self.fail(TlsError::HandshakeTimeout(HANDSHAKE_TIMEOUT.as_secs()).into()));
-        }
-        if let Phase::Open(open) = &mut self.phase
-            && open.preface_is_late(now)
-        {
-            return Err(self.fail(SessionError::PrefaceTimeout(HANDSHAKE_TIMEOUT.as_secs())));
         }
         match self.with_http(|http, out| http.on_timer(now, out)) {
             Some(Err(error)) => Err(self.fail(error.into())),
@@ -221,7 +213,7 @@ impl Session {
             }
             // The GOAWAY that the engine has written says why; TLS itself ends in order.
             SessionError::Http(_) => self.append_alert(AlertCode::CLOSE_NOTIFY),
-            SessionError::PrefaceTimeout(_) | SessionError::Over => {}
+            SessionError::Over => {}
         }
         self.end(error.close_cause());
         error
@@ -274,24 +266,12 @@ impl Open {
         }
     }
 
-    /// The peer of a connection without TLS has not shown in time that it speaks HTTP/2.
-    fn preface_is_late(&mut self, now: Instant) -> bool {
-        if self.http.is_established() {
-            self.preface_due = None;
-        }
-        self.preface_due.is_some_and(|due| now >= due)
-    }
-
     #[cfg(test)]
     fn records(&mut self) -> &mut crate::tls::record::Records {
         match &mut self.layer {
             Layer::Tls(tls) => &mut tls.records,
             Layer::Clear => panic!("no TLS"),
         }
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        [self.preface_due, self.http.next_deadline()].into_iter().flatten().min()
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::h2::Config;
+use crate::h2::{Config, ConnectionError};
 use crate::hbone::{Authority, ConnectAnswer, ConnectHead, ConnectRequest, accept};
 use crate::tls::testing::{Authority as CertificateAuthority, CLIENT, SERVER, client, expecting, server};
 
@@ -385,6 +385,6 @@ fn a_peer_that_never_speaks_http2_is_given_up() {
     let mut server = Session::clear(Config::proxy_server(), &[], now);
     let due = server.next_deadline().unwrap();
     assert!(due <= now + HANDSHAKE_TIMEOUT && server.on_timer(now).is_ok());
-    assert!(matches!(server.on_timer(due), Err(SessionError::PrefaceTimeout(_))));
-    assert_eq!(server.close_cause(), Some(CloseCause::Http2Protocol));
+    assert!(matches!(server.on_timer(due), Err(SessionError::Http(ConnectionError::Late { .. }))));
+    assert_eq!(server.close_cause(), Some(CloseCause::Http2Timeout));
 }

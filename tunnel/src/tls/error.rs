@@ -38,6 +38,8 @@ pub enum CloseCause {
     Http2Protocol,
     /// The peer drove one of our bounds (RFC 9113 section 10.5).
     Http2Abuse,
+    /// The peer did not end in time what it had begun: its preface and SETTINGS, a frame, a header block.
+    Http2Timeout,
     /// No answer to a liveness PING.
     PingTimeout,
     /// The fault is ours, and is in the log.
@@ -45,7 +47,7 @@ pub enum CloseCause {
 }
 
 impl CloseCause {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Clean,
         Self::LocalClose,
         Self::Truncated,
@@ -68,6 +70,7 @@ impl CloseCause {
         Self::TlsHandshakeTimeout,
         Self::Http2Protocol,
         Self::Http2Abuse,
+        Self::Http2Timeout,
         Self::PingTimeout,
         Self::Internal,
     ];
@@ -96,6 +99,7 @@ impl CloseCause {
             Self::TlsHandshakeTimeout => "tls_handshake_timeout",
             Self::Http2Protocol => "http2_protocol",
             Self::Http2Abuse => "http2_abuse",
+            Self::Http2Timeout => "http2_timeout",
             Self::PingTimeout => "ping_timeout",
             Self::Internal => "internal",
         }

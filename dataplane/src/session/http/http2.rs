@@ -98,6 +98,7 @@ fn cause_of(end: &LinkEnd) -> CloseCause {
         // We end it only when it is drained.
         Link::LocalClose => CloseCause::Drained,
         Link::Http2Abuse => CloseCause::LimitReached,
+        Link::Http2Timeout => CloseCause::RequestTimeout,
         Link::Http2Protocol => CloseCause::InvalidHttp,
         _ => CloseCause::ClientReset,
     }

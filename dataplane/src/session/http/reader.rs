@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use l7::http1::{HeadScanner, Http1Error};
+use monoio::time::{Instant, timeout_at};
 use tunnel::h2::ErrorCode;
 use tunnel::sniff::{Sniffed, sniff};
 
@@ -34,6 +35,8 @@ pub(super) struct Reader {
     buffer: BytesMut,
     /// The last read took less than it asked for: another one would most likely find nothing.
     drained: bool,
+    /// When the first head must be whole, if what it is took waiting for.
+    head_due: Option<Instant>,
 }
 
 /// Why there is no head.
@@ -103,26 +106,29 @@ impl Reader {
     /// Reads until it is clear whether the connection begins as HTTP/2 does. A connection that is quiet is waited for, one
     /// that has begun at most as long as for a head.
     pub(super) async fn preface(&mut self, worker: &Worker, wire: &Wire) -> io::Result<()> {
-        if !self.begun(worker, wire).await? || !is_part_of_preface(&self.buffer) {
-            return Ok(());
-        }
-        let rest = async {
-            while is_part_of_preface(&self.buffer) && self.fill(worker, wire).await? > 0 {}
-            Ok(())
-        };
-        monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Ok(()))
+        self.read_while(worker, wire, is_part_of_preface).await
     }
 
     /// Reads until it is clear what the connection speaks, as [`sniff`] judges; waits as [`Self::preface`] does.
     pub(super) async fn first_line(&mut self, worker: &Worker, wire: &Wire) -> io::Result<()> {
-        if !self.begun(worker, wire).await? || sniff(&self.buffer) != Sniffed::NeedMore {
+        self.read_while(worker, wire, |bytes| sniff(bytes) == Sniffed::NeedMore).await
+    }
+
+    async fn read_while(
+        &mut self,
+        worker: &Worker,
+        wire: &Wire,
+        is_undecided: impl Fn(&[u8]) -> bool,
+    ) -> io::Result<()> {
+        if !self.begun(worker, wire).await? || !is_undecided(&self.buffer) {
             return Ok(());
         }
+        let due = *self.head_due.insert(Instant::now() + HEAD_TIMEOUT);
         let rest = async {
-            while sniff(&self.buffer) == Sniffed::NeedMore && self.fill(worker, wire).await? > 0 {}
+            while is_undecided(&self.buffer) && self.fill(worker, wire).await? > 0 {}
             Ok(())
         };
-        monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Ok(()))
+        timeout_at(due, rest).await.unwrap_or(Ok(()))
     }
 
     /// The next head, with its final empty line; `None` if the peer closed before its first byte.
@@ -131,6 +137,7 @@ impl Reader {
             return Ok(None);
         }
         let mut scanner = HeadScanner::default();
+        let due = self.head_due.take();
         if let Some(length) = scanner.find(&self.buffer).map_err(HeadError::Http)? {
             return Ok(Some(self.buffer.split_to(length).freeze()));
         }
@@ -144,7 +151,8 @@ impl Reader {
                 }
             }
         };
-        monoio::time::timeout(HEAD_TIMEOUT, rest).await.unwrap_or(Err(HeadError::Timeout))
+        let due = due.unwrap_or_else(|| Instant::now() + HEAD_TIMEOUT);
+        timeout_at(due, rest).await.unwrap_or(Err(HeadError::Timeout))
     }
 }
 
