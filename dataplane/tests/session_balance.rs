@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 use dataplane::access_log::{CloseCause, Direction};
 use session_support::http::Client;
-use session_support::{Bed, PATIENCE, Setup, inside, is_reset, pods};
+use session_support::{Bed, PATIENCE, Setup, inside, pods};
 
-/// Two servers behind one service of three ports, governed by `policy`.
+/// Two servers behind one service of several ports, governed by `policy`.
 fn world(policy: &str, http: &str) -> String {
     let pods = pods()
         .replace("app: server,", "app: web, version: v1,")
@@ -33,6 +33,8 @@ spec:
   - {{ name: http, port: 80, targetPort: 8080 }}
   - {{ name: http-second, port: 81, targetPort: 8080 }}
   - {{ name: tcp, port: 82, targetPort: 8080 }}
+  - {{ name: http2, port: 83, targetPort: 8083 }}
+  - {{ name: http2-second, port: 84, targetPort: 8083 }}
 ---
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -317,15 +319,15 @@ fn what_is_beyond_the_limits_is_refused_and_waiting_ends() {
         (&held).write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
         let mut answer = [0; 64];
         assert!((&held).read(&mut answer).unwrap() > 0);
-        assert!(is_reset(&bed.connect("client", to(82)).unwrap()));
+        assert!(is_refused(&bed));
         drop(held);
-        until(|| !is_reset_soon(&bed));
+        until(|| !is_refused(&bed));
     });
 }
 
-/// Whether another connection to the bounded port is refused.
-fn is_reset_soon(bed: &Bed) -> bool {
-    let mut socket = bed.connect("client", to(82)).unwrap();
+/// Whether another connection to the bounded port is refused: it may be reset before it is looked at.
+fn is_refused(bed: &Bed) -> bool {
+    let Ok(mut socket) = bed.connect("client", to(82)) else { return true };
     let mut answer = [0; 64];
     socket.write_all(b"GET / HTTP/1.1\r\n\r\n").is_err() || socket.read(&mut answer).unwrap_or(0) == 0
 }
@@ -357,5 +359,62 @@ spec:
         until(|| servers.ended.load(Ordering::SeqCst) == 4);
         assert_eq!(ask(&mut client, "/", "").status, 200, "the client's own connection lives on");
         assert_eq!(servers.taken.load(Ordering::SeqCst), 5);
+    });
+}
+
+#[test]
+fn links_that_requests_share_are_used_up_and_end_and_take_their_turns() {
+    inside("links_that_requests_share_are_used_up_and_end_and_take_their_turns", || {
+        let policy = "
+  trafficPolicy:
+    portLevelSettings:
+    - port: { number: 83 }
+      loadBalancer: { simple: ROUND_ROBIN }
+      connectionPool: { tcp: { maxConnections: 1 }, http: { maxRequestsPerConnection: 2, http2MaxRequests: 3 } }
+    - port: { number: 84 }
+      loadBalancer: { consistentHash: { useSourceIp: true } }
+      connectionPool: { http: { idleTimeout: 300ms } }";
+        let (bed, _) = bed(policy, "");
+        let (tell, told) = std::sync::mpsc::channel();
+        for pod in ["server", "other"] {
+            bed.serve_http2(pod, 8083, tell.clone());
+        }
+        let ask = |client: &session_support::http2::Client| {
+            let answer = client.get("/").unwrap();
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.text().split(' ').next().unwrap().to_owned()
+        };
+        // Each link to a server is a stream of a tunnel.
+        let opened = || bed.metric("corelane_streams_total", &["client"]);
+        let client = bed.client2("client", to(83));
+        let before = opened();
+        let names: Vec<_> = (0..8).map(|_| ask(&client)).collect();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+        assert_eq!(opened() - before, 4, "two requests for each link");
+        // Three run, and no more.
+        let other = bed.client2("client", to(83));
+        let held: Vec<_> = (0..3)
+            .map(|_| other.ask(session_support::http2::request("GET", "/hold", "text/plain"), true))
+            .collect();
+        let holds = || told.recv_timeout(PATIENCE).unwrap() == "GET /hold";
+        let mut count = 0;
+        until(|| {
+            count += usize::from(holds());
+            count == 3
+        });
+        let refused = client.get("/").unwrap();
+        assert_eq!((refused.status, refused.field("x-envoy-overloaded")), (503, Some("true")));
+        drop(held);
+        drop(other);
+        until(|| client.get("/").unwrap().status == 200);
+
+        let client = bed.client2("client", to(84));
+        let (home, before) = (ask(&client), opened());
+        assert_eq!((ask(&client), opened()), (home.clone(), before));
+        until(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            assert_eq!(ask(&client), home, "the same client, the same server");
+            opened() > before
+        });
     });
 }

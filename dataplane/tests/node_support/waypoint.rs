@@ -7,10 +7,13 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use l7::ir;
 use prost::Message;
 use prost_types::Any;
-use xds::decode::route_name;
+use xds::decode::{route_name, traffic_policy_name};
 use xds::kube::{MeshSettings, convert, load_documents};
 use xds::proto::workload::AppProtocol;
-use xds::proto::{AUTHORIZATION_POLICY_TYPE, HTTP_ROUTE_TYPE, WAYPOINT_POLICIES_TYPE, l7 as wire, security};
+use xds::proto::{
+    AUTHORIZATION_POLICY_TYPE, HTTP_ROUTE_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
+    l7 as wire, security,
+};
 
 use super::control::Resource;
 use super::node::Node;
@@ -34,6 +37,9 @@ impl Bed {
     pub fn waypoint(&mut self, prepare: impl FnOnce(&mut Node)) -> Pod {
         let pod = self.place(None, WAYPOINT);
         self.control.put([self.workload(WAYPOINT).into()]);
+        // As istiod tells a waypoint of workloads.
+        let own = self.workload(WAYPOINT);
+        self.control.put([resource(&own.uid, WORKLOAD_TYPE, &own)]);
         self.service(WAYPOINT, &[WAYPOINT], HBONE_PORT, true);
         self.change_service(WAYPOINT, |service| service.ports[0].service_port = HBONE_PORT.into());
         self.change(WAYPOINT, |workload| {
@@ -108,6 +114,7 @@ impl Bed {
         };
         let mut resources: Vec<_> = routes.iter().map(route).collect();
         resources.extend(policies.iter().map(|policy| request_policy(&policy.policy)));
+        resources.extend(convert::traffic_policies(&catalog, &mesh).iter().map(traffic_policy));
         resources.push(enforced("/", names(None)));
         for service in services {
             resources.push(enforced(&format!("{NAMESPACE}/{}", hostname(service)), names(Some(service))));
@@ -215,12 +222,17 @@ fn request_policy(policy: &ir::AuthorizationPolicy) -> Resource {
     resource(&format!("{}/{}", policy.namespace, policy.name), AUTHORIZATION_POLICY_TYPE, &body)
 }
 
+fn traffic_policy(policy: &ir::TrafficPolicy) -> Resource {
+    let body = wire::TrafficPolicy { ir: serde_json::to_vec(policy).unwrap().into() };
+    resource(&traffic_policy_name(policy), TRAFFIC_POLICY_TYPE, &body)
+}
+
 fn enforced(destination: &str, names: BTreeSet<String>) -> Resource {
     let body = wire::WaypointPolicies { names: names.into_iter().collect() };
     resource(destination, WAYPOINT_POLICIES_TYPE, &body)
 }
 
-fn resource(name: &str, type_url: &str, message: &impl Message) -> Resource {
+pub fn resource(name: &str, type_url: &str, message: &impl Message) -> Resource {
     let body = Any { type_url: type_url.to_owned(), value: message.encode_to_vec() };
     Resource { name: name.to_owned(), body, ..Resource::default() }
 }

@@ -85,13 +85,13 @@ impl Kept {
             return Ok(idle);
         }
         if protocol == Protocol::Http1 {
-            let ((wire, facts), ticket) = Box::pin(admitted(cluster, dial)).await?;
+            let ((wire, facts), ticket) = Box::pin(admitted(cluster, protocol, dial)).await?;
             return Ok(Upstream::new(wire, Some(Box::new(facts)), load).ticketed(ticket));
         }
         let place = place(wanted);
         let Some(Shared { facts, link, ticket }) = self.shared_or_dialled(&place, cluster).await else {
             let _dialling = self.begin(place);
-            let ((wire, facts), ticket) = Box::pin(admitted(cluster, dial)).await?;
+            let ((wire, facts), ticket) = Box::pin(admitted(cluster, protocol, dial)).await?;
             if matches!(&wire, Wire::Tls(stream) if !stream.speaks_http2()) {
                 return Ok(Upstream::new(wire, Some(Box::new(facts)), load).ticketed(ticket));
             }
@@ -136,10 +136,14 @@ impl Kept {
 /// Dials, when there may be another connection.
 async fn admitted<T>(
     cluster: Option<&Rc<Cluster>>,
+    protocol: Protocol,
     dial: impl Future<Output = Result<T, Reply>>,
 ) -> Result<(T, Option<Rc<Ticket>>), Reply> {
     let Some(cluster) = cluster else { return Ok((dial.await?, None)) };
-    let (dialled, ticket) = cluster.connect(dial).await?;
+    let (dialled, ticket) = match protocol {
+        Protocol::Http1 => cluster.connect(dial).await?,
+        Protocol::Http2 => cluster.connect_shared(dial).await?,
+    };
     ticket.use_once();
     Ok((dialled, Some(ticket)))
 }
@@ -149,8 +153,7 @@ impl Shelf {
         let ticket = upstream.ticket.as_deref();
         if let (Way::Http2(link), Some(ticket)) = (&upstream.way, ticket) {
             // Links are kept from the start.
-            let is_done = ticket.is_used_up() || (ticket.is_wanted() && link.stream_count() == 0);
-            if is_done {
+            if ticket.is_used_up() {
                 self.forget(link);
             }
         }
@@ -217,18 +220,10 @@ impl Shelf {
 
     /// Closes one that counts for this cluster and has no request, if there is one.
     pub(in crate::session) fn give_up_one(&self, cluster: &Rc<Cluster>) -> bool {
-        let counts = |ticket: Option<&Rc<Ticket>>| ticket.is_some() && is_of(ticket, Some(cluster));
         let mut idle = self.idle.borrow_mut();
-        if let Some(at) = idle.iter().position(|it| counts(it.ticket.as_ref())) {
-            idle.remove(at);
-            return true;
-        }
-        let mut links = self.links.borrow_mut();
-        let at = links.iter().position(|it| counts(it.ticket.as_ref()) && it.link.stream_count() == 0);
-        if let Some(at) = at {
-            links.remove(at).link.drain();
-        }
-        at.is_some()
+        let is_counted = |it: &Upstream| it.ticket.as_ref().is_some_and(|ticket| ticket.is_counted());
+        let at = idle.iter().position(|it| it.is_of(Some(cluster)) && is_counted(it));
+        at.map(|at| idle.remove(at)).is_some()
     }
 }
 

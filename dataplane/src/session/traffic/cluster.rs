@@ -1,6 +1,7 @@
 //! One governed port of a service: the choice among its endpoints, by what this worker knows of them.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::rc::Rc;
@@ -111,8 +112,9 @@ impl Cluster {
         let Some(outliers) = &self.outliers else { return };
         let mut outliers = outliers.borrow_mut();
         if !outliers.is_quiet() && self.members.get().0 != state.snapshot.generation() {
-            let members = self.members_of(state);
-            outliers.retain(|uid| members.iter().any(|member| *member.uid == *uid));
+            let members: HashSet<&str, foldhash::fast::RandomState> =
+                self.members_of(state).into_iter().map(|member| &*member.uid).collect();
+            outliers.retain(|uid| members.contains(uid));
         }
         let is_out = outliers.note(&workload.uid, answer, Instant::now(), || self.member_count(state));
         if is_out {

@@ -17,7 +17,7 @@ use crate::access_log::cause::CloseCause;
 use crate::session::http::Shelf;
 use crate::session::load::LoadGuard;
 use crate::session::state::NodeState;
-use crate::worker::{Latch, TICK};
+use crate::worker::Latch;
 
 /// A bound is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,6 +143,8 @@ impl Cluster {
 #[derive(Debug)]
 pub(in crate::session) struct Ticket {
     cluster: Rc<Cluster>,
+    /// It is one of a bounded number.
+    is_counted: bool,
     requests: Cell<u32>,
     used: Cell<Instant>,
 }
@@ -150,14 +152,20 @@ pub(in crate::session) struct Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let limits = &self.cluster.limits;
-        limits.connections.leave();
-        limits.serve_next();
+        if self.is_counted {
+            limits.connections.leave();
+            limits.serve_next();
+        }
     }
 }
 
 impl Ticket {
     pub(in crate::session) fn cluster(&self) -> &Rc<Cluster> {
         &self.cluster
+    }
+
+    pub(in crate::session) fn is_counted(&self) -> bool {
+        self.is_counted
     }
 
     /// Counts a request.
@@ -244,16 +252,22 @@ impl Cluster {
         Ok((dial.await?, ticket))
     }
 
+    /// The same for one that many requests share: such connections are not bounded, for each client has its own and would
+    /// wait for ever for one that others use.
+    pub(in crate::session) async fn connect_shared<T, E: From<Overflow>>(
+        self: &Rc<Self>,
+        dial: impl Future<Output = Result<T, E>>,
+    ) -> Result<(T, Rc<Ticket>), E> {
+        self.limits.pending.enter()?;
+        let _pending = Pending(&self.limits);
+        Ok((dial.await?, self.new_ticket(false)))
+    }
+
     async fn wait_for_ticket(self: &Rc<Self>) -> Rc<Ticket> {
         loop {
             let waiting = Waiting { limits: &self.limits, latch: Rc::default() };
             self.limits.waiting.borrow_mut().push_back(Rc::clone(&waiting.latch));
-            // A shared connection that comes to rest tells nobody: it is looked for now and then.
-            while monoio::time::timeout(TICK, waiting.latch.wait()).await.is_err() {
-                if let Ok(ticket) = self.take_over() {
-                    return ticket;
-                }
-            }
+            waiting.latch.wait().await;
             if let Ok(ticket) = self.ticket() {
                 return ticket;
             }
@@ -269,8 +283,12 @@ impl Cluster {
     /// A connection that is made now or not at all.
     fn ticket(self: &Rc<Self>) -> Result<Rc<Ticket>, Overflow> {
         self.limits.connections.enter()?;
+        Ok(self.new_ticket(true))
+    }
+
+    fn new_ticket(self: &Rc<Self>, is_counted: bool) -> Rc<Ticket> {
         let (cluster, used) = (Rc::clone(self), Cell::new(Instant::now()));
-        Ok(Rc::new(Ticket { cluster, requests: Cell::new(0), used }))
+        Rc::new(Ticket { cluster, is_counted, requests: Cell::new(0), used })
     }
 
     /// Opens a connection that carries no requests, with `dial`.
