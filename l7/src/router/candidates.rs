@@ -11,8 +11,7 @@ use super::{Asked, MatchId};
 /// From this many matches on, the header that most of them name is looked up instead of compared.
 const INDEXED_FROM: usize = 8;
 
-/// Most paths have one match, which then lies in the table itself: with many routes a lookup costs what it touches of
-/// memory.
+/// Most paths have one match, which then lies in the table itself.
 #[derive(Debug, Default)]
 pub(super) struct Candidates {
     list: SmallVec<[Candidate; 1]>,
@@ -22,8 +21,7 @@ pub(super) struct Candidates {
 /// A match whose path is the one looked for.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    /// `None` where the path is all that is asked for.
-    conditions: Option<Box<Conditions>>,
+    conditions: Conditions,
     id: MatchId,
 }
 
@@ -81,7 +79,7 @@ fn merged<'a>(left: &'a [u32], right: &'a [u32]) -> impl Iterator<Item = u32> + 
 
 impl Candidate {
     pub(super) fn new(conditions: Conditions, id: MatchId) -> Self {
-        Self { conditions: Some(conditions).filter(|conditions| !conditions.is_empty()).map(Box::new), id }
+        Self { conditions, id }
     }
 
     pub(super) fn id(&self) -> MatchId {
@@ -89,16 +87,11 @@ impl Candidate {
     }
 
     pub(super) fn rank(&self) -> impl Ord + use<> {
-        let rank = self.conditions.as_ref().map_or(Conditions::RANK_OF_NONE, |conditions| conditions.rank());
-        (rank, self.id)
+        (self.conditions.rank(), self.id)
     }
 
     pub(super) fn holds(&self, asked: &Asked<'_>) -> bool {
-        self.conditions.as_ref().is_none_or(|conditions| conditions.hold(asked))
-    }
-
-    fn exact_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.conditions.iter().flat_map(|conditions| conditions.exact_headers())
+        self.conditions.hold(asked)
     }
 }
 
@@ -111,7 +104,7 @@ impl HeaderIndex {
             return None;
         }
         let mut uses: HashMap<String, usize> = HashMap::new();
-        for (name, _) in list.iter().flat_map(Candidate::exact_headers) {
+        for (name, _) in list.iter().flat_map(|candidate| candidate.conditions.exact_headers()) {
             *uses.entry(name.to_ascii_lowercase()).or_default() += 1;
         }
         // Of equally used names the first by alphabet, so that the same routes compile to the same tables.
@@ -119,7 +112,8 @@ impl HeaderIndex {
             uses.into_iter().max_by(|left, right| left.1.cmp(&right.1).then(right.0.cmp(&left.0)))?;
         let mut index = Self { name: name.into(), by_value: HashMap::default(), others: Vec::new() };
         for (at, candidate) in list.iter().enumerate() {
-            let value = candidate.exact_headers().find(|(own, _)| own.eq_ignore_ascii_case(&index.name));
+            let value =
+                candidate.conditions.exact_headers().find(|(own, _)| own.eq_ignore_ascii_case(&index.name));
             let positions = match value {
                 Some((_, value)) => index.by_value.entry(value.into()).or_default(),
                 None => &mut index.others,

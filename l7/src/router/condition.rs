@@ -1,38 +1,58 @@
 //! What a match asks of a request besides its path: method, headers, query parameters, who sends it.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
+use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use super::pattern::{Pattern, PatternError};
 use super::{Asked, Sender};
-use crate::ir::{HttpMatch, RequestHead, SourceMatch, ValueMatch, ValueTest};
+use crate::ir::{HttpMatch, RequestHead, SourceMatch, ValueTest};
 
-/// All must hold.
+/// All must hold. Most matches have at most one, which then lies beside the path: with many routes a lookup costs what
+/// it touches of memory.
 #[derive(Debug)]
-pub(super) struct Conditions {
-    method: Option<Box<str>>,
-    headers: Box<[ValueCondition]>,
-    query: Box<[ValueCondition]>,
-    /// None may hold.
-    without_headers: Box<[ValueCondition]>,
-    source: Option<SourceMatch>,
+pub(super) struct Conditions(SmallVec<[Condition; 1]>);
+
+#[derive(Debug)]
+enum Condition {
+    Method(Box<str>),
+    Field(FieldCondition),
+    Source(Box<SourceMatch>),
 }
 
 #[derive(Debug)]
-struct ValueCondition {
-    name: Box<str>,
+struct FieldCondition {
+    name: Arc<str>,
     test: CompiledTest,
+    field: Field,
 }
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    Header,
+    Query,
+    /// A header of which the test may not hold.
+    WithoutHeader,
+}
+
+/// Names of headers and query parameters, each held once for all routes: so it stays in the cache.
+#[derive(Debug, Default)]
+pub(super) struct Names(HashSet<Arc<str>, RandomState>);
 
 #[derive(Debug)]
 enum CompiledTest {
-    Exact(Box<[u8]>),
-    Prefix(Box<[u8]>),
-    Suffix(Box<[u8]>),
+    Exact(Text),
+    Prefix(Text),
+    Suffix(Text),
     Present,
     Pattern(Pattern),
 }
+
+/// Short ones lie in place.
+type Text = SmallVec<[u8; 16]>;
 
 /// Lines of a repeated header up to this size are joined without allocation.
 type Joined = SmallVec<[u8; 512]>;
@@ -40,68 +60,82 @@ type Joined = SmallVec<[u8; 512]>;
 /// Without a method, headers, query parameters: smaller ranks higher.
 pub(super) type Rank = (bool, Reverse<usize>, Reverse<usize>);
 
+/// Whether two entries speak of the same field.
+type SameName = fn(&str, &str) -> bool;
+
 impl Conditions {
-    pub(super) const RANK_OF_NONE: Rank = (true, Reverse(0), Reverse(0));
-
-    pub(super) fn compile(entry: &HttpMatch) -> Result<Self, PatternError> {
-        Ok(Self {
-            method: entry.method.as_deref().map(Box::from),
-            headers: compile_all(&entry.headers, str::eq_ignore_ascii_case)?,
-            query: compile_all(&entry.query, |left, right| left == right)?,
-            without_headers: compile_all(&entry.without_headers, |_, _| false)?,
-            source: entry.source.clone(),
-        })
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.rank() == Self::RANK_OF_NONE && self.without_headers.is_empty() && self.source.is_none()
+    pub(super) fn compile(entry: &HttpMatch, names: &mut Names) -> Result<Self, PatternError> {
+        let mut list = SmallVec::new();
+        list.extend(entry.method.as_deref().map(|method| Condition::Method(method.into())));
+        let any_case: SameName = str::eq_ignore_ascii_case;
+        for (field, entries, same_name) in [
+            (Field::Header, &entry.headers, any_case),
+            (Field::Query, &entry.query, |left, right| left == right),
+            (Field::WithoutHeader, &entry.without_headers, |_, _| false),
+        ] {
+            for (at, own) in entries.iter().enumerate() {
+                // Of entries with equivalent names only the first counts (Gateway API, HTTPHeaderMatch and
+                // HTTPQueryParamMatch).
+                if entries.iter().take(at).any(|earlier| same_name(&earlier.name, &own.name)) {
+                    continue;
+                }
+                let (name, test) = (names.share(&own.name), CompiledTest::compile(&own.value)?);
+                list.push(Condition::Field(FieldCondition { name, test, field }));
+            }
+        }
+        list.extend(entry.source.clone().map(|source| Condition::Source(Box::new(source))));
+        Ok(Self(list))
     }
 
     pub(super) fn rank(&self) -> Rank {
-        (self.method.is_none(), Reverse(self.headers.len()), Reverse(self.query.len()))
+        let has_method = self.0.iter().any(|condition| matches!(condition, Condition::Method(_)));
+        let count = |of| self.fields().filter(|condition| condition.field == of).count();
+        (!has_method, Reverse(count(Field::Header)), Reverse(count(Field::Query)))
+    }
+
+    fn fields(&self) -> impl Iterator<Item = &FieldCondition> {
+        self.0.iter().filter_map(|condition| match condition {
+            Condition::Field(condition) => Some(condition),
+            Condition::Method(_) | Condition::Source(_) => None,
+        })
     }
 
     /// Names and values of the headers that must have one value.
     pub(super) fn exact_headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.headers.iter().filter_map(|condition| match &condition.test {
-            CompiledTest::Exact(text) => Some((&*condition.name, &**text)),
+        self.fields().filter_map(|condition| match (condition.field, &condition.test) {
+            (Field::Header, CompiledTest::Exact(text)) => Some((&*condition.name, &**text)),
             _ => None,
         })
     }
 
     pub(super) fn hold(&self, asked: &Asked<'_>) -> bool {
-        let head = asked.head;
-        self.method.as_deref().is_none_or(|method| method == head.method)
-            && self.headers.iter().all(|condition| condition.holds_for_header(head))
-            && self.query.iter().all(|condition| condition.holds_for_query(head.query))
-            && !self.without_headers.iter().any(|condition| condition.holds_for_header(head))
-            && self.source.as_ref().is_none_or(|source| is_from(source, asked.sender))
+        self.0.iter().all(|condition| match condition {
+            Condition::Method(method) => **method == *asked.head.method,
+            Condition::Field(condition) => condition.holds(asked.head),
+            Condition::Source(source) => is_from(source, asked.sender),
+        })
     }
 }
 
-/// Of entries with equivalent names only the first counts (Gateway API, HTTPHeaderMatch and HTTPQueryParamMatch).
-fn compile_all(
-    entries: &[ValueMatch],
-    same_name: impl Fn(&str, &str) -> bool,
-) -> Result<Box<[ValueCondition]>, PatternError> {
-    let mut compiled: Vec<ValueCondition> = Vec::with_capacity(entries.len());
-    for entry in entries {
-        if compiled.iter().any(|earlier| same_name(&earlier.name, &entry.name)) {
-            continue;
+impl Names {
+    fn share(&mut self, name: &Arc<str>) -> Arc<str> {
+        if let Some(shared) = self.0.get(name) {
+            return shared.clone();
         }
-        let test = match &entry.value {
-            ValueTest::Exact(text) => CompiledTest::Exact(text.as_bytes().into()),
-            ValueTest::Prefix(text) => CompiledTest::Prefix(text.as_bytes().into()),
-            ValueTest::Suffix(text) => CompiledTest::Suffix(text.as_bytes().into()),
-            ValueTest::Present => CompiledTest::Present,
-            ValueTest::Regex(text) => CompiledTest::Pattern(Pattern::compile(text)?),
-        };
-        compiled.push(ValueCondition { name: entry.name.as_ref().into(), test });
+        self.0.insert(name.clone());
+        name.clone()
     }
-    Ok(compiled.into())
 }
 
-impl ValueCondition {
+impl FieldCondition {
+    fn holds(&self, head: &RequestHead<'_>) -> bool {
+        match self.field {
+            Field::Header => self.holds_for_header(head),
+            Field::Query => self.holds_for_query(head.query),
+            Field::WithoutHeader => !self.holds_for_header(head),
+        }
+    }
+
     fn holds_for_header(&self, head: &RequestHead<'_>) -> bool {
         with_header(head, &self.name, |value| value.is_some_and(|value| self.test.holds(value)))
     }
@@ -150,6 +184,17 @@ fn is_from(source: &SourceMatch, sender: Sender<'_>) -> bool {
 }
 
 impl CompiledTest {
+    fn compile(test: &ValueTest) -> Result<Self, PatternError> {
+        let text = |text: &Arc<str>| Text::from_slice(text.as_bytes());
+        Ok(match test {
+            ValueTest::Exact(own) => Self::Exact(text(own)),
+            ValueTest::Prefix(own) => Self::Prefix(text(own)),
+            ValueTest::Suffix(own) => Self::Suffix(text(own)),
+            ValueTest::Present => Self::Present,
+            ValueTest::Regex(own) => Self::Pattern(Pattern::compile(own)?),
+        })
+    }
+
     fn holds(&self, value: &[u8]) -> bool {
         match self {
             Self::Exact(text) => **text == *value,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use foldhash::fast::RandomState;
 
+use super::condition::Names;
 use super::table::PathTable;
 use super::{Asked, MatchId, RouteFault};
 use crate::ir::{HttpMatch, RouteOrder};
@@ -30,9 +31,10 @@ impl Hosts {
         order: RouteOrder,
         id: MatchId,
         entry: &HttpMatch,
+        names: &mut Names,
     ) -> Result<(), RouteFault> {
         if hostnames.is_empty() {
-            return self.any.add(order, id, entry);
+            return self.any.add(order, id, entry, names);
         }
         for hostname in hostnames {
             let hostname = hostname.to_ascii_lowercase();
@@ -41,7 +43,7 @@ impl Hosts {
                 Some(suffix) => self.wildcards.entry(suffix.as_bytes().into()).or_default(),
                 None => self.exact.entry(hostname.into_bytes().into()).or_default(),
             };
-            table.add(order, id, entry)?;
+            table.add(order, id, entry, names)?;
         }
         Ok(())
     }

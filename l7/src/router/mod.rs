@@ -24,6 +24,7 @@ mod hosts;
 mod naive;
 mod pattern;
 mod table;
+mod text_map;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
@@ -35,6 +36,7 @@ use crate::filter::{self, CorsPolicy, FilterFault};
 #[cfg(doc)]
 use crate::ir::RouteOrder;
 use crate::ir::{HttpMatch, HttpRoute, HttpRule, Labels, RequestHead, RouteKind};
+use condition::Names;
 use hosts::Hosts;
 
 pub use backend::{Picked, Taken, pick_backend};
@@ -156,6 +158,7 @@ impl Router {
         routes.sort_by_cached_key(|route| (route.created, name(route)));
         let mut rules: Vec<HttpRule> = Vec::new();
         let mut tiers: BTreeMap<Tier, Hosts> = BTreeMap::new();
+        let mut field_names = Names::default();
         let mut policies: HashMap<u32, Arc<CorsPolicy>, RandomState> = HashMap::default();
         for (route_index, route) in routes.iter().enumerate() {
             let tier = tiers.entry(tier(route)).or_default();
@@ -176,7 +179,7 @@ impl Router {
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
                     let id = MatchId { route: route_at, rule: rule_at, entry: entry_at, slot };
-                    tier.add(&route.hostnames, route.order, id, entry).map_err(refused)?;
+                    tier.add(&route.hostnames, route.order, id, entry, &mut field_names).map_err(refused)?;
                 }
             }
         }

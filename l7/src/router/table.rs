@@ -2,13 +2,11 @@
 //! come first and are tried one by one.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
-
-use foldhash::fast::RandomState;
 
 use super::candidates::{Candidate, Candidates};
-use super::condition::Conditions;
+use super::condition::{Conditions, Names};
 use super::pattern::Pattern;
+use super::text_map::TextMap;
 use super::{Asked, MatchId, RouteFault};
 use crate::ir::{HttpMatch, PathMatch, RouteOrder};
 
@@ -16,15 +14,15 @@ use crate::ir::{HttpMatch, PathMatch, RouteOrder};
 pub(super) struct PathTable {
     /// In their own order.
     listed: Vec<PathCandidate>,
-    exact: HashMap<Box<[u8]>, Candidates, RandomState>,
+    exact: TextMap<Candidates>,
     /// Regular expressions and prefixes that end anywhere.
     patterns: Vec<PathCandidate>,
     /// By prefix without its final slash: the root is the empty text.
-    prefixes: HashMap<Box<[u8]>, Candidates, RandomState>,
+    prefixes: TextMap<Candidates>,
     /// The most slashes that a stored prefix has: no longer part of a path need be looked up.
     prefix_depth_max: usize,
     /// By gRPC method: they rank below every prefix but the root.
-    methods: HashMap<Box<[u8]>, Candidates, RandomState>,
+    methods: TextMap<Candidates>,
 }
 
 #[derive(Debug)]
@@ -50,8 +48,9 @@ impl PathTable {
         order: RouteOrder,
         id: MatchId,
         entry: &HttpMatch,
+        names: &mut Names,
     ) -> Result<(), RouteFault> {
-        let candidate = Candidate::new(Conditions::compile(entry)?, id);
+        let candidate = Candidate::new(Conditions::compile(entry, names)?, id);
         match &entry.path {
             PathMatch::Exact(path) | PathMatch::Prefix(path) | PathMatch::TextPrefix(path)
                 if !path.starts_with('/') =>
@@ -62,15 +61,15 @@ impl PathTable {
                 self.listed.push(PathCandidate { path: PathTest::compile(path)?, candidate });
             }
             PathMatch::Exact(path) => {
-                self.exact.entry(path.as_bytes().into()).or_default().push(candidate);
+                self.exact.update(path.as_bytes(), |own| own.push(candidate));
             }
             PathMatch::Prefix(path) => {
                 let prefix = path.strip_suffix('/').unwrap_or(path).as_bytes();
                 self.prefix_depth_max = self.prefix_depth_max.max(depth(prefix));
-                self.prefixes.entry(prefix.into()).or_default().push(candidate);
+                self.prefixes.update(prefix, |own| own.push(candidate));
             }
             PathMatch::GrpcMethod(method) => {
-                self.methods.entry(method.as_bytes().into()).or_default().push(candidate);
+                self.methods.update(method.as_bytes(), |own| own.push(candidate));
             }
             path @ (PathMatch::Regex(_) | PathMatch::TextPrefix(_)) => {
                 self.patterns.push(PathCandidate { path: PathTest::compile(path)?, candidate });
@@ -81,7 +80,7 @@ impl PathTable {
 
     pub(super) fn sort(&mut self) {
         let tables = [&mut self.exact, &mut self.prefixes, &mut self.methods];
-        tables.into_iter().flat_map(HashMap::values_mut).for_each(Candidates::sort);
+        tables.into_iter().flat_map(TextMap::values_mut).for_each(Candidates::sort);
         self.patterns.sort_by_key(|entry| (Reverse(entry.path.text_bytes()), entry.candidate.rank()));
     }
 
