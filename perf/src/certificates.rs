@@ -9,6 +9,7 @@ use rcgen::{
 };
 
 use crate::Failure;
+use crate::tls::Files;
 
 #[derive(Debug)]
 pub(crate) struct Certificates {
@@ -39,6 +40,11 @@ impl Certificates {
             fs::write(this.key(name), key.serialize_pem())?;
         }
         Ok(this)
+    }
+
+    /// Those of one leaf.
+    pub(crate) fn files(&self, name: &str) -> Files {
+        Files { cert: self.certificate(name), key: self.key(name), ca: self.root() }
     }
 
     pub(crate) fn root(&self) -> PathBuf {

@@ -14,6 +14,7 @@ mod runtimes;
 mod scale;
 mod sockets;
 mod statistics;
+mod tls;
 mod tunnel;
 mod wire;
 mod work;

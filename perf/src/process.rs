@@ -139,6 +139,20 @@ impl Process {
         self.memory("Rss:")
     }
 
+    /// Most that was resident since [`Process::forget_peak`], or ever.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.unwrap_or(0) * 1024
+    }
+
+    /// Only the root of the machine, or the owner of the process, may.
+    pub(crate) fn forget_peak(&self) -> Result<(), Failure> {
+        const PEAK: &str = "5";
+        Ok(fs::write(format!("/proc/{}/clear_refs", self.child.id()), PEAK)?)
+    }
+
     /// Sum of the lines of its memory map that begin so.
     fn memory(&self, prefix: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", self.child.id())).unwrap_or_default();

@@ -227,10 +227,10 @@ fn resources(mesh: Mesh) -> String {
     document(&mut yaml, &pod("client", NODES[0], &CLIENT.to_string(), ""));
     let mode = if outside { OUTSIDE } else { "" };
     document(&mut yaml, &pod("server", NODES[1], &SERVER.to_string(), mode));
-    let port = if mesh == Mesh::L4 {
-        "name: tcp\n    appProtocol: tcp"
-    } else {
-        "name: http\n    appProtocol: http"
+    let port = match mesh {
+        Mesh::L4 => "name: tcp\n    appProtocol: tcp",
+        Mesh::L7(Rules::Grpc) => "name: grpc\n    appProtocol: grpc",
+        _ => "name: http\n    appProtocol: http",
     };
     let behind = matches!(mesh, Mesh::Waypoint(_));
     let uses = if behind { "\n  labels:\n    istio.io/use-waypoint: waypoint" } else { "" };
@@ -269,6 +269,19 @@ spec:
         }
         Mesh::Hop(rules) => routes(&mut yaml, rules),
     }
+    yaml
+}
+
+/// The change of this number: a route, and a pod that answers to nobody.
+pub(super) fn changed(number: usize) -> String {
+    let name = format!("churn-{number}");
+    let ip = format!("10.244.9.{}", 1 + number % 250);
+    let mut yaml = pod(&name, NODES[1], &ip, OUTSIDE);
+    let rule = format!(
+        "  - matches:\n    - path:\n        type: PathPrefix\n        value: /churn/{number}\n{}",
+        backend()
+    );
+    document(&mut yaml, &route(&name, &rule));
     yaml
 }
 
@@ -329,11 +342,9 @@ spec:
     .to_owned()
 }
 
-/// One route, or a thousand: an HTTPRoute holds sixteen rules at most.
-fn routes(yaml: &mut String, rules: Rules) {
-    let route = |name: &str, rules: &str| {
-        format!(
-            "apiVersion: gateway.networking.k8s.io/v1
+fn route(name: &str, rules: &str) -> String {
+    format!(
+        "apiVersion: gateway.networking.k8s.io/v1
 kind: HTTPRoute
 metadata:
   name: {name}
@@ -346,15 +357,22 @@ spec:
     port: {}
   rules:
 {rules}",
-            SERVICE.port()
-        )
-    };
-    let backend = format!("    backendRefs:\n    - name: app\n      port: {}\n", SERVICE.port());
+        SERVICE.port()
+    )
+}
+
+fn backend() -> String {
+    format!("    backendRefs:\n    - name: app\n      port: {}\n", SERVICE.port())
+}
+
+/// One route, or a thousand: an HTTPRoute holds sixteen rules at most.
+fn routes(yaml: &mut String, rules: Rules) {
     let path = |value: &str| {
         format!("  - matches:\n    - path:\n        type: PathPrefix\n        value: {value}\n")
     };
+    let backend = backend();
     document(yaml, &route("version-1", &format!("{}{backend}", path("/v1"))));
-    if rules == Rules::One {
+    if rules != Rules::Many {
         return;
     }
     let numbers: Vec<usize> = (0..1000).collect();
@@ -429,7 +447,7 @@ spec:
         )
     };
     match rules {
-        Rules::One => {
+        Rules::One | Rules::Grpc | Rules::Changing => {
             document(yaml, &policy("app", "\"/\", \"/api/*\", \"*/healthz\", \"/v1/{*}/users/{**}\""));
         }
         Rules::Many => {
@@ -452,6 +470,8 @@ mod tests {
             Mesh::L4,
             Mesh::L7(Rules::One),
             Mesh::L7(Rules::Many),
+            Mesh::L7(Rules::Grpc),
+            Mesh::L7(Rules::Changing),
             Mesh::Hop(Rules::Many),
             Mesh::Waypoint(Rules::Many),
         ];

@@ -1,12 +1,18 @@
 //! Corelane beside Envoy, HAProxy, nginx and plain relays: the same HTTP load through each, in interleaved rounds.
 //!
-//! - [`http`]: load generator and backend.
+//! - [`http`] and [`grpc`]: load generators and backends.
+//! - [`handshake`], [`flood`] and [`churn`]: other loads; [`hardship`]: what a neighbour notices of them.
 //! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
 //! - [`peers`]: the topologies and their configurations.
 //! - [`work`]: what is done with each, and what is read off; [`plan`]: what of it the full form does with which.
 //! - [`result`]: the report; [`verdict`] and [`targets`]: what follows from its rows; [`text`]: tables.
 
 mod agent;
+mod churn;
+mod flood;
+pub(crate) mod grpc;
+mod handshake;
+mod hardship;
 pub(crate) mod http;
 mod mesh;
 mod peers;

@@ -254,6 +254,10 @@ pub(crate) mod names {
     pub(crate) const REQUESTS_16: &str = "requests-16";
     /// As [`REQUESTS`], through many routes and policies.
     pub(crate) const REQUESTS_MANY_RULES: &str = "requests-many-rules";
+    /// gRPC calls of one message each way.
+    pub(crate) const GRPC_UNARY: &str = "grpc-unary";
+    /// gRPC calls that stay open; a request is a message that is answered.
+    pub(crate) const GRPC_STREAMS: &str = "grpc-streams";
     /// A fixed rate; latency counts from the scheduled time.
     pub(crate) const RATE: &str = "rate";
     /// One closed loop on one connection.
@@ -264,6 +268,12 @@ pub(crate) mod names {
     pub(crate) const BULK_DOWN_8: &str = "bulk-down-8";
     pub(crate) const BULK_UP_1: &str = "bulk-up-1";
     pub(crate) const BULK_UP_8: &str = "bulk-up-8";
+    /// Tunnels that are opened with a full handshake and closed; a request is a tunnel.
+    pub(crate) const HANDSHAKES: &str = "handshakes";
+    /// A fixed rate while configuration and pods change.
+    pub(crate) const CHURN: &str = "churn";
+    /// A fixed rate while another client floods.
+    pub(crate) const FLOOD: &str = "flood";
     /// Connections that are held open and do nothing, on fresh processes.
     pub(crate) const IDLE: &str = "idle";
 
@@ -278,6 +288,36 @@ pub(crate) mod names {
     pub(crate) const GB_PER_SECOND: &str = "gb_per_second";
     pub(crate) const SWITCHES_PER_REQUEST: &str = "context_switches_per_request";
     pub(crate) const SYSTEM_CALLS_PER_REQUEST: &str = "system_calls_per_request";
+    /// What rustls and aws-lc take in memory for the server's side of a handshake.
+    pub(crate) const HANDSHAKE_BOUND: &str = "handshake_bound_us";
+    /// CPU of the proxies over that bound.
+    pub(crate) const HANDSHAKE_OVER_BOUND: &str = "cpu_over_bound";
+    /// p99 before the changes; over it, p99 while things change.
+    pub(crate) const CHURN_QUIET_P99: &str = "quiet_p99_us";
+    pub(crate) const CHURN_OVER_QUIET: &str = "p99_over_quiet";
+    pub(crate) const CHANGES_PER_SECOND: &str = "changes_per_second";
+    /// A neighbour's p99 without a flood; under each, with the growth of the process that grew most; the greatest p99 over
+    /// the one without.
+    pub(crate) const FLOOD_QUIET_P99: &str = "no_flood_p99_us";
+    pub(crate) const FLOOD_RESETS_P99: &str = "rapid_resets_p99_us";
+    pub(crate) const FLOOD_RESETS_GROWTH: &str = "rapid_resets_growth_bytes";
+    pub(crate) const FLOOD_CONTINUATION_P99: &str = "continuation_p99_us";
+    pub(crate) const FLOOD_CONTINUATION_GROWTH: &str = "continuation_growth_bytes";
+    pub(crate) const FLOOD_PINGS_P99: &str = "pings_p99_us";
+    pub(crate) const FLOOD_PINGS_GROWTH: &str = "pings_growth_bytes";
+    pub(crate) const FLOOD_SETTINGS_P99: &str = "settings_p99_us";
+    pub(crate) const FLOOD_SETTINGS_GROWTH: &str = "settings_growth_bytes";
+    pub(crate) const FLOOD_EMPTY_DATA_P99: &str = "empty_data_p99_us";
+    pub(crate) const FLOOD_EMPTY_DATA_GROWTH: &str = "empty_data_growth_bytes";
+    pub(crate) const FLOOD_SMALL_DATA_P99: &str = "small_data_p99_us";
+    pub(crate) const FLOOD_SMALL_DATA_GROWTH: &str = "small_data_growth_bytes";
+    pub(crate) const FLOOD_REFERENCES_P99: &str = "held_references_p99_us";
+    pub(crate) const FLOOD_REFERENCES_GROWTH: &str = "held_references_growth_bytes";
+    pub(crate) const FLOOD_WORST: &str = "worst_p99_over_quiet";
+    /// Floods in which a neighbour was not answered as it should be.
+    pub(crate) const FLOOD_FAILURES: &str = "floods_with_failures";
+    /// Most that any process grew under any flood, resident.
+    pub(crate) const FLOOD_GROWTH: &str = "flood_growth_bytes";
     /// CPU time of all proxies over the time that passed: 1 is a whole core.
     pub(crate) const PROXY_CPU_SHARE: &str = "proxy_cpu_share";
     /// The same of load generator and backend together.

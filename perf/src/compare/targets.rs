@@ -6,8 +6,10 @@ use crate::statistics::Spread;
 
 use Against::{Nothing, OneProcess, Peer, Work};
 use names::{
-    BULK_DOWN_1, BULK_DOWN_8, CONNECTIONS, CPU_PER_GB, CPU_PER_REQUEST, IDLE, LATENCY_P50, LATENCY_P99,
-    PRIVATE_PER_CONNECTION_SIDE, RATE, REQUESTS, REQUESTS_16, REQUESTS_MANY_RULES, RESIDENT_READY, SINGLE,
+    BULK_DOWN_1, BULK_DOWN_8, CHURN, CHURN_OVER_QUIET, CONNECTIONS, CPU_PER_GB, CPU_PER_REQUEST, FLOOD,
+    FLOOD_FAILURES, FLOOD_GROWTH, FLOOD_WORST, HANDSHAKE_OVER_BOUND, HANDSHAKES, IDLE, LATENCY_P50,
+    LATENCY_P99, PRIVATE_PER_CONNECTION_SIDE, RATE, REQUESTS, REQUESTS_16, REQUESTS_MANY_RULES,
+    RESIDENT_READY, SINGLE,
 };
 
 /// What a target's figure is taken over.
@@ -59,6 +61,7 @@ const BARS: &[Bar] = &[
     bar("P4", "bulk, CPU", BULK_DOWN_8, CPU_PER_GB, "corelane-node-l4", Peer("ztunnel"), 0.45),
     bar("P5", "a new connection per request, CPU", CONNECTIONS, CPU_PER_REQUEST, "corelane-l4", Peer("envoy-hbone"), 0.35),
     bar("P5", "a new connection per request, CPU", CONNECTIONS, CPU_PER_REQUEST, "corelane-node-l4", Peer("ztunnel"), 0.4),
+    bar("P6", "a full handshake, CPU over that of its cryptography", HANDSHAKES, HANDSHAKE_OVER_BOUND, "corelane-l4", Nothing(1.0, "times"), 1.11),
     bar("P7", "one closed loop, median latency", SINGLE, LATENCY_P50, "corelane-node-l4", Peer("ztunnel"), 0.5),
     bar("P7", "2,000 a second, median latency", RATE, LATENCY_P50, "corelane-l4", Peer("envoy-sidecar"), 0.4),
     bar("P7", "2,000 a second, p99 latency", RATE, LATENCY_P99, "corelane-l4", Peer("envoy-sidecar"), 0.4),
@@ -76,8 +79,15 @@ const BARS: &[Bar] = &[
     bar("P11", "an idle connection, each side", IDLE, PRIVATE_PER_CONNECTION_SIDE, "corelane-node-l4", Nothing(1e3, "KB"), 1.2),
     bar("P11", "an idle L7 connection, each side", IDLE, PRIVATE_PER_CONNECTION_SIDE, "corelane-l7", Nothing(1e3, "KB"), 1.2),
     bar("P11", "an idle tunnel stream, each side", IDLE, PRIVATE_PER_CONNECTION_SIDE, "corelane-l4", Nothing(1e3, "KB"), 1.0),
+    bar("P12", "p99 while routes and endpoints change, over p99 while they do not", CHURN, CHURN_OVER_QUIET, "corelane-l7", Nothing(1.0, "times"), 1.05),
     bar("P14", "two workers against one, CPU", REQUESTS, CPU_PER_REQUEST, "corelane-l4-2-workers", Peer("corelane-l4"), 1.05),
     bar("P14", "two workers against one, CPU", REQUESTS, CPU_PER_REQUEST, "corelane-l7-2-workers", Peer("corelane-l7"), 1.05),
+    bar("floods", "a neighbour's p99 in the worst flood of requests, over its quiet one", FLOOD, FLOOD_WORST, "corelane-l7", Nothing(1.0, "times"), 2.0),
+    bar("floods", "a neighbour's p99 in the worst flood of a tunnel, over its quiet one", FLOOD, FLOOD_WORST, "corelane-l4", Nothing(1.0, "times"), 2.0),
+    bar("floods", "floods of requests in which a neighbour is not answered", FLOOD, FLOOD_FAILURES, "corelane-l7", Nothing(1.0, ""), 0.0),
+    bar("floods", "floods of a tunnel in which a neighbour is not answered", FLOOD, FLOOD_FAILURES, "corelane-l4", Nothing(1.0, ""), 0.0),
+    bar("floods", "what a process grows in a flood of requests", FLOOD, FLOOD_GROWTH, "corelane-l7", Nothing(1_048_576.0, "MiB"), 8.0),
+    bar("floods", "what a process grows in a flood of a tunnel", FLOOD, FLOOD_GROWTH, "corelane-l4", Nothing(1_048_576.0, "MiB"), 8.0),
 ];
 
 /// Topologies and works that the targets are made of.

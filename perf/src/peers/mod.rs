@@ -3,9 +3,9 @@
 mod tokio_h2;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use crate::Failure;
+use crate::tls::Files;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
@@ -19,6 +19,8 @@ pub(crate) enum Command {
     Relay(crate::runtimes::RelayArgs),
     /// The HTTP backend of `perf compare`.
     HttpBackend(crate::compare::http::backend::Args),
+    /// The gRPC backend of `perf compare`.
+    GrpcBackend(crate::compare::grpc::backend::Args),
     /// The discovery client and workers of `perf scale`.
     ScaleNode(crate::scale::node::Args),
 }
@@ -49,21 +51,12 @@ pub(crate) struct ServerArgs {
     files: Files,
 }
 
-#[derive(Debug, Clone, clap::Args)]
-struct Files {
-    #[arg(long)]
-    cert: PathBuf,
-    #[arg(long)]
-    key: PathBuf,
-    #[arg(long)]
-    ca: PathBuf,
-}
-
 pub(crate) fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::TokioH2Client(args) => on_tokio(tokio_h2::client(args)),
         Command::TokioH2Server(args) => on_tokio(tokio_h2::server(args)),
         Command::HttpBackend(args) => crate::compare::http::backend::run(&args),
+        Command::GrpcBackend(args) => crate::compare::grpc::backend::run(&args),
         Command::Echo(args) => crate::runtimes::echo(&args),
         Command::ScaleNode(args) => crate::scale::node::run(&args),
         Command::Relay(args) => crate::runtimes::relay(&args),

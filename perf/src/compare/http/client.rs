@@ -14,9 +14,9 @@ use crate::Failure;
 use crate::wire::block;
 
 /// Latencies beyond this are recorded as this.
-const LATENCY_MAX_NS: u64 = 60_000_000_000;
+pub(in crate::compare) const LATENCY_MAX_NS: u64 = 60_000_000_000;
 /// A reply that takes longer is lost.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(in crate::compare) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the load goes and what it asks for.
 #[derive(Debug, Clone)]
@@ -75,16 +75,16 @@ fn warm_up(duration: Duration) -> Duration {
 }
 
 /// When a loop begins to count, and when it ends.
-struct Span<B> {
+pub(in crate::compare) struct Span<B> {
     counts_from: Instant,
     duration: Duration,
     begin: Option<B>,
-    start: Instant,
+    pub(in crate::compare) start: Instant,
 }
 
 impl<B: FnOnce()> Span<B> {
     /// What has no duration counts at once.
-    fn new(duration: Duration, begin: B) -> Self {
+    pub(in crate::compare) fn new(duration: Duration, begin: B) -> Self {
         let now = Instant::now();
         let mut span =
             Self { counts_from: now + warm_up(duration), duration, begin: Some(begin), start: now };
@@ -95,7 +95,7 @@ impl<B: FnOnce()> Span<B> {
     }
 
     /// True once, at the end of the warming.
-    fn begins(&mut self, now: Instant) -> bool {
+    pub(in crate::compare) fn begins(&mut self, now: Instant) -> bool {
         if now < self.counts_from {
             return false;
         }
@@ -105,7 +105,7 @@ impl<B: FnOnce()> Span<B> {
         true
     }
 
-    fn is_open(&self, now: Instant) -> bool {
+    pub(in crate::compare) fn is_open(&self, now: Instant) -> bool {
         self.begin.is_some() || now.duration_since(self.start) < self.duration
     }
 }
@@ -502,19 +502,15 @@ pub(in crate::compare) fn until_answered(target: &Target, patience: Duration) ->
     retry(patience, || Client::new(target)?.idle(1, Load::Down(64)).map(drop))
 }
 
-/// Asks until the answer has this status.
-pub(in crate::compare) fn until_refused(
-    target: &Target,
+/// Asks until the answer has this status; `ask` gets one.
+pub(in crate::compare) fn until_status(
     status: u16,
     patience: Duration,
+    ask: impl Fn() -> Result<u16, Failure>,
 ) -> Result<(), Failure> {
     retry(patience, || {
-        let seen = status_of(target)?;
-        if seen == status {
-            Ok(())
-        } else {
-            Err(format!("what no rule allows gets {seen}, not {status}").into())
-        }
+        let seen = ask()?;
+        if seen == status { Ok(()) } else { Err(format!("a request gets {seen}, not {status}").into()) }
     })
 }
 
@@ -530,7 +526,7 @@ fn retry(patience: Duration, attempt: impl Fn() -> Result<(), Failure>) -> Resul
 }
 
 /// The status of one response, whatever else it holds.
-fn status_of(target: &Target) -> Result<u16, Failure> {
+pub(in crate::compare) fn status_of(target: &Target) -> Result<u16, Failure> {
     let mut stream = TcpStream::connect(target.address)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     let Ask { host, path, fields } = &target.ask;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use super::backend::Backend;
-use super::client::{Client, Target, until_answered, until_refused};
+use super::client::{Client, Target, status_of, until_answered, until_status};
 use super::{Ask, Load};
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -100,7 +100,7 @@ fn wrong_replies_are_errors() {
 #[test]
 fn a_refusal_is_told_by_its_status() {
     let refusing = || server(|_| b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\n\r\n".to_vec());
-    until_refused(&refusing(), 403, Duration::ZERO).unwrap();
-    let error = until_refused(&refusing(), 404, Duration::ZERO).unwrap_err();
+    until_status(403, Duration::ZERO, || status_of(&refusing())).unwrap();
+    let error = until_status(404, Duration::ZERO, || status_of(&refusing())).unwrap_err();
     assert!(error.to_string().contains("gets 403, not 404"), "{error}");
 }

@@ -46,12 +46,14 @@ pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between, r
     let (rule, policy) = match (between, rules) {
         (Between::Bytes, _) => (String::new(), String::new()),
         (_, Rules::Many) => (thousand_routes(), hundred_policies()),
-        (_, Rules::One) => (
+        (_, Rules::One | Rules::Grpc | Rules::Changing) => (
             "  http-request set-header x-route v1 if { path_beg /v1/ }\n".to_owned(),
             "  http-request deny if !{ method GET POST }\n  http-request deny if !{ path / } !{ path_beg /api/ } !{ path_end /healthz } !{ path_reg ^/v1/[^/]+/users/ }\n".to_owned(),
         ),
     };
-    let out = format!("  bind {}\n{rule}", site.outbound().listen);
+    // Prior knowledge of HTTP/2 in the clear.
+    let clear = if rules == Rules::Grpc { " proto h2" } else { "" };
+    let out = format!("  bind {}{clear}\n{rule}", site.outbound().listen);
     let to_peer = format!(
         "  server s {} ssl verify required ca-file {root} crt {}{offered}\n",
         site.inbound().dial,
@@ -62,7 +64,7 @@ pub(super) fn pair(site: &Site, certificates: &Certificates, between: Between, r
         site.inbound().listen,
         bundle("server")
     );
-    let app = format!("  server s {}\n", site.backend().dial);
+    let app = format!("  server s {}{clear}\n", site.backend().dial);
     vec![file(mode, &out, &to_peer), file(mode, &inbound, &app)]
 }
 
@@ -94,7 +96,9 @@ fn thousand_routes() -> String {
 /// One HTTP hop without TLS.
 pub(super) fn hop(site: &Site, rules: Rules) -> String {
     let rules = match rules {
-        Rules::One => "  http-request return status 404 if !{ path_beg /v1/ }\n".to_owned(),
+        Rules::One | Rules::Grpc | Rules::Changing => {
+            "  http-request return status 404 if !{ path_beg /v1/ }\n".to_owned()
+        }
         Rules::Many => hundred_policies() + &thousand_routes(),
     };
     let frontend = format!("  bind {}\n{rules}", site.outbound().listen);

@@ -9,6 +9,8 @@ mod start;
 use std::fs;
 use std::path::PathBuf;
 
+use super::churn::Changes;
+use super::handshake::Tunnel;
 use super::http::client::Target;
 use super::mesh;
 use super::programs::Programs;
@@ -24,6 +26,7 @@ use haproxy::Between;
 use start::Start;
 
 pub(super) use custom::read as read_custom;
+pub(super) use envoy::changed_files;
 pub(super) use list::all;
 
 /// What a request meets at one hop beside the route that it takes.
@@ -32,6 +35,10 @@ pub(in crate::compare) enum Rules {
     One,
     /// A thousand routes and a hundred policies, of which the last ones fit.
     Many,
+    /// As one, and the applications speak gRPC.
+    Grpc,
+    /// As one at first, and changed while it runs.
+    Changing,
 }
 
 /// One arrangement.
@@ -66,7 +73,9 @@ impl Refusal {
     fn request(self, rules: Rules) -> Option<(&'static str, u16)> {
         match (self, rules) {
             (Self::Nothing, _) => None,
-            (Self::Route, _) | (Self::PolicyOfMany, Rules::One) => Some(("/denied/", 404)),
+            (Self::Route, _) | (Self::PolicyOfMany, Rules::One | Rules::Grpc | Rules::Changing) => {
+                Some(("/denied/", 404))
+            }
             (Self::Policy, _) | (Self::PolicyOfMany, Rules::Many) => Some(("/v1/denied/", 403)),
         }
     }
@@ -105,6 +114,32 @@ impl Starter {
             Self::Sidecars { .. } | Self::EnvoyHop | Self::HaproxyHop => true,
             Self::Haproxy(between) => *between != Between::Bytes,
             Self::Nodes(nodes) => nodes.mesh != NodeMesh::L4,
+            _ => false,
+        }
+    }
+}
+
+impl Starter {
+    /// Whether its server takes tunnels of whoever has a certificate of the run.
+    fn takes_tunnels(&self) -> bool {
+        matches!(self, Self::Tunnel { .. } | Self::EnvoyHbone)
+    }
+
+    /// Whether its routes and endpoints can change while it runs.
+    fn can_change(&self) -> bool {
+        match self {
+            Self::Sidecars { .. } => true,
+            Self::Nodes(nodes) => nodes.mesh == NodeMesh::L7,
+            _ => false,
+        }
+    }
+
+    /// Whether its proxies take HTTP/2 in the clear and give it to the server.
+    fn speaks_grpc(&self) -> bool {
+        match self {
+            Self::Nothing | Self::Sidecars { http2: true, .. } => true,
+            Self::Haproxy(between) => *between == Between::Http2,
+            Self::Nodes(nodes) => nodes.mesh == NodeMesh::L7,
             _ => false,
         }
     }
@@ -152,6 +187,10 @@ pub(super) struct Running {
     pub(super) processes: Vec<Process>,
     pub(super) backend: Process,
     pub(super) target: Target,
+    /// Where tunnels are taken, if that is open to the load.
+    pub(super) tunnel: Option<Tunnel>,
+    /// How it is told of changes, if it was started to be.
+    pub(super) changes: Option<Changes>,
     _mesh: Option<mesh::Running>,
     _redirected: Option<Redirected>,
 }
@@ -161,6 +200,12 @@ impl Spec {
     pub(super) fn suits(&self, work: Work) -> bool {
         match work {
             Work::RequestsManyRules => self.starter.has_many_rules(),
+            Work::GrpcUnary | Work::GrpcStreams => self.starter.speaks_grpc(),
+            Work::Handshakes => self.starter.takes_tunnels(),
+            Work::Churn => self.starter.can_change(),
+            Work::Flood => {
+                self.starter.takes_tunnels() || self.starter.speaks_grpc() && !self.processes.is_empty()
+            }
             Work::Idle => !self.processes.is_empty(),
             _ => true,
         }

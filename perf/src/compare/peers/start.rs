@@ -10,6 +10,9 @@ use super::custom::Custom;
 use super::{NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
 use crate::Failure;
 use crate::certificates::identity;
+use crate::compare::churn::Changes;
+use crate::compare::grpc;
+use crate::compare::handshake::Tunnel;
 use crate::compare::http::Ask;
 use crate::compare::http::client::{self, Target};
 use crate::compare::mesh::{self, Mesh};
@@ -32,10 +35,11 @@ pub(super) struct Start<'a> {
 impl Start<'_> {
     pub(super) fn backend(&self) -> Result<Process, Failure> {
         let listen = self.site.backend().listen;
-        let arguments =
-            ["peer".to_owned(), "http-backend".to_owned(), "--listen".to_owned(), listen.to_string()];
+        let role = if self.rules == Rules::Grpc { "grpc-backend" } else { "http-backend" };
+        let arguments = ["peer".to_owned(), role.to_owned(), "--listen".to_owned(), listen.to_string()];
         let mut program = Program::new(&self.setup.programs.perf, arguments);
         program.network = Some(self.site.server.clone());
+        program.log = Some(self.folder.join("backend.log"));
         let mut backend = Process::start(&program, self.setup.cores.load, self.setup.cores.load)?;
         backend.wait_listening(listen)?;
         Ok(backend)
@@ -43,7 +47,8 @@ impl Start<'_> {
 
     fn target(&self, address: SocketAddr) -> Target {
         let (path, fields) = match self.rules {
-            Rules::One => ("/v1/blue/users/", ""),
+            Rules::One | Rules::Changing => ("/v1/blue/users/", ""),
+            Rules::Grpc => ("/v1/perf.Echo/users/Echo", ""),
             Rules::Many => ("/svc/999/api/", "x-tenant: tenant-999\r\n"),
         };
         let (path, fields) = (path.to_owned(), fields.to_owned());
@@ -80,8 +85,14 @@ impl Start<'_> {
             Starter::Custom(custom) => self.custom(custom)?,
             _ => self.envoys()?,
         };
+        let door = self.site.tunnel().dial;
+        let tunnel = starter.takes_tunnels().then(|| Tunnel::new(door, &self.setup.certificates));
+        let changes = (self.rules == Rules::Changing).then(|| match starter {
+            Starter::Nodes(_) => Changes::Mesh(self.folder.join("mesh")),
+            _ => Changes::Files(self.folder.clone()),
+        });
         let target = self.target(entry);
-        Ok(Running { processes, backend, target, _mesh: mesh, _redirected: redirected })
+        Ok(Running { processes, backend, target, tunnel, changes, _mesh: mesh, _redirected: redirected })
     }
 
     fn custom(&self, custom: &Custom) -> Result<Vec<Process>, Failure> {
@@ -130,7 +141,8 @@ impl Start<'_> {
     fn envoys(&self) -> Result<Vec<Process>, Failure> {
         let path = &self.setup.programs.envoy;
         require(path, "run scripts/setup-peers")?;
-        let pair = envoy::Pair { site: self.site, certificates: &self.setup.certificates };
+        let pair =
+            envoy::Pair { site: self.site, certificates: &self.setup.certificates, folder: &self.folder };
         let (outbound, inbound) = (self.site.outbound().listen, self.site.inbound().listen);
         let tunnel = self.site.tunnel().listen;
         let (bootstraps, listens) = match self.spec.starter {
@@ -144,6 +156,9 @@ impl Start<'_> {
             }
             _ => (pair.hop(self.rules), vec![outbound]),
         };
+        if self.rules == Rules::Changing {
+            Changes::Files(self.folder.clone()).make(0)?;
+        }
         let mut programs = Vec::new();
         for ((index, bootstrap), listen) in bootstraps.into_iter().enumerate().zip(listens) {
             let file = self.folder.join(format!("{index}.json"));
@@ -272,11 +287,18 @@ impl Start<'_> {
     /// A request is answered, and what no rule allows is refused.
     pub(super) fn prove(&self, running: &mut Running) -> Result<(), Failure> {
         let target = running.target.clone();
-        self.site.client.within(|| client::until_answered(&target, PATIENCE))??;
+        let ask = |target: &Target| match self.rules {
+            Rules::Grpc => grpc::client::status_of(target),
+            _ => client::status_of(target),
+        };
+        self.site.client.within(|| match self.rules {
+            Rules::Grpc => client::until_status(200, PATIENCE, || ask(&target)),
+            _ => client::until_answered(&target, PATIENCE),
+        })??;
         if let Some((path, status)) = self.spec.refusal.request(self.rules) {
             let mut denied = target;
             path.clone_into(&mut denied.ask.path);
-            self.site.client.within(|| client::until_refused(&denied, status, PATIENCE))??;
+            self.site.client.within(|| client::until_status(status, PATIENCE, || ask(&denied)))??;
         }
         match running.processes.iter_mut().enumerate().find_map(|(index, it)| Some((index, it.ended()?))) {
             Some((index, status)) => Err(format!("process {index} ended: {status}").into()),

@@ -39,6 +39,8 @@ impl Cost {
                 match work {
                     Kind::Idle => cost.once += scale.idle as f64 * IDLE_CONNECTION_SECONDS,
                     Kind::Bulk { .. } => cost.fixed += scale.bulk_bytes as f64 / BYTES_PER_SECOND,
+                    Kind::Flood => cost.durations += FLOODS * (1.0 + WARMING_SHARE),
+                    Kind::Churn => cost.durations += 2.0 * (1.0 + WARMING_SHARE),
                     _ => {
                         cost.fixed += BESIDE_SECONDS;
                         cost.durations += 1.0 + WARMING_SHARE;
@@ -70,5 +72,7 @@ impl Cost {
     }
 }
 
+/// A flood takes half a duration; there are some, and one measurement without.
+const FLOODS: f64 = 4.0;
 /// What comes before a measurement, as a share of it.
 const WARMING_SHARE: f64 = 0.2;

@@ -148,6 +148,10 @@ pub(super) fn thousand_routes(cluster: &str) -> Vec<Value> {
     (0..1000).map(tenant).chain([route(cluster, prefix("/v1/"))]).collect()
 }
 
+pub(super) fn virtual_hosts(routes: &[Value]) -> Value {
+    json!([{ "name": "app", "domains": ["*"], "routes": routes, "include_request_attempt_count": true }])
+}
+
 /// The connection manager with its filters.
 pub(super) fn http(name: &str, routes: Vec<Value>, policies: Vec<Value>, logs: Vec<Value>) -> Value {
     let http = "envoy.extensions.filters.http.";
@@ -164,11 +168,9 @@ pub(super) fn http(name: &str, routes: Vec<Value>, policies: Vec<Value>, logs: V
         &format!("{http}router.v3.Router"),
         json!({ "start_child_span": false }),
     ));
-    let host =
-        json!({ "name": "app", "domains": ["*"], "routes": routes, "include_request_attempt_count": true });
     let config = json!({
         "stat_prefix": name,
-        "route_config": { "name": name, "virtual_hosts": [host], "validate_clusters": false },
+        "route_config": { "name": name, "virtual_hosts": virtual_hosts(&routes), "validate_clusters": false },
         "http_filters": filters,
         "access_log": logs,
         "stream_idle_timeout": "0s",

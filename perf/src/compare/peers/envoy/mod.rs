@@ -4,16 +4,21 @@
 //! path template), the gRPC statistics, fault and CORS filters, route retries, mutual TLS, and Istio's four request
 //! metrics with 25 tags each. Those come from Envoy's own `stats` access logger, which stands in for Istio's filter.
 
+mod changes;
 mod http;
 mod parts;
 
 use std::net::SocketAddr;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
 use super::super::site::Site;
 use super::Rules;
 use crate::certificates::{Certificates, identity};
+pub(in crate::compare) use changes::changed_files;
+
+use changes::from_files;
 use http::{
     connect_terminate, http, hundred_policies, policy, prefix, principal, route, telemetry, thousand_routes,
 };
@@ -26,6 +31,8 @@ use parts::{
 pub(super) struct Pair<'a> {
     pub(super) site: &'a Site,
     pub(super) certificates: &'a Certificates,
+    /// Where the discovery files are of what changes.
+    pub(super) folder: &'a Path,
 }
 
 impl Pair<'_> {
@@ -36,30 +43,34 @@ impl Pair<'_> {
         let (offered, protocol) =
             if http2 { (["h2"], Upstream::Http2) } else { (["http/1.1"], Upstream::Http1) };
         let routes = match rules {
-            Rules::One => vec![route("outbound", prefix("/"))],
+            Rules::One | Rules::Grpc | Rules::Changing => vec![route("outbound", prefix("/"))],
             Rules::Many => thousand_routes("outbound"),
         };
-        let out = http("outbound", routes, Vec::new(), logs("source"));
+        let mut out = http("outbound", routes, Vec::new(), logs("source"));
         let peer = json!({ "exact": identity("server") });
         let to_peer = tls_out(self, "client", peer, &offered, "TLSv1_2");
-        let client = bootstrap(
-            1,
-            vec![listener("outbound", Some(site.outbound().listen), vec![out], None)],
-            vec![cluster("outbound", address(site.inbound().dial), protocol, Some(to_peer))],
-        );
+        let mut clusters = vec![cluster("outbound", address(site.inbound().dial), protocol, Some(to_peer))];
+        if rules == Rules::Changing {
+            from_files(self.folder, &mut out["typed_config"], &mut clusters);
+        }
+        let client =
+            bootstrap(1, vec![listener("outbound", Some(site.outbound().listen), vec![out], None)], clusters);
         let policies = match rules {
-            Rules::One => vec![policy(vec![principal("client"), principal("waypoint")])],
+            Rules::One | Rules::Grpc | Rules::Changing => {
+                vec![policy(vec![principal("client"), principal("waypoint")])]
+            }
             Rules::Many => vec![hundred_policies(&principal("client"))],
         };
         let mut inbound = http("inbound", vec![route("inbound", prefix("/"))], policies, logs("destination"));
         inbound["typed_config"]["forward_client_cert_details"] = json!("APPEND_FORWARD");
         inbound["typed_config"]["set_current_client_cert_details"] =
             json!({ "subject": true, "dns": true, "uri": true });
+        let app = if rules == Rules::Grpc { Upstream::Http2 } else { Upstream::Http1 };
         let tls = tls_in(self, "server", &["h2", "http/1.1"], "TLSv1_2");
         let server = bootstrap(
             2,
             vec![inspecting(listener("inbound", Some(site.inbound().listen), vec![inbound], Some(tls)))],
-            vec![cluster("inbound", address(site.backend().dial), Upstream::Http1, None)],
+            vec![cluster("inbound", address(site.backend().dial), app, None)],
         );
         vec![client, server]
     }
@@ -137,7 +148,7 @@ impl Pair<'_> {
     /// One hop without TLS.
     pub(super) fn hop(&self, rules: Rules) -> Vec<Value> {
         let (routes, policies) = match rules {
-            Rules::One => (vec![route("app", prefix("/v1/"))], Vec::new()),
+            Rules::One | Rules::Grpc | Rules::Changing => (vec![route("app", prefix("/v1/"))], Vec::new()),
             Rules::Many => (thousand_routes("app"), vec![hundred_policies(&json!({ "any": true }))]),
         };
         let filters = vec![http("hop", routes, policies, vec![telemetry("waypoint")])];

@@ -1,25 +1,32 @@
 //! What is done with each topology, and what is read off while it is done.
 
+mod kind;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use super::grpc;
+use super::grpc::client::Calls;
+use super::handshake;
+use super::hardship;
 use super::http::Load;
-use super::http::client::{Client, Outcome, Target};
-use super::peers::Rules;
+use super::http::client::{Client, Outcome};
 use super::peers::Running;
-use super::result::{Better, Form, Work, names};
+use super::result::{Better, Form, names};
 use super::site::Site;
 use super::syscalls;
 use crate::Failure;
 use crate::machine::thread_cpu_time;
 use crate::process::Process;
 
+pub(super) use kind::{ALL, Kind, instances};
+
 const CONNECTIONS: usize = 64;
 const NEW_CONNECTION_LOOPS: usize = 16;
-const RATE: u32 = 2000;
+pub(super) const RATE: u32 = 2000;
 const KEEP_ALIVE_16: usize = 16;
 const REPLY_BYTES: u64 = 1024;
-const SMALL: Load = Load::Down(REPLY_BYTES);
+pub(super) const SMALL: Load = Load::Down(REPLY_BYTES);
 
 /// How much of it.
 #[derive(Debug, Clone, Copy)]
@@ -45,46 +52,6 @@ impl Scale {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Kind {
-    Requests,
-    Requests16,
-    Rate,
-    Single,
-    Connections,
-    Bulk { streams: u64, up: bool },
-    RequestsManyRules,
-    Idle,
-}
-
-/// In the order in which they are done. Those on one instance of the proxies come together.
-pub(super) const ALL: [Kind; 11] = [
-    Kind::Requests,
-    Kind::Requests16,
-    Kind::Rate,
-    Kind::Single,
-    Kind::Connections,
-    Kind::Bulk { streams: 1, up: false },
-    Kind::Bulk { streams: 8, up: false },
-    Kind::Bulk { streams: 1, up: true },
-    Kind::Bulk { streams: 8, up: true },
-    Kind::RequestsManyRules,
-    Kind::Idle,
-];
-
-/// Works that are done on one instance of the proxies, instance by instance. Memory varies little, and thousands of
-/// connections take their time: that is done once.
-pub(super) fn instances(works: &[Kind], is_first_round: bool) -> Vec<Vec<Kind>> {
-    let mut instances: Vec<Vec<Kind>> = Vec::new();
-    for work in works.iter().filter(|work| is_first_round || **work != Kind::Idle) {
-        match instances.last_mut() {
-            Some(same) if same.iter().all(|other| other.shares_instance(*work)) => same.push(*work),
-            _ => instances.push(vec![*work]),
-        }
-    }
-    instances
-}
-
 /// Figures of one measurement, by name; of all together and of each process.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Sample {
@@ -93,117 +60,25 @@ pub(super) struct Sample {
 }
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Requests => names::REQUESTS,
-            Self::Requests16 => names::REQUESTS_16,
-            Self::Rate => names::RATE,
-            Self::Single => names::SINGLE,
-            Self::Connections => names::CONNECTIONS,
-            Self::Bulk { streams: 1, up: false } => names::BULK_DOWN_1,
-            Self::Bulk { streams: _, up: false } => names::BULK_DOWN_8,
-            Self::Bulk { streams: 1, up: true } => names::BULK_UP_1,
-            Self::Bulk { streams: _, up: true } => names::BULK_UP_8,
-            Self::RequestsManyRules => names::REQUESTS_MANY_RULES,
-            Self::Idle => names::IDLE,
-        }
-    }
-
-    /// Whether both can be done on the same processes, one after the other.
-    fn shares_instance(self, other: Self) -> bool {
-        self.rules() == other.rules() && self != Self::Idle && other != Self::Idle
-    }
-
-    /// What the proxies are told.
-    pub(super) fn rules(self) -> Rules {
-        if self == Self::RequestsManyRules { Rules::Many } else { Rules::One }
-    }
-
-    pub(super) fn facts(self, scale: &Scale) -> Work {
-        let seconds = scale.duration.as_secs_f64();
-        let (label, description, seconds) = match self {
-            Self::Requests => (
-                "requests, 64 connections".to_owned(),
-                format!("{CONNECTIONS} closed loops on keep-alive connections, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Requests16 => (
-                "requests, 16 connections".to_owned(),
-                format!("{KEEP_ALIVE_16} closed loops on keep-alive connections, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Rate => (
-                format!("{RATE} requests a second"),
-                format!(
-                    "an open loop over {CONNECTIONS} keep-alive connections, {REPLY_BYTES} byte replies; latency counts from the time at which each request is due"
-                ),
-                seconds,
-            ),
-            Self::Single => (
-                "one connection".to_owned(),
-                format!("one closed loop on one keep-alive connection, {REPLY_BYTES} byte replies"),
-                seconds,
-            ),
-            Self::Connections => (
-                "a connection per request".to_owned(),
-                format!(
-                    "{NEW_CONNECTION_LOOPS} loops: connect, one request, {REPLY_BYTES} byte reply, close"
-                ),
-                seconds,
-            ),
-            Self::Bulk { streams, up } => {
-                let megabytes = scale.bulk_bytes >> 20;
-                let way = if up { "up" } else { "down" };
-                let plural = if streams == 1 { "" } else { "s" };
-                (
-                    format!("bulk {way}, {streams} stream{plural}"),
-                    format!("{megabytes} MiB over {streams} connection{plural} at once, one body on each"),
-                    0.0,
-                )
-            }
-            Self::RequestsManyRules => (
-                "requests through many rules".to_owned(),
-                "as requests, through 1,000 routes and 100 policies of which the last ones fit".to_owned(),
-                seconds,
-            ),
-            Self::Idle => (
-                format!("{} idle connections", scale.idle),
-                format!("fresh processes, then {} connections with one request each, held open", scale.idle),
-                0.0,
-            ),
-        };
-        let headline = self.headline().iter().map(|name| (*name).to_owned()).collect();
-        Work { name: self.name().to_owned(), label, description, seconds, headline }
-    }
-
-    fn headline(self) -> &'static [&'static str] {
-        match self {
-            Self::Bulk { .. } => &[names::CPU_PER_GB, names::GB_PER_SECOND],
-            Self::Idle => &[names::RESIDENT_READY, names::PRIVATE_READY, names::PRIVATE_PER_CONNECTION_SIDE],
-            Self::Rate | Self::Single => {
-                &[names::LATENCY_P50, names::LATENCY_P99, names::LATENCY_P999, names::CPU_PER_REQUEST]
-            }
-            _ => &[
-                names::CPU_PER_REQUEST,
-                names::REQUESTS_PER_SECOND,
-                names::LATENCY_P50,
-                names::LATENCY_P99,
-                names::SYSTEM_CALLS_PER_REQUEST,
-            ],
-        }
-    }
-
     /// Does it once.
     pub(super) fn measure(self, site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
-        if self == Self::Idle {
-            return idle(site, running, scale);
+        match self {
+            Self::Idle => return idle(site, running, scale),
+            Self::Churn => return hardship::churn(site, running, scale),
+            Self::Flood => return hardship::flood(site, running, scale),
+            _ => {}
         }
-        let target = &running.target;
         let mut meter = None;
         let outcome =
-            site.client.within(|| self.drive(target, scale, || meter = Some(Meter::start(running))))??;
+            site.client.within(|| self.drive(running, scale, || meter = Some(Meter::start(running))))??;
         let meter = meter.ok_or("a measurement ended before it began")?;
         let mut sample = meter.finish(&outcome, self);
+        if let Some(tunnel) = running.tunnel.as_ref().filter(|_| self == Self::Handshakes) {
+            let bound = handshake::bound(tunnel)?;
+            let own = sample.figures.get(names::CPU_PER_REQUEST).copied().unwrap_or(0.0);
+            sample.figures.insert(names::HANDSHAKE_BOUND, bound);
+            sample.figures.insert(names::HANDSHAKE_OVER_BOUND, own / bound);
+        }
         if matches!(self, Self::Requests)
             && let Some(count) = system_calls(site, running, scale)?
         {
@@ -212,22 +87,35 @@ impl Kind {
         Ok(sample)
     }
 
-    fn drive(self, target: &Target, scale: &Scale, begin: impl FnOnce()) -> Result<Outcome, Failure> {
-        let client = Client::new(target)?;
+    fn drive(self, running: &Running, scale: &Scale, begin: impl FnOnce()) -> Result<Outcome, Failure> {
+        let target = &running.target;
         let duration = scale.duration;
+        let calls = match self {
+            Self::GrpcUnary => Some(Calls::Unary),
+            Self::GrpcStreams => Some(Calls::Streams),
+            _ => None,
+        };
+        if let Some(calls) = calls {
+            return grpc::client::load(target, calls, REPLY_BYTES, duration, begin);
+        }
+        if self == Self::Handshakes {
+            let tunnel = running.tunnel.as_ref().ok_or("no tunnels are taken here")?;
+            return handshake::load(tunnel, duration, begin);
+        }
+        let client = Client::new(target)?;
         match self {
             Self::Requests | Self::RequestsManyRules => {
                 client.closed_loop(CONNECTIONS, SMALL, duration, begin)
             }
             Self::Requests16 => client.closed_loop(KEEP_ALIVE_16, SMALL, duration, begin),
             Self::Rate => client.open_loop(CONNECTIONS, SMALL, RATE, duration, begin),
-            Self::Single | Self::Idle => client.closed_loop(1, SMALL, duration, begin),
             Self::Connections => client.new_connections(NEW_CONNECTION_LOOPS, SMALL, duration, begin),
             Self::Bulk { streams, up } => {
                 let each = scale.bulk_bytes / streams;
                 let load = if up { Load::Up(each) } else { Load::Down(each) };
                 client.bulk(usize::try_from(streams)?, load, begin)
             }
+            _ => client.closed_loop(1, SMALL, duration, begin),
         }
     }
 }
@@ -355,7 +243,14 @@ pub(super) fn unit(figure: &str) -> (&'static str, Better) {
         names::REQUESTS_PER_SECOND => ("1/s", Better::Higher),
         names::GB_PER_SECOND => ("GB/s", Better::Higher),
         names::CPU_PER_GB => ("s/GB", Better::Lower),
-        names::SWITCHES_PER_REQUEST | names::SYSTEM_CALLS_PER_REQUEST => ("1", Better::Lower),
+        names::SWITCHES_PER_REQUEST
+        | names::SYSTEM_CALLS_PER_REQUEST
+        | names::HANDSHAKE_OVER_BOUND
+        | names::CHURN_OVER_QUIET
+        | names::FLOOD_WORST
+        | names::FLOOD_FAILURES => ("1", Better::Lower),
+        names::HANDSHAKE_BOUND => ("us", Better::Neither),
+        names::CHANGES_PER_SECOND => ("1/s", Better::Neither),
         names::PROXY_CPU_SHARE | names::LOAD_CPU_SHARE => ("1", Better::Neither),
         name if name.ends_with("_us") || name == names::CPU_PER_REQUEST => ("us", Better::Lower),
         _ => ("bytes", Better::Lower),
