@@ -4,6 +4,7 @@
 
 mod certificates;
 mod compare;
+mod confine;
 mod instructions;
 mod load;
 mod machine;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use dataplane::net::NetworkNamespace;
 
 use crate::Failure;
+use crate::confine::{Group, confine};
 use crate::machine;
 
 /// Sets what happens to a process when its parent ends, and becomes the program it is given.
@@ -26,6 +27,8 @@ pub(crate) struct Program {
     pub(crate) network: Option<NetworkNamespace>,
     /// Where its output goes; `None` is this process's.
     pub(crate) log: Option<PathBuf>,
+    /// Bytes of memory that it may have.
+    pub(crate) memory_max: Option<u64>,
 }
 
 impl Program {
@@ -39,6 +42,7 @@ impl Program {
             environment: Vec::new(),
             network: None,
             log: None,
+            memory_max: None,
         }
     }
 
@@ -71,12 +75,19 @@ impl Program {
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
+    /// Held for its drop, once the child has been reaped.
+    #[allow(dead_code)] // a guard
+    group: Option<Group>,
 }
 
 impl Process {
     /// Starts `program` on every CPU of this process.
     pub(crate) fn start_anywhere(program: &Program) -> Result<Self, Failure> {
-        Ok(Self { child: program.spawn()? })
+        let mut this = Self { child: program.spawn()?, group: None };
+        if let Some(bytes) = program.memory_max {
+            this.group = confine(this.child.id(), bytes)?;
+        }
+        Ok(this)
     }
 
     /// Starts `program` on `core` and leaves the calling thread on `back_to`.

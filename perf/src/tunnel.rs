@@ -23,6 +23,8 @@ use crate::work::client::{self, Direction, Done, Shape, Target};
 
 const CONNECTIONS: usize = 64;
 const NEW_CONNECTION_LOOPS: usize = 16;
+/// Bytes of memory that each of the measured processes may have, ours and theirs.
+const MEMORY_MAX: u64 = 256 << 20;
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -314,7 +316,9 @@ impl Bench<'_> {
         all.extend(["--cert".into(), text(&self.certificates.certificate(role))]);
         all.extend(["--key".into(), text(&self.certificates.key(role))]);
         all.extend(["--ca".into(), text(&self.certificates.root())]);
-        Process::start(&Program::new(program, all), self.cores.measured, self.cores.load)
+        let mut program = Program::new(program, all);
+        program.memory_max = Some(MEMORY_MAX);
+        Process::start(&program, self.cores.measured, self.cores.load)
     }
 }
 

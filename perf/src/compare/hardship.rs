@@ -1,5 +1,6 @@
 //! Works in which a neighbour's requests go on while something else happens: floods, and changes of the configuration.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,8 +54,9 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
     let victim = Victim { network: site.client.clone(), address, tls };
     let duration = flood_duration(scale);
     let quiet = p99(&neighbour(site, running, duration)?);
-    let mut sample = Sample::default();
     let (mut worst, mut growth, mut failures) = (0_f64, 0_f64, 0.0);
+    let mut sample = Sample::default();
+    let mut peaks = vec![BTreeMap::from([(names::RESIDENT_PEAK, 0_f64)]); running.processes.len()];
     for flood in floods(&head) {
         running.processes.iter().try_for_each(Process::forget_peak)?;
         let before: Vec<u64> = running.processes.iter().map(Process::resident_bytes).collect();
@@ -64,6 +66,10 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
         let mut grown = 0_f64;
         for (process, before) in running.processes.iter().zip(before) {
             grown = grown.max(process.peak_bytes().saturating_sub(before) as f64);
+        }
+        for (process, peak) in running.processes.iter().zip(&mut peaks) {
+            let peak = peak.entry(names::RESIDENT_PEAK).or_insert(0.0);
+            *peak = peak.max(process.peak_bytes() as f64);
         }
         sample.figures.insert(flood.growth, grown);
         growth = growth.max(grown);
@@ -80,6 +86,7 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
             }
         }
     }
+    sample.processes = peaks;
     sample.figures.insert(names::FLOOD_FAILURES, failures);
     sample.figures.insert(names::FLOOD_QUIET_P99, quiet);
     sample.figures.insert(names::FLOOD_WORST, worst);

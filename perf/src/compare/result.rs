@@ -327,6 +327,8 @@ pub(crate) mod names {
     pub(crate) const PRIVATE_READY: &str = "private_ready_bytes";
     pub(crate) const RESIDENT_IDLE: &str = "resident_idle_bytes";
     pub(crate) const PRIVATE_IDLE: &str = "private_idle_bytes";
+    /// Most that a process ever had, resident, up to the end of this work.
+    pub(crate) const RESIDENT_PEAK: &str = "resident_peak_bytes";
     /// What an idle connection adds to all proxies together.
     pub(crate) const PRIVATE_PER_CONNECTION: &str = "private_bytes_per_connection";
     /// The same divided by the number of proxies that it passes.

@@ -9,7 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::Args;
 use super::peers::Rules;
-use super::peers::{Setup, Spec};
+use super::peers::{MEMORY_MAX, Setup, Spec};
 use super::plan::Plan;
 use super::programs::{self, Programs};
 use super::result::{
@@ -19,9 +19,9 @@ use super::site::Site;
 use super::targets;
 use super::verdict;
 use super::work::{self, Sample, Scale, unit};
-use crate::Failure;
 use crate::certificates::Certificates;
 use crate::machine::{self, Cores, Machine};
+use crate::{Failure, confine};
 
 pub(super) struct Run<'a> {
     args: &'a Args,
@@ -240,6 +240,7 @@ impl<'a> Run<'a> {
                     self.namespaces.congestion()
                 ),
                 "In namespaces (-ns, and ours but the tunnel alone) client and server are joined by a router over veth, and connections of the client are redirected to its proxy; ours are whole node proxies there.".to_owned(),
+                format!("Each process of ours may have {} MiB of memory: {}", MEMORY_MAX >> 20, if confine::has_groups() { "a control group ends it at more." } else { "no control group can be made here, so its peak is judged." }),
                 "CPU is the sum over all threads of the proxies, kernel workers of their rings included.".to_owned(),
             ],
         }

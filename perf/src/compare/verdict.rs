@@ -1,6 +1,9 @@
 //! What follows from the rows: ratios by paired rounds, and whether the figures can be trusted.
 
-use super::result::{Better, Check, Figure, Kind, Layer, Network, Ratio, Report, Topology, Winner, names};
+use super::peers::MEMORY_MAX;
+use super::result::{
+    Better, Check, Figure, Kind, Layer, Network, Ratio, Report, Row, Topology, Winner, names,
+};
 use crate::statistics::Spread;
 
 /// Each of ours over each other on the same network, for the figures that are shown first.
@@ -98,12 +101,47 @@ pub(super) fn checks(report: &Report) -> Vec<Check> {
         passed: found.is_empty(),
         text: if found.is_empty() { fine.to_owned() } else { found.join("; ") },
     };
+    let memory = memory(report);
     let mut checks = vec![check("load", "the load's CPU never was what limited the proxies", starved)];
+    if let Some((most, beyond)) = memory {
+        let fine = format!(
+            "no process of ours had more than {:.0} MiB, at most {MEMORY_MIB:.0} are allowed",
+            most / MIB
+        );
+        checks.push(check("memory", &fine, beyond));
+    }
     // A single moment of the row without a proxy says little on a machine with other work.
     if report.rounds_done >= ROUNDS_FOR_HEADROOM {
         checks.push(check("headroom", "without a proxy there are always more requests than with one", near));
     }
     checks
+}
+
+const MIB: f64 = 1_048_576.0;
+const MEMORY_MIB: f64 = MEMORY_MAX as f64 / MIB;
+
+/// The most that a process of ours had, and who had more than it may.
+fn memory(report: &Report) -> Option<(f64, Vec<String>)> {
+    let (mut most, mut beyond) = (None::<f64>, Vec::new());
+    let ours =
+        |row: &&Row| report.topologies.iter().any(|it| it.name == row.topology && it.kind == Kind::Ours);
+    for row in report.rows.iter().filter(ours) {
+        for process in &row.processes {
+            let peak = process.figures.get(names::RESIDENT_PEAK).and_then(|figure| figure.spread);
+            let Some(peak) = peak.map(|spread| spread.max) else { continue };
+            most = Some(most.unwrap_or(0.0).max(peak));
+            if peak > MEMORY_MAX as f64 {
+                beyond.push(format!(
+                    "{} of {} at {}: {:.0} MiB",
+                    process.process,
+                    row.topology,
+                    row.work,
+                    peak / MIB
+                ));
+            }
+        }
+    }
+    most.map(|most| (most, beyond))
 }
 
 #[cfg(test)]

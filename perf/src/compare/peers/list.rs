@@ -87,7 +87,7 @@ fn envoy_sidecars() -> Vec<Base> {
         peer(
             ("envoy-sidecar", "Envoy sidecars"),
             PAIR,
-            "As Istio sets sidecars up: HTTP routing, RBAC with methods, paths and a path template, mutual TLS with HTTP/1.1, Istio's four metrics with 25 tags at each.",
+            "As Istio sets sidecars up: HTTP routing, RBAC with methods, paths and a path template, mutual TLS with HTTP/1.1, Istio's four metrics with 25 tags at each. With many rules: 1,000 routes with a header each at the client and 100 policies of templates at the server.",
             (Layer::L7, Refusal::Policy),
             sidecars(false, true),
         ),
@@ -146,7 +146,7 @@ fn conventional() -> Vec<Base> {
         peer(
             ("haproxy-sidecar", "HAProxy pair"),
             PAIR,
-            "HTTP rules at both, a policy of methods, paths and a regular expression at the server, mutual TLS with HTTP/1.1; no telemetry.",
+            "HTTP rules at both, a policy of methods, paths and a regular expression at the server, mutual TLS with HTTP/1.1; no telemetry. With many rules: 1,000 use_backend rules with a header each at the client and 100 ACLs of regular expressions at the server.",
             (Layer::L7, Refusal::Policy),
             Starter::Haproxy(Between::Http1),
         ),

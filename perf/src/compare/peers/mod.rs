@@ -171,6 +171,9 @@ pub(super) enum NodeMesh {
     Waypoint,
 }
 
+/// Bytes of memory that a process of ours may have, whatever is done with it.
+pub(super) const MEMORY_MAX: u64 = 256 << 20;
+
 /// What every start needs.
 #[derive(Debug)]
 pub(super) struct Setup {

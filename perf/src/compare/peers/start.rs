@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::custom::Custom;
-use super::{NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
+use super::{MEMORY_MAX, NodeMesh, Nodes, Rules, Running, Setup, Spec, Starter, envoy, haproxy};
 use crate::Failure;
 use crate::certificates::identity;
 use crate::compare::churn::Changes;
@@ -17,6 +17,7 @@ use crate::compare::http::Ask;
 use crate::compare::http::client::{self, Target};
 use crate::compare::mesh::{self, Mesh};
 use crate::compare::programs::require;
+use crate::compare::result::Kind;
 use crate::compare::site::Site;
 use crate::process::{Process, Program};
 
@@ -111,7 +112,9 @@ impl Start<'_> {
             (1, 3) => &self.site.waypoint,
             _ => &self.site.server,
         };
-        let program = Program { network: Some(network.clone()), log: Some(self.log(index)), ..program };
+        let memory_max = (self.spec.kind == Kind::Ours).then_some(MEMORY_MAX);
+        let program =
+            Program { network: Some(network.clone()), log: Some(self.log(index)), memory_max, ..program };
         let mut process = Process::start(&program, self.setup.cores.measured, self.setup.cores.load)?;
         process.wait_listening(listen).map_err(|error| self.explained(&error.to_string()))?;
         Ok(process)
@@ -277,6 +280,7 @@ impl Start<'_> {
             }
             start.environment =
                 environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
+            start.memory_max = nodes.program.is_none().then_some(MEMORY_MAX);
             start.network = Some(network);
             start.log = Some(self.log(index));
             processes.push(Process::start(&start, self.setup.cores.measured, self.setup.cores.load)?);

@@ -60,8 +60,18 @@ pub(super) struct Sample {
 }
 
 impl Kind {
-    /// Does it once.
+    /// Does it once, and notes how much memory the processes had at most.
     pub(super) fn measure(self, site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
+        let mut sample = self.sample(site, running, scale)?;
+        sample.processes.resize(running.processes.len(), BTreeMap::new());
+        for (process, figures) in running.processes.iter().zip(&mut sample.processes) {
+            let peak = figures.entry(names::RESIDENT_PEAK).or_insert(0.0);
+            *peak = peak.max(process.peak_bytes() as f64);
+        }
+        Ok(sample)
+    }
+
+    fn sample(self, site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
         match self {
             Self::Idle => return idle(site, running, scale),
             Self::Churn => return hardship::churn(site, running, scale),
