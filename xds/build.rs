@@ -12,8 +12,9 @@ use std::{env, fs};
 use prost_types::field_descriptor_proto::Type;
 use prost_types::{DescriptorProto, FileDescriptorSet};
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 15] = [
     "status.proto",
+    "ext_authz.proto",
     "discovery.proto",
     "workload.proto",
     "authorization.proto",
@@ -48,6 +49,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ".istio.workload.Workload.services",
         ".corelane.l7.v1.WorkloadLabels.labels",
         ".corelane.envoy.v1",
+        ".envoy.service.auth.v3",
     ]);
     config.enable_type_names();
     tonic_prost_build::configure()

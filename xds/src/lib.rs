@@ -3,7 +3,8 @@
 //! The way of a resource: [`transport`] receives it, [`delta`] acknowledges it, [`decode`] reads it, [`store`] keeps it,
 //! and the [`snapshot`] made of it is handed to the workers by [`publish`]. [`ca`] keeps the certificates, [`replay`] feeds
 //! captured streams through the same parts,
-//! [`cache`] keeps the last state on disk, [`local`] reads state that was written by hand. The other side of the wire is [`control`], fed by [`kube`]; [`envoy`] reads what istiod tells a waypoint; [`proto`] holds
+//! [`cache`] keeps the last state on disk, [`local`] reads state that was written by hand. The other side of the wire is [`control`], fed by [`kube`]; [`envoy`] reads what istiod tells a waypoint; [`ext_authz`] is the
+//! language of external authorizers; [`proto`] holds
 //! the messages that both speak.
 
 pub mod ca;
@@ -12,6 +13,7 @@ pub mod control;
 pub mod decode;
 pub mod delta;
 pub mod envoy;
+pub mod ext_authz;
 pub mod kube;
 pub mod local;
 pub mod proto;

@@ -3,13 +3,19 @@
 //! Packages and field numbers are those of the public APIs, so that any control plane can be the other side;
 //! the files themselves are our own and carry only what a node proxy needs. The generated code refers across
 //! packages by their nesting, hence the tree; use the short names [`discovery`], [`rpc`], [`workload`],
-//! [`zds`], [`security`], [`ca`], [`l7`], [`waypoint`].
+//! [`zds`], [`security`], [`ca`], [`l7`], [`waypoint`], [`ext_authz`].
 
 // Generated code follows prost's style, not ours.
 #![allow(clippy::all, clippy::pedantic, missing_debug_implementations, unused_qualifications)]
 
 pub mod envoy {
     pub mod service {
+        pub mod auth {
+            pub mod v3 {
+                tonic::include_proto!("envoy.service.auth.v3");
+            }
+        }
+
         pub mod discovery {
             pub mod v3 {
                 tonic::include_proto!("envoy.service.discovery.v3");
@@ -60,6 +66,7 @@ pub mod corelane {
 
 pub use corelane::envoy::v1 as waypoint;
 pub use corelane::l7::v1 as l7;
+pub use envoy::service::auth::v3 as ext_authz;
 pub use envoy::service::discovery::v3 as discovery;
 pub use google::rpc;
 pub use istio::v1::auth as ca;

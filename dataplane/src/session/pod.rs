@@ -11,6 +11,7 @@ use model::Workload;
 use slab::Slab;
 use tunnel::hbone::Baggage;
 
+use super::http::Authorizers;
 use super::node::{Node, Role};
 use super::state::LocalPod;
 use super::{dns, inbound, listening, outbound, passthrough};
@@ -25,6 +26,8 @@ pub(super) struct Pod {
     pub(super) local: Arc<LocalPod>,
     /// Tunnels that this pod's connections share. Never shared between pods: each proves its own identity.
     pub(super) pool: Pool,
+    /// Connections to those who are asked about requests to this pod.
+    pub(super) authorizers: Rc<Authorizers>,
     /// Tunnels that others have made to this pod.
     accepted: RefCell<Slab<Rc<Link>>>,
     /// Connections to the pod's applications wear the client's address. Given up where the process may not.
@@ -62,6 +65,7 @@ impl Pod {
         let pod = Rc::new(Self {
             local: local.clone(),
             pool,
+            authorizers: Authorizers::new(),
             accepted: RefCell::default(),
             wears_clients: Cell::new(node.options.keeps_source_address && is_captured),
             closing: Rc::default(),
@@ -111,6 +115,7 @@ impl Pod {
     pub(super) fn stop(&self) {
         self.closing.open();
         self.gone.open();
+        self.authorizers.clear();
         self.pool.drain();
         // Out of the slab first: a link calls back when it ends.
         let accepted = std::mem::take(&mut *self.accepted.borrow_mut());

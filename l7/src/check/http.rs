@@ -41,7 +41,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// As an HTTP/1.1 message whose connection ends with the answer.
+    /// As an HTTP/1.1 message.
     pub fn to_http1(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + self.body.len());
         for part in [&*self.method, " ", &self.target, " HTTP/1.1\r\nhost: ", &self.authority, "\r\n"] {
@@ -53,7 +53,7 @@ impl Question {
             }
         }
         let length = self.body.len().to_string();
-        for part in ["content-length: ", &length, "\r\nconnection: close\r\n\r\n"] {
+        for part in ["content-length: ", &length, "\r\n\r\n"] {
             out.extend_from_slice(part.as_bytes());
         }
         out.extend_from_slice(&self.body);

@@ -15,7 +15,7 @@ mod tests;
 use std::sync::Arc;
 
 use crate::filter::{self, FilterFault};
-use crate::ir::{Authorizer, Filters, HeaderEdits, HeaderValue};
+use crate::ir::{Authorizer, Filters, HeaderEdits, HeaderValue, QueryEdits};
 
 pub use http::{Question, Shown, http_answer, http_question};
 
@@ -42,6 +42,7 @@ pub enum Answer {
 pub struct Approval {
     pub request_headers: HeaderEdits,
     pub response_headers: HeaderEdits,
+    pub query: QueryEdits,
 }
 
 /// The response to a request that an authorizer does not let pass.
@@ -59,7 +60,7 @@ pub fn rule(authorizer: &Authorizer, answer: Answer) -> Result<Approval, Denied>
     let answer = match answer {
         Answer::Allowed(approval) => match check(&approval) {
             Ok(()) => return Ok(approval),
-            Err(_) => Answer::Failed("the answer holds a header that cannot be passed on"),
+            Err(_) => Answer::Failed("the answer holds a header or a parameter that cannot be passed on"),
         },
         other => other,
     };
@@ -78,21 +79,25 @@ fn check(approval: &Approval) -> Result<(), FilterFault> {
         edits.remove.iter().try_for_each(filter::header_name)?;
         edits.set.iter().chain(&edits.add).try_for_each(|header| {
             filter::header_name(&header.name)?;
-            filter::header_value(&header.name, &header.value)
+            // An empty value is one that the check for written ones refuses.
+            if header.value.is_empty() { Ok(()) } else { filter::header_value(&header.name, &header.value) }
         })
-    })
+    })?;
+    approval.query.set.iter().try_for_each(|(name, value)| filter::query_parameter(name, value))
 }
 
 impl Approval {
     pub fn is_empty(&self) -> bool {
-        self.request_headers.is_empty() && self.response_headers.is_empty()
+        self.request_headers.is_empty() && self.response_headers.is_empty() && self.query.is_empty()
     }
 
     /// For the chain of the request.
     pub fn into_filters(self) -> Option<Arc<Filters>> {
-        let Self { request_headers, response_headers } = self;
-        let filters = Filters { request_headers, response_headers, ..Filters::default() };
-        (!(filters.request_headers.is_empty() && filters.response_headers.is_empty())).then(|| filters.into())
+        if self.is_empty() {
+            return None;
+        }
+        let Self { request_headers, response_headers, query } = self;
+        Some(Arc::new(Filters { request_headers, response_headers, query, ..Filters::default() }))
     }
 
     /// With what another authorizer adds after this one.
@@ -112,6 +117,10 @@ impl Approval {
         };
         append(&mut self.request_headers, later.request_headers);
         append(&mut self.response_headers, later.response_headers);
+        let QueryEdits { remove, set } = later.query;
+        self.query.set.retain(|(name, _)| !remove.contains(name) && !set.iter().any(|(own, _)| own == name));
+        self.query.remove.extend(remove);
+        self.query.set.extend(set);
         self
     }
 }

@@ -69,7 +69,7 @@ fn a_question_shows_what_is_configured_and_nothing_else() {
     assert_eq!(
         String::from_utf8(question.to_http1()).unwrap(),
         "PUT /check/a?q=1 HTTP/1.1\r\nhost: web:80\r\nauthorization: Bearer x\r\nx-user-id: 1\r\n\
-         x-fixed: ours\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+         x-fixed: ours\r\ncontent-length: 0\r\n\r\n"
     );
     let with_body = http_question(&check, &request, Some((b"abc", Shown::Beginning)));
     assert_eq!(with_body.body, b"abc");

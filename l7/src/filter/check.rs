@@ -43,6 +43,8 @@ pub enum FilterFault {
     Value(Arc<str>),
     #[error("{0} header edits of one kind are more than {EDITS_MAX}")]
     TooMany(usize),
+    #[error("query parameter {0:?} has a name or a value that is no text of a query")]
+    Parameter(Arc<str>),
     #[error("path {0:?} cannot stand in for another: it must begin with a slash and be normalised")]
     Path(Arc<str>),
     #[error("a prefix can only be replaced where every match is one of a path prefix")]
@@ -82,6 +84,7 @@ pub fn check(rule: &HttpRule) -> Result<(), FilterFault> {
 fn check_filters(filters: &Filters, rule: &HttpRule) -> Result<(), FilterFault> {
     edits(&filters.request_headers)?;
     edits(&filters.response_headers)?;
+    filters.query.set.iter().try_for_each(|(name, value)| query_parameter(name, value))?;
     filters.cors.as_ref().map_or(Ok(()), |it| cors(it))?;
     filters.mirrors.iter().try_for_each(|mirror| share(mirror.share))?;
     match &filters.url {
@@ -152,6 +155,17 @@ pub fn header_value(name: &Arc<str>, value: &str) -> Result<(), FilterFault> {
         return Err(FilterFault::Value(name.clone()));
     }
     Ok(())
+}
+
+/// Checks a parameter that a query is to have: text of a query (RFC 3986 section 3.4) that ends neither the name, the
+/// value nor the query.
+pub fn query_parameter(name: &Arc<str>, value: &str) -> Result<(), FilterFault> {
+    let is_text = |text: &str, without: &[u8]| {
+        text.len() <= VALUE_BYTES_MAX
+            && text.bytes().all(|byte| matches!(byte, b'!'..=b'~') && !without.contains(&byte))
+    };
+    let is_good = !name.is_empty() && is_text(name, b"#&=\"<>\\^`{|}") && is_text(value, b"#&\"<>\\^`{|}");
+    if is_good { Ok(()) } else { Err(FilterFault::Parameter(name.clone())) }
 }
 
 /// Checks what is to stand in for a path or a prefix of one.

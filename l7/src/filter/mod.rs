@@ -6,12 +6,13 @@
 //!   values hold no control characters, and the fields that frame a message or concern one connection are refused.
 //! - Fields that a client names in Connection are left behind before the edits, so no client can strip what a
 //!   filter adds.
-//! - A request without filters costs nothing: a [`Chain`] of none is four empty options.
+//! - A request without filters costs nothing: a [`Chain`] of none is empty options and lists.
 
 mod check;
 mod cors;
 mod fields;
 mod path;
+mod query;
 mod redirect;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ use crate::ir::{
     Backend, Filters, Header, HeaderEdits, HttpMatch, Mirror, PathMatch, Redirect, UrlAction, UrlRewrite,
 };
 
-pub use check::{FilterFault, check, header_name, header_value, replacement};
+pub use check::{FilterFault, check, header_name, header_value, query_parameter, replacement};
 pub use cors::{CorsPolicy, CorsVerdict};
 pub use fields::Fields;
 pub use redirect::Dialled;
@@ -32,7 +33,8 @@ pub use redirect::Dialled;
 /// backend.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chain {
-    first: Option<Arc<Filters>>,
+    /// The last that was put here comes first.
+    first: Vec<Arc<Filters>>,
     rule: Option<Arc<Filters>>,
     backend: Option<Arc<Filters>>,
     /// What the proxy says of itself: set last.
@@ -71,7 +73,7 @@ impl Chain {
 
     /// Puts filters before all others.
     pub fn put_first(&mut self, filters: Arc<Filters>) {
-        self.first = Some(filters);
+        self.first.push(filters);
     }
 
     /// Has these fields set on the request, whatever the filters do.
@@ -88,7 +90,7 @@ impl Chain {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.first.is_none()
+        self.first.is_empty()
             && self.rule.is_none()
             && self.backend.is_none()
             && self.own.is_empty()
@@ -96,7 +98,7 @@ impl Chain {
     }
 
     fn filters(&self) -> impl DoubleEndedIterator<Item = &Filters> {
-        self.first.iter().chain(&self.rule).chain(&self.backend).map(AsRef::as_ref)
+        self.first.iter().rev().chain(&self.rule).chain(&self.backend).map(AsRef::as_ref)
     }
 
     /// The redirect that answers the request, if one does.
@@ -142,6 +144,14 @@ impl Chain {
             Some(rewrite) => path::rewritten(rewrite, self.prefix.as_deref(), path),
             None => Cow::Borrowed(path),
         }
+    }
+
+    /// The query for the backend.
+    pub fn query<'a>(&self, query: Option<&'a str>) -> Option<Cow<'a, str>> {
+        let edits = self.filters().map(|filters| &filters.query).filter(|edits| !edits.is_empty());
+        edits.fold(query.map(Cow::Borrowed), |query, edits| {
+            query::edited(query.as_deref(), edits).map(Cow::Owned)
+        })
     }
 
     /// The fields for the backend.

@@ -507,3 +507,25 @@ fn fuzz_edits_agree_with_the_naive_twin() {
         assert_eq!(naive(&lines, &HeaderEdits::default()), naive(&headers, &edits), "{headers:?} {edits:?}");
     });
 }
+
+#[test]
+fn what_is_said_before_a_request_is_routed_adds_up() {
+    let mut chain = Chain::default();
+    chain.put_first(on_request(edits(&["x-token"], &[("x-a", "later")], &[])));
+    chain.put_first(on_request(edits(&[], &[("x-a", "sooner"), ("x-b", "1")], &[])));
+    let received = [Header { name: "X-Token", value: b"t" }];
+    let fields = chain.request_fields(&received);
+    let fields: Vec<_> = fields.iter().map(|it| (it.name.to_owned(), it.value.to_vec())).collect();
+    assert_eq!(fields, [("x-b".into(), b"1".to_vec()), ("x-a".into(), b"later".to_vec())]);
+}
+
+#[test]
+fn a_parameter_that_would_end_the_query_is_no_parameter() {
+    let checked = |name: &str, value: &str| query_parameter(&name.into(), value).is_ok();
+    assert!(checked("a", "") && checked("a%20", "b=c/?d"));
+    for (name, value) in
+        [("", "b"), ("a=", "b"), ("a&b", "c"), ("a", "b&c=d"), ("a", "b#"), ("a", "b c"), ("a", "\r\n")]
+    {
+        assert!(!checked(name, value), "{name:?} {value:?}");
+    }
+}

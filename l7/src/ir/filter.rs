@@ -13,6 +13,8 @@ pub struct Filters {
     pub request_headers: HeaderEdits,
     #[serde(default, skip_serializing_if = "HeaderEdits::is_empty")]
     pub response_headers: HeaderEdits,
+    #[serde(default, skip_serializing_if = "QueryEdits::is_empty")]
+    pub query: QueryEdits,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub url: Option<UrlAction>,
     /// Each gets a copy of the request, and its answer is thrown away.
@@ -41,6 +43,15 @@ pub struct HeaderValue {
     pub value: Arc<str>,
 }
 
+/// What is done to the parameters of a query, which are compared as they are written: removed first, then set.
+#[derive(Debug, Clone, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QueryEdits {
+    pub remove: Vec<Arc<str>>,
+    /// Name and value, in place of every parameter of the name.
+    pub set: Vec<(Arc<str>, Arc<str>)>,
+}
+
 /// A request is either forwarded to another place or sent there by its client.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub enum UrlAction {
@@ -54,6 +65,12 @@ pub struct UrlRewrite {
     /// Becomes the authority, without a port.
     pub hostname: Option<Arc<str>>,
     pub path: Option<PathRewrite>,
+}
+
+impl QueryEdits {
+    pub fn is_empty(&self) -> bool {
+        self.remove.is_empty() && self.set.is_empty()
+    }
 }
 
 /// The query is kept.

@@ -17,8 +17,8 @@ mod traffic;
 pub use authorizer::{Authorizer, CheckBody, CheckProtocol, HttpCheck, NameTest};
 pub use backend_tls::{BackendTls, CertificateName, Trust};
 pub use filter::{
-    Cors, Filters, HeaderEdits, HeaderValue, Mirror, OriginMatch, PathRewrite, Redirect, Scheme, UrlAction,
-    UrlRewrite,
+    Cors, Filters, HeaderEdits, HeaderValue, Mirror, OriginMatch, PathRewrite, QueryEdits, Redirect, Scheme,
+    UrlAction, UrlRewrite,
 };
 pub use head::{ConnectionAttributes, Header, RequestHead};
 pub use mesh::MeshWide;

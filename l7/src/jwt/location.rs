@@ -23,8 +23,17 @@ pub(super) struct Locations {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Found<'a> {
     pub(super) text: &'a str,
-    /// The header that holds nothing else.
-    pub(super) header: Option<&'a str>,
+    pub(super) holder: Holder<'a>,
+}
+
+/// What holds a token.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Holder<'a> {
+    /// This header, which holds nothing else.
+    Header(&'a str),
+    /// This parameter of the query.
+    Parameter(&'a str),
+    Cookie,
 }
 
 impl Locations {
@@ -52,16 +61,20 @@ impl Locations {
         let headers = self.headers.iter().flat_map(|(name, prefix)| {
             lines(request, name).filter_map(|line| {
                 let text = self.after_prefix(line.trim(), prefix)?.trim();
-                Some(Found { text, header: Some(name) })
+                Some(Found { text, holder: Holder::Header(name) })
             })
         });
         let cookies = self.cookies.iter().flat_map(|name| {
             let pairs = lines(request, "cookie").flat_map(|line| line.split(';'));
-            pairs.filter_map(move |pair| value_of(pair.trim(), name)).map(in_place)
+            pairs
+                .filter_map(move |pair| value_of(pair.trim(), name))
+                .map(|text| Found { text, holder: Holder::Cookie })
         });
         let parameters = self.parameters.iter().flat_map(|name| {
             let pairs = request.query.into_iter().flat_map(|query| query.split('&'));
-            pairs.filter_map(move |pair| value_of(pair, name)).map(in_place)
+            pairs.filter_map(move |pair| {
+                Some(Found { text: value_of(pair, name)?, holder: Holder::Parameter(name) })
+            })
         });
         headers.chain(cookies).chain(parameters)
     }
@@ -71,10 +84,6 @@ impl Locations {
         let same = if self.is_default { start.eq_ignore_ascii_case(prefix) } else { start == prefix };
         same.then_some(rest)
     }
-}
-
-fn in_place(text: &str) -> Found<'_> {
-    Found { text, header: None }
 }
 
 /// Lines of a header that are text; what is not cannot be a token.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use crate::ir::{Filters, Header, HeaderEdits, HeaderValue, RequestAuthentication, RequestHead, TokenRule};
 use keys::KeySet;
-use location::{Found, Locations};
+use location::{Found, Holder, Locations};
 use token::Unverified;
 
 pub use keys::{JwksError, check_jwks};
@@ -135,7 +135,7 @@ impl Authenticator {
     /// One valid token is enough. A request with tokens of which none is valid is refused, except a CORS preflight,
     /// which browsers send without asking anybody.
     pub fn authenticate(&self, request: &RequestHead<'_>, now: u64) -> Result<Authenticated, Rejection> {
-        let mut edits = self.guarded_headers();
+        let mut edits = Filters { request_headers: self.guarded_headers(), ..Filters::default() };
         if is_preflight(request) {
             return Ok(Authenticated { token: None, edits: finished(edits) });
         }
@@ -182,12 +182,16 @@ impl Rule {
     }
 
     /// What the application gets of a verified token.
-    fn hand_on(&self, token: &Token, found: &Found<'_>, edits: &mut HeaderEdits) {
-        if let (false, Some(header)) = (self.written.forward_original, found.header) {
-            edits.remove.push(Arc::from(header.to_ascii_lowercase()));
+    fn hand_on(&self, token: &Token, found: &Found<'_>, edits: &mut Filters) {
+        match found.holder {
+            _ if self.written.forward_original => {}
+            Holder::Header(name) => edits.request_headers.remove.push(Arc::from(name.to_ascii_lowercase())),
+            Holder::Parameter(name) => edits.query.remove.push(Arc::from(name)),
+            // Envoy leaves it, too.
+            Holder::Cookie => {}
         }
         let mut put = |name: &Arc<str>, value: String| {
-            edits.set.push(HeaderValue { name: Arc::clone(name), value: value.into() });
+            edits.request_headers.set.push(HeaderValue { name: Arc::clone(name), value: value.into() });
         };
         if let Some(header) = &self.written.payload_to_header {
             put(header, token.payload().to_owned());
@@ -200,8 +204,8 @@ impl Rule {
     }
 }
 
-fn finished(request_headers: HeaderEdits) -> Option<Arc<Filters>> {
-    (!request_headers.is_empty()).then(|| Arc::new(Filters { request_headers, ..Filters::default() }))
+fn finished(edits: Filters) -> Option<Arc<Filters>> {
+    (edits != Filters::default()).then(|| Arc::new(edits))
 }
 
 /// A CORS preflight (Fetch standard, "CORS-preflight request").

@@ -244,6 +244,16 @@ fn the_application_gets_what_the_rule_says_and_nothing_forged() {
     let removed = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
     assert_eq!(edits_of(rule("i"), &sent), Some((removed(&["authorization"]), vec![])));
     assert_eq!(edits_of(TokenRule { forward_original: true, ..rule("i") }, &sent), None);
+    let sender = authenticator(vec![rule("i"), TokenRule { forward_original: true, ..rule("j") }]);
+    let query_after = |token: &str| {
+        let query = format!("a=%20b&access_token={token}&c");
+        let edits = ask(&sender, &[], Some(&query)).unwrap().edits.unwrap_or_default();
+        let chain = crate::filter::Chain::of_rule(Some(&edits), None);
+        chain.query(Some(&query)).map(std::borrow::Cow::into_owned)
+    };
+    assert_eq!(query_after(&token).as_deref(), Some("a=%20b&c"), "a parameter is taken out as a header is");
+    let other = signed(&claims(json!({ "iss": "j" })));
+    assert_eq!(query_after(&other), Some(format!("a=%20b&access_token={other}&c")));
     let telling = || TokenRule {
         forward_original: true,
         payload_to_header: Some("x-payload".into()),

@@ -14,7 +14,9 @@ use l7::path::Normalization;
 
 use super::consult::Asker;
 use super::shelf::Kept;
-use super::{Books, Decision, Director, Filtered, Protocol, Received, Reply, Upstream, Wire, converse};
+use super::{
+    Books, Decision, Director, Filtered, Opening, Protocol, Received, Reply, Upstream, Wire, converse,
+};
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
 use crate::session::admission::Arrival;
@@ -71,6 +73,7 @@ impl Director for Gate {
     async fn consult(
         &self,
         request: &Received,
+        opening: &mut Opening<'_>,
         books: &mut Books<'_>,
     ) -> Result<Option<Arc<Filters>>, Reply> {
         let state = self.node.state();
@@ -78,7 +81,7 @@ impl Director for Gate {
         let policies = state.snapshot.policies_for(&workload);
         let (node, pod, address) = (&self.node, &*self.pod, self.arrival.destination);
         let asker = Asker { node, pod, state: &state, workload: &workload, address };
-        asker.approve(&policies, &self.arrival, request, books).await
+        asker.approve(&policies, &self.arrival, request, opening, books).await
     }
 
     fn decide(&self, request: &RequestHead<'_>, books: &mut Books<'_>) -> Decision<Protocol> {

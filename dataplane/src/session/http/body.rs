@@ -18,7 +18,7 @@ use crate::link::{Payload, StreamEnd, StreamError, Taken, TunnelStream};
 use crate::worker::Worker;
 
 /// Content taken from an HTTP/2 stream at once.
-const TAKEN_BYTES_MAX: usize = 64 * 1024;
+pub(super) const TAKEN_BYTES_MAX: usize = 64 * 1024;
 
 /// Why a body could not be passed on.
 #[derive(Debug)]
@@ -97,15 +97,37 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// The next piece. Whatever is written of the message so far leaves before it is waited for.
-    async fn next(&mut self, passage: &Passage<'_, '_>) -> Result<Next<'_>, Broken> {
-        let failed = passage.failed;
+    /// Keeps the next piece, or the end, in `replay` and passes nothing on.
+    pub(super) async fn keep_next(&mut self, worker: &Worker, replay: &Replay) -> Result<(), Fault> {
+        match self.next(worker, CloseCause::ClientReset, None).await {
+            Ok(Next::Owned(content)) => replay.keep(&content),
+            Ok(Next::Held(payload)) => {
+                replay.keep(payload.bytes());
+                if payload.is_last() {
+                    replay.complete(None);
+                }
+            }
+            Ok(Next::End(trailers)) => replay.complete(trailers.as_ref()),
+            Err(Broken::From(fault)) => return Err(fault),
+            Err(Broken::To) => return Err(Fault::of(CloseCause::ClientReset)),
+        }
+        Ok(())
+    }
+
+    /// The next piece; `failed` is what a failure of the source is called. Whatever waits for `to` leaves before the
+    /// piece is waited for.
+    async fn next(
+        &mut self,
+        worker: &Worker,
+        failed: CloseCause,
+        to: Option<&Sink<'_>>,
+    ) -> Result<Next<'_>, Broken> {
         match self {
             Self::Http1 { wire, reader, body } => loop {
                 if body.is_done() {
                     return Ok(Next::End(trailers(body)));
                 }
-                if reader.is_empty() && passage.fill(reader, wire).await? == 0 {
+                if reader.is_empty() && fill(worker, reader, wire, failed, to).await? == 0 {
                     body.close().map_err(|_| Broken::From(Fault::of(failed)))?;
                     continue;
                 }
@@ -119,7 +141,7 @@ impl<'a> Source<'a> {
                 let broken = |error| Broken::From(Fault::of_stream(&error, failed));
                 let mut taken = stream.try_take(TAKEN_BYTES_MAX).map_err(broken)?;
                 if matches!(taken, Taken::Nothing) {
-                    passage.to.flush().await?;
+                    flush(to).await?;
                     taken = stream.take(TAKEN_BYTES_MAX).await.map_err(broken)?;
                 }
                 Ok(match taken {
@@ -170,7 +192,7 @@ impl Passage<'_, '_> {
 
     async fn verbatim(&self, wire: &Wire, reader: &mut Reader, body: &mut Body) -> Result<(), Broken> {
         while !body.is_done() {
-            if reader.is_empty() && self.fill(reader, wire).await? == 0 {
+            if reader.is_empty() && fill(self.worker, reader, wire, self.failed, Some(&self.to)).await? == 0 {
                 return body.close().map_err(|_| Broken::From(Fault::of(self.failed)));
             }
             let consumed = body.take(reader.bytes()).map_err(malformed)?;
@@ -184,17 +206,12 @@ impl Passage<'_, '_> {
         self.to.flush().await
     }
 
-    async fn fill(&self, reader: &mut Reader, wire: &Wire) -> Result<usize, Broken> {
-        self.to.flush().await?;
-        reader.fill(self.worker, wire).await.map_err(|_| Broken::From(Fault::of(self.failed)))
-    }
-
     async fn content(&self, source: &mut Source<'_>, replay: Option<&Replay>) -> Result<(), Broken> {
         if let Source::Http1 { body, .. } = source {
             body.keep_trailers();
         }
         loop {
-            let last = match source.next(self).await? {
+            let last = match source.next(self.worker, self.failed, Some(&self.to)).await? {
                 Next::Owned(content) => self.piece(&content, None, replay).await?,
                 Next::Held(payload) => self.piece(payload.bytes(), Some(&payload), replay).await?,
                 Next::End(trailers) => {
@@ -230,6 +247,25 @@ impl Passage<'_, '_> {
         self.to.write(content, place).await?;
         self.meter.bytes(content.len());
         Ok(place)
+    }
+}
+
+/// Reads more; what waits for `to` leaves before.
+async fn fill(
+    worker: &Worker,
+    reader: &mut Reader,
+    wire: &Wire,
+    failed: CloseCause,
+    to: Option<&Sink<'_>>,
+) -> Result<usize, Broken> {
+    flush(to).await?;
+    reader.fill(worker, wire).await.map_err(|_| Broken::From(Fault::of(failed)))
+}
+
+async fn flush(to: Option<&Sink<'_>>) -> Result<(), Broken> {
+    match to {
+        Some(to) => to.flush().await,
+        None => Ok(()),
     }
 }
 

@@ -4,23 +4,24 @@
 //! An authorizer that cannot be reached, does not answer in time or says nothing that can be used has not approved
 //! anything. What becomes of the request then is for [`l7::check::rule`] to say.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use bytes::Bytes;
 use l7::authz::PolicySet;
-use l7::check::{Answer, Approval, BODY_BYTES_MAX, Denied, Question, http_answer, http_question, rule};
+use l7::check::{Answer, Approval, Denied, Shown, http_question, rule};
 use l7::filter::Chain;
-use l7::http1::{Body, BodyFraming, empty_headers, parse_response};
-use l7::ir::{Authorizer, CheckProtocol, Filters, HttpCheck, RequestHead};
+use l7::ir::{Authorizer, CheckProtocol, Filters, RequestHead};
 use model::Workload;
+use xds::ext_authz::{self, Circumstances, End};
 use xds::snapshot::resolve::Client;
 
+use super::ask::{Asked, Unanswered};
 use super::authorize::{DENIED, policy_name};
-use super::reader::Reader;
-use super::{Books, Received, Reply, Wire};
+use super::shelf::Kept;
+use super::{Books, Opening, Protocol, Received, Reply, Upstream};
 use crate::access_log::cause::CloseCause;
 use crate::session::admission::Arrival;
 use crate::session::dial::{Dialler, UpstreamFacts};
@@ -28,8 +29,8 @@ use crate::session::node::Node;
 use crate::session::pod::Pod;
 use crate::session::state::NodeState;
 
-/// Interim responses to one question.
-const INTERIM_MAX: usize = 16;
+/// Connections that are taken for one question at most.
+const TRIES_MAX: usize = 4;
 
 /// Who asks, and from which state.
 pub(in crate::session) struct Asker<'a> {
@@ -49,6 +50,7 @@ impl Asker<'_> {
         policies: &PolicySet,
         arrival: &Arrival,
         request: &Received,
+        opening: &mut Opening<'_>,
         books: &mut Books<'_>,
     ) -> Result<Option<Arc<Filters>>, Reply> {
         if !policies.asks_somebody() {
@@ -59,52 +61,127 @@ impl Asker<'_> {
             books.facts.policy = Some(policy);
             // Nobody knows the provider, so nobody can let the request pass.
             let Some(authorizer) = authorizer else { return Err(DENIED) };
-            let answer = self.ask(&authorizer, request, &approval).await;
+            let answer = self.ask(&authorizer, arrival, request, opening, &approval).await?;
             approval = approval.and(rule(&authorizer, answer).map_err(refused)?);
             books.approved_by.push(authorizer);
         }
         Ok(approval.into_filters())
     }
 
-    /// Asks about a request as earlier authorizers have left it.
-    async fn ask(&self, authorizer: &Authorizer, request: &Received, earlier: &Approval) -> Answer {
-        if authorizer.body.is_some() {
-            return unasked();
-        }
-        let limit = Duration::from_millis(authorizer.timeout_ms.get().into());
-        let answered = match &authorizer.protocol {
-            CheckProtocol::Http(check) => {
-                monoio::time::timeout(limit, self.ask_http(authorizer, check, request, earlier)).await
-            }
-            CheckProtocol::Grpc => return unasked(),
+    /// Asks about a request as earlier authorizers have left it. An error is the answer to a request of which nobody can
+    /// be shown as much as the authorizer wants.
+    async fn ask(
+        &self,
+        authorizer: &Authorizer,
+        arrival: &Arrival,
+        request: &Received,
+        opening: &mut Opening<'_>,
+        earlier: &Approval,
+    ) -> Result<Answer, Reply> {
+        let body = match authorizer.body {
+            Some(wanted) => opening.body(request, wanted).await?,
+            None => None,
         };
-        let answer = match answered {
-            Ok(Ok(answer)) => return answer,
+        let limit = Duration::from_millis(authorizer.timeout_ms.get().into());
+        let shown = body.as_ref().map(|(bytes, shown)| (&**bytes, *shown));
+        let asking = self.ask_in_time(authorizer, arrival, request, shown, earlier);
+        let answer = match monoio::time::timeout(limit, asking).await {
+            Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(reason)) => Answer::Failed(reason),
             Err(_) => Answer::Failed("the authorizer took too long"),
         };
         tracing::debug!(authorizer = %authorizer.name, service = %authorizer.service, ?answer, "nobody answered");
-        answer
+        Ok(answer)
     }
 
-    async fn ask_http(
+    async fn ask_in_time(
         &self,
         authorizer: &Authorizer,
-        check: &HttpCheck,
+        arrival: &Arrival,
         request: &Received,
+        body: Option<(&[u8], Shown)>,
         earlier: &Approval,
     ) -> Result<Answer, &'static str> {
-        let question = request.view(|head| as_left(head, earlier, |head| http_question(check, head, None)));
-        let question = question.map_err(|_| "the request cannot be read")?;
-        let wire = self.reach(authorizer).await?;
-        let answer = exchange(self.node, &wire, &question, check).await;
-        if answer.is_err() {
-            wire.reset();
+        const UNREADABLE: &str = "the request cannot be read";
+        match &authorizer.protocol {
+            CheckProtocol::Http(check) => {
+                let question =
+                    request.view(|head| as_left(head, earlier, |head| http_question(check, head, body)));
+                let question = question.map_err(|_| UNREADABLE)?;
+                self.asked(authorizer, Protocol::Http1, &Asked::Http { question, check }).await
+            }
+            CheckProtocol::Grpc => {
+                let circumstances = self.circumstances(authorizer, arrival, request, body);
+                let written = request.view(|head| {
+                    as_left(head, earlier, |head| {
+                        let names = head.headers.iter().map(|header| header.name.to_owned());
+                        (ext_authz::question(head, &circumstances), names.collect())
+                    })
+                });
+                let (payload, headers) = written.map_err(|_| UNREADABLE)?;
+                let authority = format!("{}:{}", authorizer.service.hostname, authorizer.port);
+                let timeout_ms = authorizer.timeout_ms.get();
+                let asked = Asked::Grpc { payload, headers, authority, timeout_ms };
+                self.asked(authorizer, Protocol::Http2, &asked).await
+            }
         }
-        answer
     }
 
-    async fn reach(&self, authorizer: &Authorizer) -> Result<Wire, &'static str> {
+    fn circumstances<'c>(
+        &'c self,
+        authorizer: &Authorizer,
+        arrival: &'c Arrival,
+        request: &Received,
+        body: Option<(&'c [u8], Shown)>,
+    ) -> Circumstances<'c> {
+        Circumstances {
+            source: End { address: arrival.source_address, identity: arrival.source.as_ref() },
+            destination: End { address: arrival.destination, identity: Some(&self.workload.identity) },
+            time: SystemTime::now(),
+            id: self.node.random(),
+            protocol: match request {
+                Received::Http1 { .. } => "HTTP/1.1",
+                Received::Http2(_) => "HTTP/2",
+            },
+            body,
+            as_bytes: authorizer.body.is_some_and(|body| body.as_bytes),
+        }
+    }
+
+    /// Asks on a connection that is there, or on a new one. One that was there may be at its end; then the question was
+    /// not heard and another one is taken.
+    async fn asked(
+        &self,
+        authorizer: &Authorizer,
+        protocol: Protocol,
+        asked: &Asked<'_>,
+    ) -> Result<Answer, &'static str> {
+        let kept = self.pod.authorizers.used(&self.node.worker);
+        for _ in 0..TRIES_MAX {
+            let is_new = Cell::new(false);
+            let mut upstream = self.reach(authorizer, protocol, kept, &is_new).await?;
+            match asked.over(&self.node.worker, &mut upstream.way).await {
+                Ok((answer, lives)) => {
+                    if lives {
+                        kept.put_back(&self.node.worker, upstream);
+                    }
+                    return Ok(answer);
+                }
+                Err(Unanswered::Unheard) if !is_new.get() => {}
+                Err(Unanswered::Unheard) => break,
+                Err(Unanswered::Because(reason)) => return Err(reason),
+            }
+        }
+        Err("there was no answer")
+    }
+
+    async fn reach(
+        &self,
+        authorizer: &Authorizer,
+        protocol: Protocol,
+        kept: &Kept,
+        is_new: &Cell<bool>,
+    ) -> Result<Upstream, &'static str> {
         let client = Client { workload: self.workload, ip: self.address.ip() };
         let (service, port) = (&authorizer.service, authorizer.port);
         let snapshot = &self.state.snapshot;
@@ -113,8 +190,16 @@ impl Asker<'_> {
             .map_err(|_| "the authorizer has no endpoint")?;
         let client = SocketAddr::new(self.address.ip(), 0);
         let dialler = Dialler { node: self.node, pod: self.pod, workload: self.workload, client };
-        let mut facts = UpstreamFacts::of_route(&route);
-        dialler.dial(self.state, &route, &mut facts).await.map_err(|_| "the authorizer cannot be reached")
+        let wanted = UpstreamFacts::of_route(&route);
+        let dial = async {
+            is_new.set(true);
+            let mut facts = wanted.clone();
+            let wire = dialler.dial(self.state, &route, &mut facts).await;
+            let unreachable = |cause| Reply::text(503, "the authorizer cannot be reached", cause);
+            Ok((wire.map_err(unreachable)?, facts))
+        };
+        let reached = kept.reach(&self.node.worker, &wanted, protocol, None, None, dial).await;
+        reached.map_err(|_| "the authorizer cannot be reached")
     }
 }
 
@@ -136,83 +221,14 @@ fn asks(
     asks.unwrap_or_default()
 }
 
-/// Of an authorizer that wants to be asked in a way that is not spoken here. It denies even where the authorizer would fail
-/// open: nobody has tried to ask it.
-fn unasked() -> Answer {
-    let failed = Some("authorizers are not asked over gRPC, nor about bodies");
-    Answer::Denied(Denied { status: l7::authz::DENIED_STATUS, failed, ..Denied::default() })
-}
-
 /// Shows the request with what earlier authorizers have added to it.
 fn as_left<R>(head: &RequestHead<'_>, earlier: &Approval, show: impl FnOnce(&RequestHead<'_>) -> R) -> R {
     let Some(edits) = earlier.clone().into_filters() else { return show(head) };
     let chain = Chain::of_rule(Some(&edits), None);
     let fields = chain.request_fields(head.headers);
     let headers: Vec<_> = fields.iter().collect();
-    show(&RequestHead { headers: &headers, ..*head })
-}
-
-/// One question and its answer, on a connection of their own.
-async fn exchange(
-    node: &Node,
-    wire: &Wire,
-    question: &Question,
-    check: &HttpCheck,
-) -> Result<Answer, &'static str> {
-    wire.write_all(&question.to_http1()).await.map_err(|_| "the question could not be sent")?;
-    let mut reader = Reader::default();
-    for _ in 0..=INTERIM_MAX {
-        let head = reader.head(&node.worker, wire).await.ok().flatten().ok_or("there was no answer")?;
-        let shown = seen(&head, &question.method)?;
-        if !(100..200).contains(&shown.status) {
-            let body = body(node, wire, &mut reader, shown.framing).await?;
-            return answer(&head, &question.method, check, &body);
-        }
-    }
-    Err("the answer never began")
-}
-
-struct Seen {
-    status: u16,
-    framing: BodyFraming,
-}
-
-fn seen(head: &Bytes, method: &str) -> Result<Seen, &'static str> {
-    let mut storage = empty_headers();
-    let response = parse_response(head, method, &mut storage).map_err(|_| "the answer is malformed")?;
-    Ok(Seen { status: response.status, framing: response.body })
-}
-
-fn answer(head: &Bytes, method: &str, check: &HttpCheck, body: &[u8]) -> Result<Answer, &'static str> {
-    let mut storage = empty_headers();
-    let response = parse_response(head, method, &mut storage).map_err(|_| "the answer is malformed")?;
-    Ok(http_answer(check, response.status, response.headers, body))
-}
-
-/// The whole body of an answer; one that is too long is none.
-async fn body(
-    node: &Node,
-    wire: &Wire,
-    reader: &mut Reader,
-    framing: BodyFraming,
-) -> Result<Vec<u8>, &'static str> {
-    const BROKEN: &str = "the answer broke off";
-    let mut body = Body::new(framing);
-    let mut content = Vec::new();
-    while !body.is_done() {
-        if reader.is_empty() && reader.fill(&node.worker, wire).await.map_err(|_| BROKEN)? == 0 {
-            body.close().map_err(|_| BROKEN)?;
-            break;
-        }
-        let piece = body.step(reader.bytes()).map_err(|_| "the answer is malformed")?;
-        let run = reader.bytes().get(piece.consumed - piece.payload..piece.consumed).unwrap_or_default();
-        if content.len() + run.len() > BODY_BYTES_MAX {
-            return Err("the answer is too long");
-        }
-        content.extend_from_slice(run);
-        reader.advance(piece.consumed);
-    }
-    Ok(content)
+    let query = chain.query(head.query);
+    show(&RequestHead { headers: &headers, query: query.as_deref(), ..*head })
 }
 
 /// The response to a request that an authorizer does not let pass.

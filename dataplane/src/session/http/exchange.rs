@@ -273,7 +273,11 @@ impl Exchange<'_, '_> {
             return Ok(());
         }
         let framing = match to {
-            Side::Http1(_) if source.is_http1() && self.plan.filtered.keep == Keep::Nothing => {
+            Side::Http1(_)
+                if source.is_http1()
+                    && self.plan.filtered.keep == Keep::Nothing
+                    && self.replay.is_fresh() =>
+            {
                 Framing::Verbatim
             }
             _ => Framing::of(self.plan.body),

@@ -157,7 +157,7 @@ pub(super) fn seen<'a>(request: &'a Request<'a, 'a>, target: &'a Target<'a>) -> 
 /// The path that was matched, unless filters put another in its place, with its query.
 fn path_and_query<'a>(target: &'a Target<'a>, filters: &'a Chain) -> Cow<'a, str> {
     let path = filters.path(&target.path);
-    match target.query {
+    match filters.query(target.query) {
         Some(query) => Cow::Owned(format!("{path}?{query}")),
         None => path,
     }

@@ -6,7 +6,9 @@
 //! Both are a [`Director`] under the same loop ([`conversation`]), so a request is parsed, normalised and forwarded by
 //! the same code wherever it is decided. The path that was matched is the path that is forwarded.
 
+mod ask;
 mod authorize;
+mod authorizers;
 mod body;
 mod books;
 mod consult;
@@ -15,6 +17,7 @@ mod copies;
 mod exchange;
 mod head;
 mod http2;
+mod opening;
 mod own_answer;
 mod reader;
 mod replay;
@@ -43,10 +46,12 @@ use super::connection::Connection;
 pub(super) use super::dial::Wire;
 use crate::access_log::cause::CloseCause;
 pub(super) use authorize::{Allowed, Application, Permit, is_still_allowed, permit, serve};
+pub(super) use authorizers::Authorizers;
 pub(super) use books::Books;
 pub(super) use consult::Asker;
 pub use copies::COPIES_MAX;
 pub(super) use head::Received;
+pub(super) use opening::Opening;
 pub(super) use own_answer::prepare;
 pub(super) use reply::Reply;
 pub(super) use request::Failure;
@@ -129,9 +134,10 @@ pub(super) trait Director {
     async fn consult(
         &self,
         request: &Received,
+        opening: &mut Opening<'_>,
         books: &mut Books<'_>,
     ) -> Result<Option<Arc<Filters>>, Reply> {
-        let _ = (request, books);
+        let _ = (request, opening, books);
         Ok(None)
     }
 

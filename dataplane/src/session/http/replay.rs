@@ -19,6 +19,8 @@ pub(in crate::session) struct Replay {
     content: RefCell<Vec<u8>>,
     trailers: RefCell<Option<Headers>>,
     state: Cell<State>,
+    /// Most bytes of content that are kept.
+    max: Cell<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +39,13 @@ impl Replay {
             content: RefCell::default(),
             trailers: RefCell::default(),
             state: Cell::new(State::Open),
+            max: Cell::new(REPLAY_BYTES_MAX),
         }
+    }
+
+    /// Has at least so many bytes kept.
+    pub(super) fn make_room(&self, bytes: usize) {
+        self.max.set(self.max.get().max(bytes));
     }
 
     /// Keeps a piece before it is passed on.
@@ -46,7 +54,7 @@ impl Replay {
             return;
         }
         let mut content = self.content.borrow_mut();
-        if content.len() + piece.len() > REPLAY_BYTES_MAX || self.worker.memory().is_tight() {
+        if content.len() + piece.len() > self.max.get() || self.worker.memory().is_tight() {
             drop(content);
             return self.lose();
         }

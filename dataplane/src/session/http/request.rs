@@ -14,6 +14,7 @@ use super::body::Source;
 use super::copies::Message;
 use super::exchange::{Exchange, Outcome, Try};
 use super::head::{Extended, Received, seen, write_http1};
+use super::opening::Opening;
 use super::reader::Reader;
 use super::replay::Replay;
 use super::reply::{TIMED_OUT, invalid};
@@ -74,15 +75,18 @@ impl<D: Director> Request<'_, D> {
     /// Serves a request that came in HTTP/1.1 over `wire`; `reader` holds what came behind its head.
     pub(super) async fn serve_http1(self, wire: &Wire, reader: &mut Reader) -> Outcome {
         let mut books = Books::open(self.connection, Protocol::Http1);
-        let outcome = match self.look(&mut books).await {
+        let worker = &self.connection.node.worker;
+        let replay = Replay::new(worker);
+        let mut opening = Opening::http1(worker, wire, reader, &replay);
+        let outcome = match self.look(&mut opening, &mut books).await {
             Ok(seen) => {
                 // As long as it runs it is decided again whenever policies change.
                 let _running = seen
                     .verdict
                     .is_ok()
                     .then(|| self.connection.shared.run(Allowed::of(&self.received, &books)));
-                let source = Source::http1(wire, reader, seen.plan.body);
-                self.serve(&mut books, seen, source).await
+                let source = opening.rest(seen.plan.body);
+                self.serve(&mut books, seen, source, &replay).await
             }
             // Its framing is not known.
             Err(reply) => self.tell(&books, &reply, None, After::Closes).await,
@@ -94,13 +98,16 @@ impl<D: Director> Request<'_, D> {
     /// Serves a request that came in HTTP/2, and sees to its stream.
     pub(super) async fn serve_http2(self, stream: &TunnelStream) {
         let mut books = Books::open(self.connection, Protocol::Http2);
-        let outcome = match self.look(&mut books).await {
+        let worker = &self.connection.node.worker;
+        let replay = Replay::new(worker);
+        let mut opening = Opening::http2(worker, stream, &replay);
+        let outcome = match self.look(&mut opening, &mut books).await {
             Ok(seen) => {
                 let running = seen
                     .verdict
                     .is_ok()
                     .then(|| self.connection.shared.run(Allowed::of(&self.received, &books)));
-                let served = pin!(self.serve(&mut books, seen, Source::Http2(stream)));
+                let served = pin!(self.serve(&mut books, seen, Source::Http2(stream), &replay));
                 match &running {
                     Some(running) => running.until_cut(served).await,
                     None => Ok(served.await),
@@ -123,23 +130,28 @@ impl<D: Director> Request<'_, D> {
     }
 
     /// Has others asked about the request, parses it, and decides.
-    async fn look(&self, books: &mut Books<'_>) -> Result<Seen<D::Choice>, Reply> {
-        let asked = self.director.consult(&self.received, books).await;
+    async fn look(&self, opening: &mut Opening<'_>, books: &mut Books<'_>) -> Result<Seen<D::Choice>, Reply> {
+        let asked = self.director.consult(&self.received, opening, books).await;
         look(self.director, &self.received, asked, books)
     }
 
     /// Forwards a decided request, or answers it; then has it copied.
-    async fn serve(&self, books: &mut Books<'_>, seen: Seen<D::Choice>, source: Source<'_>) -> Outcome {
+    async fn serve(
+        &self,
+        books: &mut Books<'_>,
+        seen: Seen<D::Choice>,
+        source: Source<'_>,
+        replay: &Replay,
+    ) -> Outcome {
         let Seen { mut plan, verdict } = seen;
         let choice = match verdict {
             Ok(choice) => choice,
             Err(reply) => return self.answer(books, &plan, &reply, After::GoesOn).await,
         };
         let copies = plan.filtered.copies.take();
-        let replay = Replay::new(&self.connection.node.worker);
-        let outcome = self.forward(books, &plan, choice, source, &replay).await;
+        let outcome = self.forward(books, &plan, choice, source, replay).await;
         if let Some(copies) = copies
-            && let Some(message) = self.whole(&plan, &replay)
+            && let Some(message) = self.whole(&plan, replay)
         {
             copies.send(message);
         }
@@ -332,7 +344,9 @@ fn decide_edited<D: Director>(
     let chain = Chain::of_rule(Some(&edits), None);
     let fields = chain.request_fields(request.headers);
     let headers: Vec<_> = fields.iter().collect();
-    let mut decision = director.decide(&RequestHead { headers: &headers, ..*request }, books);
+    let query = chain.query(request.query);
+    let edited = RequestHead { headers: &headers, query: query.as_deref(), ..*request };
+    let mut decision = director.decide(&edited, books);
     decision.filtered.chain.put_first(edits);
     decision
 }

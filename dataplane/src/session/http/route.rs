@@ -21,7 +21,7 @@ use super::shelf::Kept;
 use super::steered::Steered;
 use super::way::Aim;
 use super::{
-    Begun, Books, Decision, Director, Protocol, Received, Reply, Upstream, Way, Wire, converse,
+    Begun, Books, Decision, Director, Opening, Protocol, Received, Reply, Upstream, Way, Wire, converse,
     converse_from, prepare, protocol_to,
 };
 use crate::access_log::cause::CloseCause;
@@ -135,6 +135,7 @@ impl Director for Steering<'_> {
     async fn consult(
         &self,
         request: &Received,
+        _opening: &mut Opening<'_>,
         books: &mut Books<'_>,
     ) -> Result<Option<Arc<Filters>>, Reply> {
         let caller = &self.caller;

@@ -17,6 +17,8 @@ use crate::worker::{Latch, Tick, Worker};
 
 /// Idle upstreams kept for the next requests of one downstream connection.
 const IDLE_MAX: usize = 4;
+/// The same for the questions of all requests to a pod.
+const IDLE_SHARED_MAX: usize = 32;
 
 /// What makes two upstreams the same one.
 type Place = (Option<SocketAddr>, Option<Authority>, Option<usize>);
@@ -35,8 +37,9 @@ pub(in crate::session) struct Kept {
 }
 
 /// Those that are there. Whoever bounds them may close those without a request.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::session) struct Shelf {
+    idle_max: usize,
     /// Most recently used last.
     idle: RefCell<Vec<Upstream>>,
     links: RefCell<Vec<Shared>>,
@@ -65,7 +68,23 @@ impl Drop for Dialling<'_> {
     }
 }
 
+impl Default for Shelf {
+    fn default() -> Self {
+        Self::with_room(IDLE_MAX)
+    }
+}
+
 impl Kept {
+    /// For the requests of many downstream connections.
+    pub(super) fn shared_by_many() -> Self {
+        Self { shelf: Rc::new(Shelf::with_room(IDLE_SHARED_MAX)), ..Self::default() }
+    }
+
+    /// Lets go of all that are there.
+    pub(super) fn clear(&self) {
+        self.shelf.clear();
+    }
+
     /// An upstream to `wanted`: one that is there, or what `dial` opens. Requests for the same link wait for one dialler. A
     /// backend that has its own TLS may choose HTTP/1.1 where HTTP/2 is wanted. `cluster` bounds connections, where the
     /// service says how.
@@ -149,6 +168,17 @@ async fn admitted<T>(
 }
 
 impl Shelf {
+    fn with_room(idle_max: usize) -> Self {
+        Self { idle_max, idle: RefCell::default(), links: RefCell::default(), ticks: Cell::default() }
+    }
+
+    fn clear(&self) {
+        self.idle.take();
+        for shared in self.links.take() {
+            shared.link.drain();
+        }
+    }
+
     fn put_back(&self, upstream: Upstream) {
         let ticket = upstream.ticket.as_deref();
         if let (Way::Http2(link), Some(ticket)) = (&upstream.way, ticket) {
@@ -160,7 +190,7 @@ impl Shelf {
         let goes = ticket.is_some_and(|ticket| ticket.is_used_up() || ticket.is_wanted());
         if upstream.protocol() == Protocol::Http1 && !goes {
             let mut idle = self.idle.borrow_mut();
-            if idle.len() == IDLE_MAX {
+            if idle.len() == self.idle_max {
                 idle.remove(0);
             }
             idle.push(upstream);
@@ -203,7 +233,7 @@ impl Shelf {
     fn share(&self, upstream: &Upstream) {
         let (Way::Http2(link), Some(facts)) = (&upstream.way, &upstream.facts) else { return };
         let mut links = self.links.borrow_mut();
-        if links.len() >= IDLE_MAX
+        if links.len() >= self.idle_max
             && let Some(at) = links.iter().position(|it| it.link.stream_count() == 0)
         {
             links.remove(at).link.drain();
@@ -245,8 +275,6 @@ impl Tick for Shelf {
 
 impl Drop for Shelf {
     fn drop(&mut self) {
-        for shared in self.links.get_mut().drain(..) {
-            shared.link.drain();
-        }
+        self.clear();
     }
 }

@@ -13,8 +13,8 @@ use crate::access_log::cause::CloseCause;
 use crate::session::admission::Arrival;
 use crate::session::connection::Connection;
 use crate::session::http::{
-    Asker, Books, Caller, Decision, Director, Goal, Permit, Received, Reply, Steering, Upstream, Way, Wire,
-    converse, permit, prepare,
+    Asker, Books, Caller, Decision, Director, Goal, Opening, Permit, Received, Reply, Steering, Upstream,
+    Way, Wire, converse, permit, prepare,
 };
 use crate::session::node::workload_of;
 use crate::session::state::NodeState;
@@ -69,6 +69,7 @@ impl Director for Waypoint<'_> {
     async fn consult(
         &self,
         request: &Received,
+        opening: &mut Opening<'_>,
         books: &mut Books<'_>,
     ) -> Result<Option<Arc<Filters>>, Reply> {
         let caller = self.steering.caller();
@@ -79,7 +80,7 @@ impl Director for Waypoint<'_> {
         let Some(http) = served.http else { return Ok(None) };
         let address = SocketAddr::new(own.addresses.first().copied().unwrap_or(caller.to.ip()), 0);
         let asker = Asker { node: &caller.node, pod: &caller.pod, state: &state, workload: &own, address };
-        let edits = asker.approve(&http.policies, &self.arrival, request, books).await?;
+        let edits = asker.approve(&http.policies, &self.arrival, request, opening, books).await?;
         if let Some(router) = http.router.filter(|router| router.answers_itself()) {
             // What the route answers itself is nobody's who may not ask.
             let permitted = request.view(|head| permit(&http.policies, &self.arrival, head, books).map(drop));

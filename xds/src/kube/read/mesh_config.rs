@@ -132,7 +132,6 @@ fn one_provider(item: &Item<'_>, findings: &mut Findings) -> Option<ExtensionPro
         kinds.push(provider::http(&item, findings).map(ProviderKind::Authorizer));
     }
     if let Some(item) = fields.optional("envoyExtAuthzGrpc") {
-        provider::unasked(&item, findings);
         kinds.push(provider::grpc(&item, findings).map(ProviderKind::Authorizer));
     }
     for other in OTHERS {

@@ -18,12 +18,6 @@ const BODY_BYTES_MAX: i64 = 1 << 20;
 /// Bound of our own on each list of headers.
 const HEADERS_MAX: usize = 64;
 
-/// Tells that an authorizer wants to be asked in a way that is not spoken.
-pub(super) fn unasked(item: &Item<'_>, findings: &mut Findings) {
-    let message = "this is not supported yet, so every request that policies of this provider take is denied";
-    item.warning(findings, message, "use envoyExtAuthzHttp without includeRequestBodyInCheck");
-}
-
 pub(super) fn http(item: &Item<'_>, findings: &mut Findings) -> Option<AuthorizerProvider> {
     let mut fields = item.fields(findings)?;
     let common = Common::read(&mut fields, findings);
@@ -69,10 +63,7 @@ impl Common {
         let timeout_ms = duration::optional(fields, "timeout", findings);
         let fail_open = fields.optional("failOpen").and_then(|item| item.boolean(findings));
         let status = fields.optional("statusOnError").and_then(|item| status(&item, findings));
-        let body = fields.optional("includeRequestBodyInCheck").and_then(|item| {
-            unasked(&item, findings);
-            body(&item, findings)
-        });
+        let body = fields.optional("includeRequestBodyInCheck").and_then(|item| body(&item, findings));
         (findings.errors == errors).then(|| Self {
             service: service.map(Arc::from),
             port,
