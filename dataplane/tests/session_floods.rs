@@ -6,88 +6,19 @@ mod flood_support;
 mod session_support;
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use flood_support::{Flood, Peer, anonymous_memory, block, floods, large_requests};
+use flood_support::{Neighbour, Peer, block, floods, large_requests, withstand};
 use session_support::{Bed, Pki, Setup, inside, ping, pods};
 
 /// What one connection may cost, and some for the process around it.
 const MEMORY_MAX: usize = 8 << 20;
 
-/// Somebody else's work, which goes on for as long as this lives.
-struct Neighbour {
-    stop: Arc<AtomicBool>,
-    waits: Arc<Mutex<Vec<Duration>>>,
-    working: std::thread::JoinHandle<()>,
-}
-
-impl Neighbour {
-    fn new(bed: &Bed, (pod, server): (&str, SocketAddr)) -> Self {
-        let socket = bed.connect(pod, server).unwrap();
-        socket.set_nodelay(true).unwrap();
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = stop.clone();
-        let waits = Arc::<Mutex<Vec<Duration>>>::default();
-        let told = waits.clone();
-        let working = std::thread::spawn(move || {
-            while !stopped.load(Ordering::Relaxed) {
-                let start = Instant::now();
-                ping(&socket).unwrap();
-                told.lock().unwrap().push(start.elapsed());
-            }
-        });
-        Self { stop, waits, working }
-    }
-
-    /// How often it was answered since it was last asked, and the longest wait.
-    fn answered(&self) -> (usize, Duration) {
-        let waits = std::mem::take(&mut *self.waits.lock().unwrap());
-        (waits.len(), waits.into_iter().max().unwrap_or_default())
-    }
-
-    fn end(self) {
-        self.stop.store(true, Ordering::Relaxed);
-        self.working.join().expect("the neighbour's work goes on");
-    }
-}
-
-/// Runs all floods one after the other, each on a connection of its own.
-fn withstand(
-    bed: &Bed,
-    neighbour: (&str, SocketAddr),
-    floods: Vec<Flood>,
-    memory_max: usize,
-    connect: impl Fn() -> Peer,
-) {
-    let neighbour = Neighbour::new(bed, neighbour);
-    let (mut failures, mut total) = (Vec::new(), 0);
-    // What a connection costs at all is paid once.
-    drop(connect());
-    for flood in floods {
-        let name = flood.name;
-        let before = anonymous_memory();
-        match flood.run(connect()) {
-            Ok(peak) => {
-                let grown = peak.saturating_sub(before);
-                let (answered, longest) = neighbour.answered();
-                println!(
-                    "{name}: {} KiB; a neighbour was answered {answered} times, at the longest in {longest:?}",
-                    grown >> 10
-                );
-                total += answered;
-                if grown > memory_max {
-                    failures.push(format!("{name}: {grown} bytes more are held"));
-                }
-            }
-            Err(complaint) => failures.push(complaint),
-        }
-    }
-    neighbour.end();
-    assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert!(total > 20, "a neighbour was answered {total} times");
+fn pings(bed: &Bed, pod: &str, server: SocketAddr) -> Neighbour {
+    let socket = bed.connect(pod, server).unwrap();
+    socket.set_nodelay(true).unwrap();
+    Neighbour::new(move || ping(&socket).unwrap())
 }
 
 #[test]
@@ -99,7 +30,7 @@ fn floods_of_a_tunnel_are_stopped() {
         let listener = SocketAddr::new(bed.ip("server"), 15008);
         // The application of the test keeps a thread for each connection.
         let memory_max = MEMORY_MAX + (2 << 20);
-        withstand(&bed, ("other", server), floods(&head), memory_max, || {
+        withstand(pings(&bed, "other", server), std::process::id(), floods(&head), memory_max, || {
             let leaf = bed.pki.leaf(&["spiffe://cluster.local/ns/app/sa/raw"], 2090);
             let config = Pki::client(leaf, &rustls::version::TLS13);
             Peer::tls(bed.connect("plain", listener).unwrap(), config)
@@ -129,7 +60,8 @@ fn floods_of_requests_are_stopped() {
         ] {
             println!("from {pod}:");
             let connect = || Peer::clear(bed.connect(pod, server).unwrap());
-            withstand(&bed, ("client", bytes), floods(head), memory_max, connect);
+            let neighbour = pings(&bed, "client", bytes);
+            withstand(neighbour, std::process::id(), floods(head), memory_max, connect);
         }
         bed.until_idle();
     });

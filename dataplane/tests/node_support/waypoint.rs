@@ -193,6 +193,7 @@ fn length(head: &str) -> usize {
 }
 
 fn answer_requests(name: &str, mut socket: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    socket.set_nodelay(true)?;
     while let Some(head) = read_head(&socket)? {
         let mut body = vec![0; length(&head)];
         socket.read_exact(&mut body)?;

@@ -10,6 +10,7 @@ pub mod hop;
 pub mod http;
 pub mod http2;
 mod inside;
+pub mod message;
 pub mod names;
 pub mod pki;
 pub mod raw;

@@ -7,7 +7,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::session_support::{Bed, PATIENCE};
+/// How long anything may take. Only a failure waits this long.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A whole request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,15 +40,16 @@ impl Recorder {
         Self { answers: Arc::new(answers.collect()), ..Self::default() }
     }
 
-    pub fn serve(&self, bed: &Bed, pod: &str, port: u16) -> SocketAddr {
+    /// Serves each connection that it is called with.
+    pub fn server(&self) -> impl Fn(TcpStream, SocketAddr) + Clone + Send + 'static {
         let own = self.clone();
-        bed.serve(pod, port, move |socket, _| {
+        move |socket, _| {
             own.seen().connections += 1;
             socket.set_read_timeout(Some(PATIENCE)).unwrap();
             // A reset is how a request that is not whole is taken back.
             let _ = own.converse(socket);
             own.seen().ended += 1;
-        })
+        }
     }
 
     fn seen(&self) -> MutexGuard<'_, Seen> {
