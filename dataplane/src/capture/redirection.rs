@@ -59,6 +59,8 @@ impl Redirection {
     /// The whole transaction: an older table is replaced. Rules keep the order of Istio's chains.
     pub(super) fn script(&self) -> String {
         let mut script = removal_script();
+        // What the proxy sends goes to the pod itself: looking its way up a second time would cost each packet for nothing.
+        let unmarked = unmarked();
         // Writing into a String cannot fail.
         let _ = write!(
             script,
@@ -69,7 +71,7 @@ impl Redirection {
   }}
   chain lead_back {{
     type route hook output priority mangle; policy accept;
-    ct mark & {MARK_MASK:#x} == {RETURN_MARK:#x} meta mark set meta mark & {MARK_REST:#x} | {RETURN_MARK:#x}
+    {unmarked} ct mark & {MARK_MASK:#x} == {RETURN_MARK:#x} meta mark set meta mark & {MARK_REST:#x} | {RETURN_MARK:#x}
   }}
   chain redirect_outbound {{
     type nat hook output priority -100; policy accept;
@@ -86,7 +88,7 @@ impl Redirection {
     }
 
     fn outbound(&self) -> String {
-        let unmarked = format!("meta mark & {MARK_MASK:#x} != {PROXY_MARK:#x}");
+        let unmarked = unmarked();
         let mut rules = String::new();
         for probe in &self.host_probes {
             let _ = writeln!(rules, "    {} daddr {probe} meta l4proto tcp accept", ip_word(*probe));
@@ -116,8 +118,10 @@ impl Redirection {
         for not_loopback in self.not_loopback() {
             let _ = writeln!(
                 rules,
-                "    {not_loopback} tcp dport != {} meta mark & {MARK_MASK:#x} != {PROXY_MARK:#x} redirect to :{}",
-                self.tunnel_port, self.inbound_port
+                "    {not_loopback} tcp dport != {} {} redirect to :{}",
+                self.tunnel_port,
+                unmarked(),
+                self.inbound_port
             );
         }
         rules
@@ -126,6 +130,11 @@ impl Redirection {
     fn not_loopback(&self) -> impl Iterator<Item = &'static str> {
         ["ip daddr != 127.0.0.1", "ip6 daddr != ::1"].into_iter().take(if self.ipv6 { 2 } else { 1 })
     }
+}
+
+/// Matches what the proxy has not sent.
+fn unmarked() -> String {
+    format!("meta mark & {MARK_MASK:#x} != {PROXY_MARK:#x}")
 }
 
 /// `add` before `delete` makes the deletion succeed whether or not the table is there.
@@ -181,7 +190,7 @@ table inet corelane_capture {
   }
   chain lead_back {
     type route hook output priority mangle; policy accept;
-    ct mark & 0xfff == 0x111 meta mark set meta mark & 0xfffff000 | 0x111
+    meta mark & 0xfff != 0x539 ct mark & 0xfff == 0x111 meta mark set meta mark & 0xfffff000 | 0x111
   }
   chain redirect_outbound {
     type nat hook output priority -100; policy accept;

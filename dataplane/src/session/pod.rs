@@ -16,7 +16,7 @@ use super::node::{Node, Role};
 use super::state::LocalPod;
 use super::{dns, inbound, listening, outbound, passthrough};
 use crate::link::{Link, Pool};
-use crate::net::{Listener, Socket, wildcard};
+use crate::net::{ListenOptions, Listener, Socket, SocketOptions, wildcard};
 use crate::worker::{Census, Latch, Worker};
 
 /// Turns of the runtime after the last connection is gone: to drop what its task held, to close it, one spare.
@@ -48,7 +48,8 @@ impl Pod {
     pub(super) fn start(node: &Rc<Node>, local: &Arc<LocalPod>) -> io::Result<Rc<Self>> {
         let ports = node.options.ports;
         let options = node.listen_options(&local.network);
-        let bind = |port| Listener::bind(wildcard(port, node.options.ipv6), &options);
+        let bind_as = |port, options: &_| Listener::bind(wildcard(port, node.options.ipv6), options);
+        let bind = |port| bind_as(port, &options);
         listening::pass_on_handshakes(&local.network);
         let mut listeners: Vec<(Listener, Serve)> = Vec::new();
         if node.options.proxies {
@@ -57,7 +58,11 @@ impl Pod {
         let is_own = node.options.own_pod.as_ref() == Some(&local.uid);
         let is_captured = !is_own && node.options.role == Role::NodeProxy;
         if node.options.proxies && is_captured {
-            listeners.push((bind(ports.outbound)?, outbound::serve));
+            // Captured connections live by the kernel's table of connections, in which only those that the proxy opens
+            // need its mark. Replies that carried it would have each packet of the connection routed twice.
+            let socket = SocketOptions { mark: None, ..options.socket.clone() };
+            let unmarked = ListenOptions { socket, ..options.clone() };
+            listeners.push((bind_as(ports.outbound, &unmarked)?, outbound::serve));
             listeners.push((bind(ports.inbound_plaintext)?, passthrough::serve));
         }
         let names = if is_captured { dns::Listeners::open(node, local)? } else { None };
