@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 
 use super::record::Record;
+use super::writer::is_wanted;
 
 /// Records waiting at most. At 400 bytes each that is 4 MB for the whole process, and 12 MB where
 /// all are of requests.
@@ -19,6 +20,8 @@ const _: () = assert!(RECORDS_PER_TURN_MAX <= RECORDS_MAX);
 #[derive(Debug, Clone)]
 pub struct Recorder {
     sender: Sender<Record>,
+    /// What the log filter does not want is not queued, unless it is a span as well.
+    follows_filter: bool,
     dropped: Arc<AtomicU64>,
 }
 
@@ -37,14 +40,23 @@ pub fn queue() -> (Recorder, Records) {
 fn queue_of(records_max: usize) -> (Recorder, Records) {
     let (sender, receiver) = bounded(records_max);
     let dropped = Arc::new(AtomicU64::new(0));
-    (Recorder { sender, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
+    (Recorder { sender, follows_filter: false, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
 }
 
 // === impl Recorder ===
 
 impl Recorder {
+    /// Queues only what the program's log filter lets pass for the target `access`, and sampled requests. For readers
+    /// that look at nothing else: what nobody reads costs a worker no wait in the queue, and no foreign thread its release.
+    pub fn following_the_filter(self) -> Self {
+        Self { follows_filter: true, ..self }
+    }
+
     /// Queues the record, or drops it and counts the loss where the queue is full or the log is gone.
     pub fn record(&self, record: Record) {
+        if self.follows_filter && !is_wanted(record.level()) && !record.is_sampled() {
+            return;
+        }
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(record) {
             // Relaxed: the number is only read for display; the slow path may pay for an atomic addition.
             self.dropped.fetch_add(1, Ordering::Relaxed);
@@ -73,8 +85,36 @@ impl Records {
 
 #[cfg(test)]
 mod tests {
+    use super::super::cause::CloseCause;
     use super::super::format::tests::plain_record;
+    use super::super::record::HttpFacts;
     use super::*;
+    use crate::trace::{SpanFacts, SpanId, TraceId};
+
+    #[test]
+    fn what_the_filter_does_not_want_is_queued_only_as_a_span() {
+        let (recorder, records) = queue_of(4);
+        let recorder = recorder.following_the_filter();
+        let queued = |level: tracing::Level, record: Record| {
+            let subscriber = tracing_subscriber::fmt().with_max_level(level).finish();
+            tracing::subscriber::with_default(subscriber, || recorder.record(record));
+            records.drain(|_| {})
+        };
+        assert_eq!(queued(tracing::Level::WARN, plain_record()), 0);
+        assert_eq!(queued(tracing::Level::INFO, plain_record()), 1);
+        let failed = Record { cause: CloseCause::ConnectFailed, ..plain_record() };
+        assert_eq!(queued(tracing::Level::WARN, failed), 1);
+        let span = SpanFacts {
+            trace: TraceId::of(1, 2),
+            span: SpanId::of(3),
+            parent: None,
+            began: std::time::SystemTime::UNIX_EPOCH,
+        };
+        let http = HttpFacts { span: Some(span), ..HttpFacts::default() };
+        let sampled = Record { http: Some(Box::new(http)), ..plain_record() };
+        assert_eq!(queued(tracing::Level::WARN, sampled), 1);
+        assert_eq!(records.dropped(), 0);
+    }
 
     #[test]
     fn a_full_queue_drops_and_counts() {

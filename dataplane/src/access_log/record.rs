@@ -165,6 +165,11 @@ impl Record {
         self.stage == Stage::Ended && self.http.is_none() && self.cause.is_early(self.direction)
     }
 
+    /// Whether a collector wants it as a span.
+    pub fn is_sampled(&self) -> bool {
+        self.http.as_ref().is_some_and(|http| http.span.is_some())
+    }
+
     /// What came from the client, whichever side this is.
     pub fn request_bytes(&self) -> u64 {
         match self.direction {

@@ -84,7 +84,7 @@ impl LogWriter {
 }
 
 /// Whether the log filter wants lines of the target `access` at this level.
-fn is_wanted(level: Level) -> bool {
+pub(super) fn is_wanted(level: Level) -> bool {
     match level {
         Level::Debug => tracing::enabled!(target: "access", tracing::Level::DEBUG),
         Level::Info => tracing::enabled!(target: "access", tracing::Level::INFO),

@@ -63,7 +63,7 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     let (recorder, records) = queue();
     let mut node_config = node_config(&config);
     node_config.sources.local = options::local_state(&config)?;
-    let node = NodeProxy::start(node_config, recorder)?;
+    let node = NodeProxy::start(node_config, recorder.following_the_filter())?;
     let format = if config.log.json { LogFormat::Json } else { LogFormat::Text };
     let writer =
         LogWriter::new(format, Box::new(io::stdout()) as Box<dyn Write + Send>).following_the_filter();
