@@ -1,8 +1,10 @@
 //! Heads of requests and responses: found, parsed, checked, and their framing decided.
 
 use std::mem::MaybeUninit;
+use std::sync::LazyLock;
 
 use arrayvec::ArrayVec;
+use memchr::memmem::Finder;
 
 use crate::ir::Header;
 
@@ -70,13 +72,16 @@ pub struct HeadScanner {
     scanned: usize,
 }
 
+/// What ends a head. Made once: it takes longer to make than to use.
+static HEAD_END: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\r\n\r\n"));
+
 impl HeadScanner {
     /// Length of the head that `input` starts with, its final empty line included; `None` if more is needed.
     /// `input` must be what the previous call saw, grown at the end.
     pub fn find(&mut self, input: &[u8]) -> Result<Option<usize>, Http1Error> {
         // The terminator may straddle the border of what was seen before.
         let from = self.scanned.saturating_sub(3);
-        let found = memchr::memmem::find(input.get(from..).unwrap_or_default(), b"\r\n\r\n");
+        let found = HEAD_END.find(input.get(from..).unwrap_or_default());
         let length = found.map(|at| from + at + 4);
         self.scanned = input.len();
         match length {
