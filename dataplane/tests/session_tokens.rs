@@ -98,6 +98,10 @@ fn tokens_are_verified_told_to_policies_and_kept_from_the_application() {
         assert_eq!(admin.text_without_id(), "GET / HTTP/1.1\r\nhost: web\r\nx-user: ann\r\n\r\n");
         assert_eq!(ask("/", Some(&token(&claims(&["staff"])))).status, 403);
 
+        let sent = token(&claims(&["admin"]));
+        let in_query = ask(&format!("/?a=b&access_token={sent}&c"), None);
+        assert_eq!(in_query.text_without_id(), "GET /?a=b&c HTTP/1.1\r\nhost: web\r\nx-user: ann\r\n\r\n");
+
         let mut old = claims(&["admin"]);
         old["exp"] = json!(1000);
         // Also where policy asks for no token: an invalid one is refused everywhere.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::record::{Authority, Party, Record, Stage};
+use super::record::{Authority, DryRun, Observed, Party, Record, Stage};
 
 /// Receives the keys and values of a record in order.
 trait Fields {
@@ -150,6 +150,9 @@ fn visit_http(fields: &mut dyn Fields, record: &Record) {
     if let Some(policy) = &http.policy {
         fields.quoted("policy", policy);
     }
+    if let Some(observed) = &http.observed {
+        visit_observed(fields, observed);
+    }
     let of_client = http.caller.map(|caller| (caller.trace, None));
     let own = http.span.map(|span| (span.trace, Some(span.span)));
     if let Some((trace, span)) = own.or(of_client) {
@@ -157,6 +160,18 @@ fn visit_http(fields: &mut dyn Fields, record: &Record) {
         if let Some(span) = span {
             fields.quoted("span_id", &span.to_string());
         }
+    }
+}
+
+fn visit_observed(fields: &mut dyn Fields, observed: &Observed) {
+    if let Some(DryRun { allowed, policy }) = &observed.dry_run {
+        fields.quoted("dry_run.result", if *allowed { "allowed" } else { "denied" });
+        if let Some(policy) = policy {
+            fields.quoted("dry_run.policy", policy);
+        }
+    }
+    if let Some(policy) = &observed.audit {
+        fields.quoted("audit.policy", policy);
     }
 }
 

@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 
 use super::super::cause::CloseCause;
 use super::super::record::{
-    Authority, Direction, HttpFacts, Party, Path, Record, Stage, TlsFacts, kept, method,
+    Authority, Direction, DryRun, HttpFacts, Observed, Party, Path, Record, Stage, TlsFacts, kept, method,
 };
 use crate::metrics::{GrpcStatus, RequestProtocol};
 use crate::trace::{SpanFacts, SpanId, TraceContext, TraceId};
@@ -195,6 +195,10 @@ fn the_keys_are_those_that_are_documented() {
         path: Path::new(&"/x".repeat(1_000)),
         route: Some(("app/web".into(), 2)),
         policy: Some("app/paths".into()),
+        observed: Some(Box::new(Observed {
+            dry_run: Some(DryRun { allowed: false, policy: Some("app/trial".into()) }),
+            audit: Some("app/audit".into()),
+        })),
         authority: kept("web"),
         user_agent: kept("agent"),
         request_id: kept("id"),

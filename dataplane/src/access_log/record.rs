@@ -75,6 +75,8 @@ pub struct HttpFacts {
     pub route: Option<(Arc<str>, u16)>,
     /// `namespace/name` of the policy that decided.
     pub policy: Option<Arc<str>>,
+    /// What policies say that decide nothing; `None` where there is nothing to tell.
+    pub observed: Option<Box<Observed>>,
     /// `Host` or `:authority` as sent.
     pub authority: Kept<AUTHORITY_BYTES_MAX>,
     pub user_agent: Kept<USER_AGENT_BYTES_MAX>,
@@ -89,6 +91,22 @@ pub struct HttpFacts {
     pub grpc_status: Option<GrpcStatus>,
     /// gRPC messages of the client and of the server.
     pub messages: [u64; 2],
+}
+
+/// What AUDIT policies and those on trial say of a request.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Observed {
+    pub dry_run: Option<DryRun>,
+    /// `namespace/name` of the first AUDIT policy that holds.
+    pub audit: Option<Arc<str>>,
+}
+
+/// What would have become of a request if the dry-run policies alone were in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DryRun {
+    pub allowed: bool,
+    /// `namespace/name` of the policy that would have decided; none where no ALLOW policy holds, or none is there.
+    pub policy: Option<Arc<str>>,
 }
 
 /// Which moment a record tells of.

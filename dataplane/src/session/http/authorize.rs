@@ -18,6 +18,7 @@ use super::{
     Books, Decision, Director, Filtered, Opening, Protocol, Received, Reply, Upstream, Wire, converse,
 };
 use crate::access_log::cause::CloseCause;
+use crate::access_log::record::{DryRun, Observed};
 use crate::net::Socket;
 use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
@@ -139,6 +140,7 @@ pub(in crate::session) fn permit(
         })?;
     let seen = RequestHead { token: token.as_ref(), ..*request };
     let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
+    books.facts.observed = observed(policies, arrival, &seen);
     let verdict = match policies.evaluate_asked(&arrival.attributes(), Some(&seen), &books.approved_by) {
         Verdict::Allow(rule) => {
             books.facts.policy = rule.map(name);
@@ -154,6 +156,19 @@ pub(in crate::session) fn permit(
         }
     };
     verdict.map(|()| Permit { token, edits })
+}
+
+/// What policies say that decide nothing.
+fn observed(policies: &PolicySet, arrival: &Arrival, request: &RequestHead<'_>) -> Option<Box<Observed>> {
+    let attributes = arrival.attributes();
+    let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
+    let dry_run = policies.shadow(&attributes, Some(request)).map(|verdict| match verdict {
+        Verdict::Allow(rule) => DryRun { allowed: true, policy: rule.map(name) },
+        Verdict::Deny(Denial::Matched(rule)) => DryRun { allowed: false, policy: Some(name(rule)) },
+        Verdict::Deny(Denial::NoAllowMatched | Denial::Closed(_)) => DryRun { allowed: false, policy: None },
+    });
+    let audit = policies.audit(&attributes, Some(request)).map(name);
+    (dry_run.is_some() || audit.is_some()).then(|| Box::new(Observed { dry_run, audit }))
 }
 
 /// A request that policy has let pass, with who has approved it.
