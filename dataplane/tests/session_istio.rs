@@ -5,11 +5,15 @@
 mod session_support;
 
 use std::fmt::Write as _;
-use std::sync::mpsc::channel;
+use std::io::{BufRead, BufReader, Write as _};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use dataplane::access_log::{CloseCause, Direction};
-use session_support::{Bed, inside, pods};
+use session_support::{Bed, PATIENCE, inside, pods};
 
 /// Two servers behind one service, told apart by label, and a VirtualService over it.
 fn virtual_service(http: &str) -> String {
@@ -88,5 +92,74 @@ fn a_virtual_service_routes_to_subsets_and_makes_faults() {
         assert_eq!(record.http.unwrap().route.unwrap().0.as_ref(), "app/web");
         drop(client);
         bed.until_idle();
+    });
+}
+
+/// Answers requests without body, `/retry` with 503 every other time, and tells their first lines.
+fn unsteady(mut socket: TcpStream, asked: &AtomicUsize, tell: &Sender<String>) {
+    let mut reader = BufReader::new(socket.try_clone().unwrap());
+    loop {
+        let mut first = String::new();
+        if reader.read_line(&mut first).unwrap_or(0) == 0 {
+            return;
+        }
+        let mut line = first.clone();
+        while line != "\r\n" {
+            line.clear();
+            if reader.read_line(&mut line).unwrap_or(0) == 0 {
+                return;
+            }
+        }
+        let fails = first.contains("/retry") && asked.fetch_add(1, Ordering::Relaxed).is_multiple_of(2);
+        let status = if fails { "503 Later" } else { "200 OK" };
+        let _ = tell.send(first.trim_end().to_owned());
+        if socket.write_all(format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nok").as_bytes()).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_virtual_service_tries_again_copies_and_shares_across_origins() {
+    inside("a_virtual_service_tries_again_copies_and_shares_across_origins", || {
+        let http = "
+  - { match: [{ uri: { prefix: /retry } }], retries: { attempts: 2, retryOn: 5xx }, route: [{ destination: { host: web, subset: v1 } }] }
+  - match: [{ uri: { prefix: /copy } }]
+    mirror: { host: web, subset: v2 }
+    mirrorPercentage: { value: 100 }
+    route: [{ destination: { host: web, subset: v1 } }]
+  - match: [{ uri: { prefix: /cors } }]
+    corsPolicy: { allowOrigins: [{ exact: 'https://a.example' }], allowMethods: [PUT], allowCredentials: true }
+    route: [{ destination: { host: web, subset: v1 } }]
+  - { route: [{ destination: { host: web, subset: v1 } }] }";
+        let bed = Bed::new(&virtual_service(http));
+        let (tell, told) = channel();
+        let asked = Arc::<AtomicUsize>::default();
+        bed.serve("server", 8080, move |socket, _| unsteady(socket, &asked, &tell));
+        let (tell, copied) = channel();
+        bed.serve("other", 8080, move |socket, _| unsteady(socket, &AtomicUsize::new(1), &tell));
+        let mut client = bed.client("client", "10.96.2.2:80".parse().unwrap());
+        for _ in 0..3 {
+            assert_eq!(client.get("/retry").status, 200);
+            let tries = [(); 2].map(|()| told.recv_timeout(PATIENCE).unwrap());
+            assert_eq!(tries, ["GET /retry HTTP/1.1"; 2]);
+        }
+        assert_eq!(client.get("/copy/a").status, 200);
+        assert_eq!(copied.recv_timeout(PATIENCE).unwrap(), "GET /copy/a HTTP/1.1");
+        assert_eq!(client.get("/other").status, 200);
+        let asks = "Access-Control-Request-Method: PUT\r\n";
+        let origin = "Origin: https://a.example\r\n";
+        client.send(format!("OPTIONS /cors HTTP/1.1\r\nHost: web\r\n{origin}{asks}\r\n")).unwrap();
+        let preflight = client.response().unwrap();
+        let head = preflight.head.to_ascii_lowercase();
+        assert_eq!(preflight.status, 200, "{head}");
+        assert!(head.contains("access-control-allow-origin: https://a.example\r\n"), "{head}");
+        assert!(head.contains("access-control-allow-methods: put\r\n"), "{head}");
+        client.send(format!("PUT /cors HTTP/1.1\r\nHost: web\r\n{origin}Content-Length: 0\r\n\r\n")).unwrap();
+        let head = client.response().unwrap().head.to_ascii_lowercase();
+        assert!(head.contains("access-control-allow-credentials: true"), "{head}");
+        let reached: Vec<String> = told.try_iter().collect();
+        assert_eq!(reached, ["GET /copy/a HTTP/1.1", "GET /other HTTP/1.1", "PUT /cors HTTP/1.1"]);
+        assert!(copied.try_recv().is_err(), "only what a rule copies");
     });
 }
