@@ -1,4 +1,4 @@
-//! Istio's own objects at the node: VirtualServices and DestinationRules, over sockets.
+//! Istio's own objects at the node: VirtualServices, DestinationRules and MeshConfig, over sockets.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // helpers of tests fail the test
 
@@ -13,7 +13,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use dataplane::access_log::{CloseCause, Direction};
-use session_support::{Bed, PATIENCE, inside, pods};
+use session_support::{Bed, PATIENCE, inside, pods, policy};
 
 /// Two servers behind one service, told apart by label, and a VirtualService over it.
 fn virtual_service(http: &str) -> String {
@@ -161,5 +161,39 @@ fn a_virtual_service_tries_again_copies_and_shares_across_origins() {
         let reached: Vec<String> = told.try_iter().collect();
         assert_eq!(reached, ["GET /copy/a HTTP/1.1", "GET /other HTTP/1.1", "PUT /cors HTTP/1.1"]);
         assert!(copied.try_recv().is_err(), "only what a rule copies");
+    });
+}
+
+#[test]
+fn paths_are_matched_and_forwarded_as_the_mesh_normalises_them() {
+    inside("paths_are_matched_and_forwarded_as_the_mesh_normalises_them", || {
+        const PATHS: [&str; 3] = ["/a/../admin", "//admin", "/x%2Fadmin"];
+        let denied = policy("never", "DENY", "[{ to: [{ operation: { paths: ['/admin', '/x/admin'] } }] }]");
+        for (mode, forwarded) in [
+            ("NONE", PATHS.map(Some)),
+            ("BASE", [None, Some("//admin"), Some("/x%2Fadmin")]),
+            ("MERGE_SLASHES", [None, None, Some("/x%2Fadmin")]),
+            ("DECODE_AND_MERGE_SLASHES", [None; 3]),
+        ] {
+            let config = format!(
+                "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{ name: istio, namespace: istio-system }}\n\
+                 data:\n  mesh: |\n    pathNormalization: {{ normalization: {mode} }}\n"
+            );
+            let bed = Bed::new(&(pods() + &denied + &config));
+            let (tell, told) = channel();
+            let server = bed.serve("server", 8080, move |socket, _| {
+                unsteady(socket, &AtomicUsize::new(1), &tell);
+            });
+            let mut client = bed.client("client", server);
+            for (path, forwarded) in PATHS.into_iter().zip(forwarded) {
+                let expected = if forwarded.is_some() { 200 } else { 403 };
+                assert_eq!(client.get(path).status, expected, "{mode} {path}");
+                if let Some(forwarded) = forwarded {
+                    let line = told.recv_timeout(PATIENCE).unwrap();
+                    assert_eq!(line, format!("GET {forwarded} HTTP/1.1"), "{mode}");
+                }
+            }
+            assert!(told.try_recv().is_err(), "{mode}");
+        }
     });
 }
