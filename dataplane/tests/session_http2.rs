@@ -345,6 +345,42 @@ fn other_protocols_are_switched_to() {
 }
 
 #[test]
+fn a_client_of_http1_switches_with_a_server_of_http2() {
+    inside("a_client_of_http1_switches_with_a_server_of_http2", || {
+        let web = Web::new(&both());
+        let ask = |path: &str, protocol: &str| {
+            let mut client = web.bed.client("client", web.service);
+            let key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+            let fields = format!("Host: web\r\nConnection: Upgrade\r\nUpgrade: {protocol}\r\n{key}");
+            client.send(format!("GET {path} HTTP/1.1\r\n{fields}\r\n")).unwrap();
+            let answer = client.response().unwrap();
+            (client, answer)
+        };
+        let (mut client, answer) = ask("/grpc/stream", "websocket");
+        assert_eq!(answer.status, 101, "{answer:?}");
+        let head = answer.head.to_ascii_lowercase();
+        assert!(
+            head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"),
+            "{head}"
+        );
+        // RFC 6455 section 1.3.
+        let proof = "sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n";
+        assert!(answer.head.contains(proof), "{answer:?}");
+        let bytes = pattern(300_003);
+        client.send(&bytes).unwrap();
+        client.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(client.rest().unwrap() == bytes, "half-close is kept");
+
+        // A refusal is an ordinary answer, after which the connection goes on; a list of protocols is not asked for.
+        let (mut client, answer) = ask("/grpc/413", "websocket");
+        assert_eq!(answer.status, 413, "{answer:?}");
+        assert_eq!(client.get("/grpc/x").status, 200);
+        let (_, answer) = ask("/grpc/x", "a, b");
+        assert!(answer.status == 200 && answer.text().contains(" GET "), "{answer:?}");
+    });
+}
+
+#[test]
 fn heads_are_held_to_the_rules_and_cookies_are_joined() {
     inside("heads_are_held_to_the_rules_and_cookies_are_joined", || {
         let web = Web::new(&both());

@@ -16,6 +16,12 @@ pub fn is_request(headers: &[Header<'_>]) -> bool {
         && matches!(rest.first(), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
+/// The status that is told in these fields, which are trailers or the head of a response of trailers only.
+pub fn status_in(fields: &[Header<'_>]) -> Option<u16> {
+    let field = fields.iter().find(|field| field.name.eq_ignore_ascii_case("grpc-status"))?;
+    std::str::from_utf8(field.value).ok()?.parse().ok()
+}
+
 // Status codes of gRPC.
 const OK: u8 = 0;
 const UNKNOWN: u8 = 2;

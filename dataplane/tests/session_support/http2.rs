@@ -236,7 +236,9 @@ async fn answer(
     let _ = tell.send(format!("{} {path}", request.method()));
     let served = match path.rsplit('/').next().unwrap_or_default() {
         "stream" => stream(request, respond).await,
-        "status" => only_trailers(respond),
+        "status" => only_trailers(respond, "5"),
+        "unavailable-once" if at.2 == 1 => only_trailers(respond, "14"),
+        "unavailable" => only_trailers(respond, "14"),
         "413" => early(respond).await,
         "hold" => hold(respond, &tell, &path).await,
         "torn" => torn(request, respond).await,
@@ -295,8 +297,9 @@ async fn stream(request: Request2, mut respond: SendResponse<Bytes>) -> Result<(
     to.send_trailers(HeaderMap::from_iter([("grpc-status".parse().unwrap(), "0".parse().unwrap())]))
 }
 
-fn only_trailers(mut respond: SendResponse<Bytes>) -> Result<(), h2::Error> {
-    let response = Response::builder().header("content-type", "application/grpc").header("grpc-status", "5");
+fn only_trailers(mut respond: SendResponse<Bytes>, status: &'static str) -> Result<(), h2::Error> {
+    let response =
+        Response::builder().header("content-type", "application/grpc").header("grpc-status", status);
     respond.send_response(response.body(()).unwrap(), true).map(drop)
 }
 

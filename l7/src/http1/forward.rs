@@ -255,6 +255,7 @@ fn decimal(status: u16, digits: &mut [u8; 3]) -> &str {
 pub fn reason(status: u16) -> &'static str {
     match status {
         100 => "Continue",
+        101 => "Switching Protocols",
         103 => "Early Hints",
         200 => "OK",
         201 => "Created",

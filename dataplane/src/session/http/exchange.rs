@@ -23,6 +23,7 @@ use super::reply::{TIMED_OUT, invalid};
 use super::request::{Failure, Plan, within};
 use super::response::{ResponseHead, Written};
 use super::side::{Framing, Side, Sink};
+use super::switch::Switch;
 use super::upstream::{Upstream, Way};
 use super::{Books, Keep, Reply, Wire};
 use crate::access_log::cause::CloseCause;
@@ -69,7 +70,7 @@ impl Try {
             Self::Failed(failure, _) => match failure {
                 Failure::Unreachable | Failure::Refused | Failure::Broken => Some(Answer::Unconnected),
                 Failure::TimedOut => Some(Answer::TimedOut),
-                Failure::Status(status) => Some(Answer::Status(*status)),
+                Failure::Answered { status, .. } => Some(Answer::Status(*status)),
                 Failure::Client | Failure::Overflow => None,
             },
         }
@@ -119,15 +120,22 @@ impl From<Broken> for Stopped {
 
 /// The end of an exchange towards the server.
 pub(super) enum Server<'u> {
-    Http1 { wire: &'u Wire, reader: &'u mut Reader },
-    Http2(&'u TunnelStream),
+    Http1 {
+        wire: &'u Wire,
+        reader: &'u mut Reader,
+    },
+    Http2 {
+        stream: &'u TunnelStream,
+        /// What the server is asked to switch to, for a client that reads HTTP/1.1.
+        switch: Option<Switch>,
+    },
 }
 
 impl<'u> Server<'u> {
     fn side(&self) -> Side<'u> {
         match self {
             Self::Http1 { wire, .. } => Side::Http1(wire),
-            Self::Http2(stream) => Side::Http2(stream),
+            Self::Http2 { stream, .. } => Side::Http2(stream),
         }
     }
 }
@@ -159,16 +167,20 @@ impl Exchange<'_, '_> {
                 lives_without(tried, left)
             }
             Way::Http2(link) => {
-                let headers =
-                    match self.received.to_http2(&self.plan.filtered.chain, self.extended(link).await) {
-                        Ok(headers) => headers,
-                        Err(error) => return unwritable(&error),
-                    };
-                let ended = self.is_sent_with_head(source);
+                let extended = self.extended(link).await;
+                let headers = match self.received.to_http2(&self.plan.filtered.chain, extended) {
+                    Ok(headers) => headers,
+                    Err(error) => return unwritable(&error),
+                };
+                let switch = match extended {
+                    Extended::Taken if source.is_http1() => Switch::asked(self.received),
+                    Extended::Taken | Extended::Not => None,
+                };
+                let ended = switch.is_none() && self.is_sent_with_head(source);
                 match link.ask(&headers, ended) {
                     Ok(stream) => {
                         self.books.count_sent(headers.list_size());
-                        self.carry(source, &[], &mut Server::Http2(&stream)).await
+                        self.carry(source, &[], &mut Server::Http2 { stream: &stream, switch }).await
                     }
                     Err(error) => {
                         tracing::debug!(%error, "a link takes no request");
@@ -182,7 +194,7 @@ impl Exchange<'_, '_> {
 
     /// Whether the server takes extended CONNECT, where that is wanted: it says so in its first words.
     async fn extended(&self, link: &Link) -> Extended {
-        if self.plan.upgrades && matches!(self.received, Received::Http2(_)) {
+        if self.plan.upgrades && self.received.can_extend() {
             link.introduced().await;
             if link.peer_takes_connect_protocol() {
                 return Extended::Taken;
@@ -259,7 +271,7 @@ impl Exchange<'_, '_> {
         // What follows is held back until the upstream has agreed to the switch. In HTTP/1.1 that is what follows the
         // body, in HTTP/2 there is no other body.
         let is_held_back = self.plan.upgrades && !source.is_http1() && matches!(to, Side::Http1(_));
-        let is_all = is_held_back || (self.replay.is_fresh() && source.is_done());
+        let is_all = is_held_back || self.is_sent_with_head(source);
         if let Side::Http1(wire) = to {
             self.books.count_sent(head.len());
             if is_all {
@@ -304,7 +316,7 @@ impl Exchange<'_, '_> {
             if !head.interim
                 && !started.get()
                 && self.replay.is_possible()
-                && let Some(pause) = (self.again)(Failure::Status(head.status))
+                && let Some(pause) = (self.again)(Failure::Answered { status: head.status, grpc: head.grpc })
             {
                 return Err(Stopped::Again(head.status, pause));
             }
@@ -367,19 +379,16 @@ impl Exchange<'_, '_> {
             Server::Http1 { wire, reader } => {
                 passage.run(&mut Source::http1(wire, reader, head.framing), None).await
             }
-            Server::Http2(stream) => passage.run(&mut Source::Http2(stream), None).await,
+            Server::Http2 { stream, .. } => passage.run(&mut Source::Http2(stream), None).await,
         }
     }
 
     /// Both sides have agreed on another protocol: from here on bytes are only bytes.
     async fn switched(&self, source: &mut Source<'_>, server: &mut Server<'_>) -> Outcome {
-        let Server::Http1 { wire, reader } = server else {
-            return ended(0, CloseCause::InvalidHttp);
-        };
         let to = |side| Sink::new(side, Framing::Bare);
         let there = Passage {
             worker: self.worker(),
-            to: to(Side::Http1(wire)),
+            to: to(server.side()),
             failed: CloseCause::ClientReset,
             meter: self.books.meter(Flow::ToServer),
         };
@@ -390,7 +399,10 @@ impl Exchange<'_, '_> {
             meter: self.books.meter(Flow::ToClient),
         };
         source.become_opaque();
-        let mut from_server = Source::http1(wire, reader, BodyFraming::UntilClose);
+        let mut from_server = match server {
+            Server::Http1 { wire, reader } => Source::http1(wire, reader, BodyFraming::UntilClose),
+            Server::Http2 { stream, .. } => Source::Http2(stream),
+        };
         let (there, back) =
             futures::future::join(there.run_to_end(source), back.run_to_end(&mut from_server)).await;
         let cause = match (there, back) {

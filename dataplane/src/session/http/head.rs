@@ -8,7 +8,8 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use l7::filter::Chain;
 use l7::http1::{
-    Http1Error, Request, Rewritten, empty_headers, parse_request, write_request, write_rewritten_request,
+    BodyFraming, Http1Error, Request, Rewritten, empty_headers, is_token, parse_request, write_request,
+    write_rewritten_request,
 };
 use l7::http2::{Pseudo, joined_cookie, passing, put_request_fields, read_request};
 use l7::ir::{Header, RequestHead};
@@ -33,8 +34,8 @@ pub(in crate::session) struct Http2Head {
     normalization: Normalization,
 }
 
-/// Without it a server of HTTP/1.1 takes no switch to WebSocket; HTTP/2 has no use for it (RFC 8441 section 5.1).
-const WEBSOCKET_KEY: &str = "sec-websocket-key";
+/// Without it a server of HTTP/1.1 takes no switch to WebSocket; HTTP/2 has no use for it (RFC 8441 section 5).
+pub(super) const WEBSOCKET_KEY: &str = "sec-websocket-key";
 
 impl Received {
     pub(super) fn http2(headers: Headers, ended: bool, normalization: Normalization) -> Self {
@@ -90,6 +91,15 @@ impl Received {
         take: impl FnOnce(&RequestHead<'_>) -> R,
     ) -> Result<R, Http1Error> {
         self.read(|request, target| take(&seen(request, target)))
+    }
+
+    /// Whether a request to switch protocols can be an extended CONNECT, which has one protocol, and no body before it.
+    pub(super) fn can_extend(&self) -> bool {
+        let can = |request: &Request<'_, '_>| {
+            let is_one = request.upgrade.is_some_and(|it| !it.is_empty() && it.bytes().all(is_token));
+            is_one && request.method == "GET" && request.body == BodyFraming::None
+        };
+        self.read(|request, _| can(request)).unwrap_or(false)
     }
 
     /// The head for an upstream that speaks HTTP/2. `extended` says that it takes extended CONNECT; elsewhere a request
@@ -197,7 +207,8 @@ fn write_http2(
     }
     let mut result = Ok(());
     let mut put = |name: &str, value: &[u8]| {
-        if result.is_ok() {
+        let is_left_behind = protocol.is_some() && name == WEBSOCKET_KEY;
+        if result.is_ok() && !is_left_behind {
             result = headers.push(name, value);
         }
     };

@@ -29,6 +29,7 @@ mod route;
 mod shelf;
 mod side;
 mod steered;
+mod switch;
 mod upstream;
 mod way;
 

@@ -50,7 +50,11 @@ pub(in crate::session) enum Failure {
     /// The time for this try is up, or that of the whole request.
     TimedOut,
     /// The server's answer.
-    Status(u16),
+    Answered {
+        status: u16,
+        /// Of a gRPC response that consists of trailers only.
+        grpc: Option<u16>,
+    },
     /// The service takes no more of them, by its own traffic policy.
     Overflow,
     /// It is the client's fault, or its own: another try would be no better.

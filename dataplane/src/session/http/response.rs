@@ -1,5 +1,6 @@
 //! The head of a response: read as its server speaks, and written anew as its client reads.
 
+use l7::grpc;
 use l7::http1::{
     BodyFraming, Http1Error, Response, Version, empty_headers, parse_response, write_response,
     write_rewritten_response,
@@ -11,6 +12,7 @@ use super::body::{Broken, Fault};
 use super::exchange::{Exchange, Server};
 use super::reader::HeadError;
 use super::side::Side;
+use super::switch::Switch;
 use crate::access_log::cause::CloseCause;
 use crate::link::TunnelStream;
 
@@ -19,6 +21,8 @@ pub(super) struct ResponseHead {
     pub(super) status: u16,
     pub(super) interim: bool,
     pub(super) framing: BodyFraming,
+    /// The status of a gRPC response that ends with it, its trailers being all there is.
+    pub(super) grpc: Option<u16>,
     /// The message ends with it, and says so.
     pub(super) is_last: bool,
     /// The upstream may carry another request.
@@ -56,22 +60,31 @@ impl Exchange<'_, '_> {
                     .and_then(|response| self.written(&response))
                     .map_err(|error| Broken::From(Fault::malformed(error)))
             }
-            Server::Http2(stream) => {
+            Server::Http2 { stream, switch } => {
                 let headers = stream
                     .response()
                     .await
                     .map_err(|error| Broken::From(Fault::of_stream(&error, CloseCause::ServerReset)))?;
-                self.read_http2(&headers, stream).map_err(|error| Broken::From(Fault::malformed(error)))
+                self.read_http2(&headers, stream, switch.as_ref())
+                    .map_err(|error| Broken::From(Fault::malformed(error)))
             }
         }
     }
 
-    fn read_http2(&self, headers: &Headers, stream: &TunnelStream) -> Result<ResponseHead, Http1Error> {
+    fn read_http2(
+        &self,
+        headers: &Headers,
+        stream: &TunnelStream,
+        switch: Option<&Switch>,
+    ) -> Result<ResponseHead, Http1Error> {
         let status = headers.status().unwrap_or_default();
         let ended = status >= 200 && stream.is_received() && !stream.has_trailers();
         let mut storage = Vec::with_capacity(headers.field_count());
         let fields = headers.fields().map(|field| (field.name, field.value));
         let response = read_response(status, fields, self.plan.is_head_method, ended, &mut storage)?;
+        if let Some(switch) = switch.filter(|_| (200..300).contains(&status)) {
+            return switch.agreed(&response, |response| self.written(response));
+        }
         let head = self.written(&response)?;
         let to_http2 = matches!(self.downstream, Side::Http2(_));
         Ok(ResponseHead { is_last: ended && to_http2, ..head })
@@ -97,6 +110,7 @@ impl Exchange<'_, '_> {
             status: response.status,
             interim: response.is_interim(),
             framing: response.body,
+            grpc: if has_body { None } else { grpc::status_in(response.headers) },
             is_last: matches!(self.downstream, Side::Http2(_)) && !has_body && !opens,
             upstream_lives: response.keep_alive && !lasts,
             downstream_lives,

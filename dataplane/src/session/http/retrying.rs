@@ -48,7 +48,7 @@ impl Retrying {
             Failure::Refused => TryEnd::Refused,
             Failure::Broken => TryEnd::Reset { sent: true },
             Failure::TimedOut => TryEnd::TimedOut,
-            Failure::Status(status) => TryEnd::Answered { status, grpc: None },
+            Failure::Answered { status, grpc } => TryEnd::Answered { status, grpc },
             Failure::Client | Failure::Overflow => return None,
         };
         let mut made = Tries::after(tries.saturating_sub(1));
