@@ -50,7 +50,7 @@ pub fn read_request<'b, 'h>(
 ) -> Result<Request<'b, 'h>, Http1Error> {
     read_fields(fields, cookie, storage)?;
     let headers = storage.as_slice();
-    let upgrade = pseudo.protocol.map(text).transpose()?;
+    let upgrade = pseudo.protocol.map(protocol).transpose()?;
     let method = text(pseudo.method)?;
     if method == "CONNECT" && upgrade.is_none() {
         return Err(Http1Error::Connect);
@@ -141,6 +141,15 @@ fn read_fields<'b>(
         storage.push(Header { name: text(name)?, value });
     }
     Ok(())
+}
+
+/// The name of one protocol, maybe with a version (RFC 9110 section 7.8): as a field it must neither vanish nor name several.
+fn protocol(bytes: &[u8]) -> Result<&str, Http1Error> {
+    let is_named = |part: &[u8]| !part.is_empty() && part.iter().copied().all(is_token);
+    if !bytes.splitn(2, |byte| *byte == b'/').all(is_named) {
+        return Err(Http1Error::Malformed);
+    }
+    text(bytes)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Http1Error> {
@@ -288,6 +297,12 @@ mod tests {
         let request = read_request(asked, std::iter::empty(), None, false, &mut storage).unwrap();
         assert_eq!((request.method, request.upgrade), ("GET", Some("websocket")));
         assert_eq!(request.body, BodyFraming::None);
+        for (protocol, is_taken) in
+            [("a/1.1", true), ("", false), ("/1", false), ("a, b", false), ("a\u{1}", false)]
+        {
+            let asked = Pseudo { protocol: Some(protocol.as_bytes()), ..asked };
+            assert_eq!(refusal(asked, &[]).is_none(), is_taken, "{protocol:?}");
+        }
     }
 
     #[test]
@@ -302,5 +317,68 @@ mod tests {
         });
         let expected = [("x-end", "2"), ("content-length", "3"), ("te", "trailers")];
         assert_eq!(seen, expected.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())));
+    }
+
+    /// Which of some known texts, or noise.
+    type Value = (u8, Vec<u8>);
+
+    /// The text, without the octets that the engine refuses in any field.
+    fn value(known: &[&str], (which, noise): &Value) -> Vec<u8> {
+        let known = known.get(usize::from(which % 16)).map(|known| known.as_bytes().to_vec());
+        let noise = || noise.iter().copied().filter(|byte| !b"\r\n\0".contains(byte)).collect::<Vec<_>>();
+        known.unwrap_or_else(|| noise().trim_ascii().to_vec())
+    }
+
+    /// What the request says in HTTP/1.1 must be what it said.
+    fn compare_in_http1(taken: &Request<'_, '_>) {
+        let mut head = Vec::new();
+        crate::http1::write_request(&mut head, taken, taken.target, &[]);
+        let text = String::from_utf8_lossy(&head);
+        assert_eq!(crate::http1::HeadScanner::default().find(&head), Ok(Some(head.len())), "{text:?}");
+        let mut storage = crate::http1::empty_headers();
+        let read = crate::http1::parse_request(&head, &mut storage);
+        // A head of HTTP/1.1 has room for fewer fields.
+        if taken.headers.len() > 90 && matches!(read, Err(Http1Error::HeadTooLarge)) {
+            return;
+        }
+        let read = read.unwrap_or_else(|error| panic!("{error}: {text:?}"));
+        assert_eq!((read.method, read.target, read.authority), (taken.method, taken.target, taken.authority));
+        assert_eq!((read.body, read.upgrade), (taken.body, taken.upgrade), "{text:?}");
+        let values = |it: &Request<'_, '_>| -> Vec<Vec<u8>> {
+            passing(it.headers).map(|it| it.value.trim_ascii().to_vec()).collect()
+        };
+        assert_eq!(values(&read), values(taken), "{text:?}");
+    }
+
+    #[test]
+    fn fuzz_what_is_taken_is_the_same_request_in_http1() {
+        const METHODS: [&str; 4] = ["GET", "POST", "OPTIONS", "CONNECT"];
+        const NAMES: [&str; 8] =
+            ["x", "te", "cookie", "content-length", "transfer-encoding", "connection", "upgrade", "expect"];
+        const VALUES: [&str; 7] = ["", "3", "trailers", "chunked", "100-continue", "a=1", "close, x"];
+        const AUTHORITIES: [&str; 5] = ["a", "web:80", "[::1]:8", "10.0.0.1", "a.b."];
+        type Head = (u8, Value, Value, Option<Value>, Vec<(u8, Value)>, bool);
+        bolero::check!().with_type::<Head>().for_each(|head| {
+            let (method, path, authority, protocol, fields, ended) = head;
+            let protocol = protocol.as_ref().map(|protocol| value(&["websocket", "connect-udp"], protocol));
+            let method = protocol.as_ref().map_or(METHODS[usize::from(*method) % 4], |_| "CONNECT");
+            let path = [&b"/"[..], &value(&["", "a?b", "%2f//..;x", "é"], path)].concat();
+            let authority = value(&AUTHORITIES, authority);
+            let named =
+                |(name, text): &(u8, Value)| (NAMES[usize::from(*name) % NAMES.len()], value(&VALUES, text));
+            let fields: Vec<_> = fields.iter().map(named).collect();
+            let fields = || fields.iter().map(|(name, value)| (name.as_bytes(), &**value));
+            let cookie = joined_cookie(fields());
+            let pseudo = Pseudo {
+                method: method.as_bytes(),
+                authority: Some(&authority),
+                path: Some(&path),
+                protocol: protocol.as_deref(),
+            };
+            let mut storage = Vec::new();
+            if let Ok(taken) = read_request(pseudo, fields(), cookie.as_deref(), *ended, &mut storage) {
+                compare_in_http1(&taken);
+            }
+        });
     }
 }

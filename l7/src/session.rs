@@ -225,6 +225,17 @@ mod tests {
     }
 
     #[test]
+    fn references_are_read_up_to_their_bound() {
+        let of_length = |length: usize| {
+            let own = (1..length).map(|count| bond(&"w".repeat(count)));
+            own.into_iter().find(|own| own.encode().len() == length).unwrap()
+        };
+        let longest = of_length(ENCODED_BYTES_MAX);
+        assert_eq!(Bond::decode(longest.encode().as_bytes()), Some(longest));
+        assert_eq!(Bond::decode(of_length(ENCODED_BYTES_MAX + 2).encode().as_bytes()), None);
+    }
+
+    #[test]
     fn fuzz_references_survive_and_noise_does_not_panic() {
         bolero::check!().with_type::<(Vec<u8>, u16, u64, u64)>().for_each(|(noise, port, began, used)| {
             let name = String::from_utf8_lossy(noise).replace('\n', "");

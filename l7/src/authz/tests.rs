@@ -213,3 +213,27 @@ fn traffic_that_nobody_can_be_asked_about_is_denied() {
     let set = PolicySet::compile([trial]).unwrap();
     assert!(set.evaluate(&connection(None), None).is_allowed(), "a trial is never asked");
 }
+
+#[test]
+fn a_request_is_needed_only_where_a_rule_looks_at_one() {
+    let on_port = policy("port", Action::Deny, vec![rule(Attribute::DestinationPort, Test::Port(22))]);
+    let on_path = policy("path", Action::Deny, vec![rule(Attribute::RequestPath, Test::Exact("/a".into()))]);
+    let set = PolicySet::compile([on_port.clone()]).unwrap();
+    assert!(!set.needs_request() && !PolicySet::allow_all().needs_request());
+    assert_eq!(set.policies(), [on_port.clone()]);
+    let set = PolicySet::compile([on_port.clone(), on_path.clone()]).unwrap();
+    assert!(set.needs_request());
+    assert_eq!(set.policies(), [on_port, on_path]);
+}
+
+#[test]
+fn a_host_of_any_length_is_denied() {
+    // Some are found by their first octets, hosts beyond the bound of a name are not.
+    for length in [1, 16, 253, 254, 255, 256, 300, 1000] {
+        let host = "a".repeat(length);
+        let rules = vec![rule(Attribute::RequestHost, Test::Exact((&*host).into()))];
+        let set = PolicySet::compile([policy("host", Action::Deny, rules)]).unwrap();
+        let asked = RequestHead { authority: &host, ..head("/", &[]) };
+        assert!(!set.evaluate(&connection(None), Some(&asked)).is_allowed(), "{length}");
+    }
+}

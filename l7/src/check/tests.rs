@@ -150,3 +150,39 @@ fn of_two_authorizers_the_later_one_counts() {
     assert!(Approval::default().into_filters().is_none());
     assert!(both.into_filters().is_some());
 }
+
+#[test]
+fn fuzz_http_answers_let_pass_only_what_says_so_and_add_only_what_may_be_written() {
+    let all = vec![NameTest::Prefix("".into())];
+    let check =
+        HttpCheck { to_upstream_on_allow: all.clone(), to_downstream_on_allow: all, ..HttpCheck::default() };
+    type Answers = (u16, bool, Vec<(u8, String, Vec<u8>)>, Vec<u8>);
+    bolero::check!().with_type::<Answers>().for_each(|(status, is_ok, fields, body)| {
+        let status = if *is_ok { 200 } else { *status };
+        let names: Vec<_> = fields
+            .iter()
+            .map(|(which, name, _)| HEADERS.get(usize::from(*which)).map_or(&**name, |(known, _)| known))
+            .collect();
+        let headers: Vec<_> =
+            names.iter().zip(fields).map(|(name, (_, _, value))| Header { name, value }).collect();
+        let answer = http_answer(&check, status, &headers, body);
+        assert!(status == 200 || !matches!(answer, Answer::Allowed(_)), "{answer:?}");
+        match rule(&authorizer(false), answer) {
+            Ok(approval) => {
+                let edits = [&approval.request_headers, &approval.response_headers];
+                for header in edits.iter().flat_map(|edits| edits.set.iter().chain(&edits.add)) {
+                    assert!(!header.name.eq_ignore_ascii_case("content-length"), "{header:?}");
+                    assert!(!header.name.eq_ignore_ascii_case("connection"), "{header:?}");
+                    assert!(!header.value.contains(['\r', '\n', '\0']), "{header:?}");
+                }
+            }
+            Err(denied) => {
+                assert!(denied.status == status || denied.failed.is_some() && denied.status == 503);
+                for header in &denied.headers {
+                    assert!(!header.name.eq_ignore_ascii_case("content-length"), "{header:?}");
+                    assert!(!header.value.contains(['\r', '\n', '\0']), "{header:?}");
+                }
+            }
+        }
+    });
+}

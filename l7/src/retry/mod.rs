@@ -174,4 +174,26 @@ mod tests {
             }
         });
     }
+
+    #[test]
+    fn waits_are_spread_over_a_quarter_and_have_a_default() {
+        let waits = |own: Retry, number| {
+            [0, 1 << 63, u64::MAX]
+                .map(|random| u64::try_from(wait(&own, number, random).as_micros()).unwrap())
+        };
+        assert_eq!(waits(Retry::default(), 1), [25_000, 28_125, 31_250]);
+        // No more than ten times the first.
+        assert_eq!(waits(Retry::default(), 4), [200_000, 225_000, 250_000]);
+        assert_eq!(waits(Retry::default(), 5), [250_000, 281_250, 312_500]);
+        assert_eq!(waits(Retry { backoff_ms: NonZeroU32::new(10), ..Retry::default() }, 9)[0], 100_000);
+    }
+
+    #[test]
+    fn tries_made_elsewhere_count() {
+        let own = retry(2, RetryOn { statuses: vec![500], ..RetryOn::default() });
+        let failed = TryEnd::Answered { status: 500, grpc: None };
+        let mut tries = Tries::after(1);
+        assert!(tries.again(&own, failed, 0).is_some() && tries.made() == 2);
+        assert_eq!(Tries::after(2).again(&own, failed, 0), None);
+    }
 }
