@@ -346,6 +346,15 @@ impl Report {
         }
     }
 
+    /// The command without the path of the program.
+    pub(crate) fn command_in_words(&self) -> String {
+        let mut words = self.command.clone();
+        if let Some(first) = words.first_mut() {
+            *first = first.rsplit('/').next().unwrap_or_default().to_owned();
+        }
+        words.join(" ")
+    }
+
     pub(crate) fn row(&self, topology: &str, work: &str) -> Option<&Row> {
         self.rows.iter().find(|row| row.topology == topology && row.work == work)
     }

@@ -6,20 +6,43 @@ use super::plot::shown;
 use crate::compare::result::{Report, Row, Verdict, names};
 
 /// The figures that a reader who has to choose asks for first: work, figure, heading.
-const COLUMNS: [(&str, &str, &str); 5] = [
+const COLUMNS: [(&str, &str, &str); 7] = [
     (names::REQUESTS, names::CPU_PER_REQUEST, "CPU us/request"),
     (names::RATE, names::LATENCY_P50, "p50 us"),
     (names::RATE, names::LATENCY_P99, "p99 us"),
+    (names::GRPC_UNARY, names::CPU_PER_REQUEST, "CPU us/gRPC call"),
     (names::BULK_DOWN_1, names::CPU_PER_GB, "CPU s/GB"),
     (names::IDLE, names::RESIDENT_READY, "RSS ready MB"),
+    (names::FLOOD, names::FLOOD_WORST, "p99 in floods, times"),
 ];
 const BYTES_OF_A_MEGABYTE: f64 = 1e6;
 
-/// Medians by topology, then the targets.
+/// Where the tables stand in a larger file.
+const BEGIN: &str = "<!-- perf report -->\n";
+const END: &str = "<!-- end of perf report -->\n";
+
+/// `text` with the tables in the place of what is between its marks; `None` if it has none.
+pub(super) fn put_between(text: &str, tables: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{tables}{END}{after}"))
+}
+
+/// What was run, medians by topology, then the targets.
 pub(crate) fn markdown(report: &Report) -> String {
     let mut out = String::new();
+    // Writing into a text does not fail.
+    let _infallible = writeln!(
+        out,
+        "## Beside other proxies\n\n`{}`, {}, {} of {} interleaved rounds; {}.\n",
+        report.command_in_words(),
+        report.started.split('T').next().unwrap_or_default(),
+        report.rounds_done,
+        report.rounds,
+        report.machine
+    );
     let headings = COLUMNS.map(|(_, _, heading)| heading);
-    line(&mut out, "topology", &headings.map(str::to_owned));
+    line(&mut out, "median of the rounds", &headings.map(str::to_owned));
     line(&mut out, "---", &headings.map(|_| "---:".to_owned()));
     for topology in &report.topologies {
         let cells = COLUMNS
@@ -28,16 +51,8 @@ pub(crate) fn markdown(report: &Report) -> String {
             line(&mut out, &topology.name, &cells.map(|cell| cell.unwrap_or_else(|| "-".to_owned())));
         }
     }
-    out.push('\n');
-    line(&mut out, "target", &["measured", "at most", ""].map(str::to_owned));
-    line(&mut out, "---", &["---:", "---:", "---"].map(str::to_owned));
-    for target in report.targets.iter().filter(|target| target.verdict != Verdict::NotMeasured) {
-        let verdict = if target.verdict == Verdict::Reached { "reached" } else { "**missed**" };
-        let against = target.against.as_deref().map(|peer| format!(", of {peer}")).unwrap_or_default();
-        let measured = target.value.map_or_else(|| "-".to_owned(), |value| value.to_string());
-        let text = format!("{} {}{against}", target.id, target.text);
-        line(&mut out, &text, &[measured, super::page::bar(target), verdict.to_owned()]);
-    }
+    out.push_str("\nNames that end in `-ns`, and our node proxies, stand in network namespaces, the others on one loopback.\n");
+    targets(report, &mut out);
     let lost: Vec<String> = super::lost(report)
         .map(|ratio| format!("{} at {} ({} {})", ratio.peer, ratio.work, ratio.figure, ratio.value))
         .collect();
@@ -46,6 +61,26 @@ pub(crate) fn markdown(report: &Report) -> String {
         let _infallible = write!(out, "\nWhere another proxy does better than ours: {}.\n", lost.join("; "));
     }
     out
+}
+
+fn targets(report: &Report, out: &mut String) {
+    let count = |verdict| report.targets.iter().filter(|target| target.verdict == verdict).count();
+    let _infallible = writeln!(
+        out,
+        "\nBars that were set beforehand: {} reached, {} missed, {} not measured by this run.\n",
+        count(Verdict::Reached),
+        count(Verdict::Missed),
+        count(Verdict::NotMeasured)
+    );
+    line(out, "target", &["ours", "measured", "at most", ""].map(str::to_owned));
+    line(out, "---", &["---", "---:", "---:", "---"].map(str::to_owned));
+    for target in report.targets.iter().filter(|target| target.verdict != Verdict::NotMeasured) {
+        let verdict = if target.verdict == Verdict::Reached { "reached" } else { "**missed**" };
+        let against = target.against.as_deref().map(|peer| format!(", of {peer}")).unwrap_or_default();
+        let measured = target.value.map_or_else(|| "-".to_owned(), |value| value.to_string());
+        let text = format!("{} {}{against}", target.id, target.text);
+        line(out, &text, &[target.ours.clone(), measured, super::page::bar(target), verdict.to_owned()]);
+    }
 }
 
 fn line(out: &mut String, first: &str, cells: &[String]) {
@@ -57,4 +92,32 @@ fn median(row: &Row, name: &str) -> Option<String> {
     let figure = row.figures.get(name)?;
     let median = figure.spread?.median;
     Some(shown(if figure.unit == "bytes" { median / BYTES_OF_A_MEGABYTE } else { median }))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn tables_go_between_the_marks_and_nothing_else_changes() {
+        let text = format!("before\n{BEGIN}old\n{END}after\n");
+        assert_eq!(put_between(&text, "new\n").unwrap(), format!("before\n{BEGIN}new\n{END}after\n"));
+        assert!(put_between("no marks\n", "new\n").is_none());
+        assert!(put_between(BEGIN, "new\n").is_none());
+    }
+
+    /// `perf report perf/results/compare.json --markdown README.md` mends it.
+    #[test]
+    fn the_readme_has_the_tables_of_the_recorded_run() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+        // Nothing is claimed until a run is recorded.
+        let tables = match std::fs::read(root.join("perf/results/compare.json")) {
+            Ok(json) => markdown(&Report::parse(&json).unwrap()),
+            Err(_) => String::new(),
+        };
+        assert_eq!(put_between(&readme, &tables).expect("the README has the marks"), readme);
+    }
 }

@@ -21,7 +21,8 @@ pub(crate) struct Args {
     /// Writes the page.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Writes the table; without any file it goes to standard output.
+    /// Writes the tables: into a file that has a line `<!-- perf report -->` and a line `<!-- end of perf report -->`
+    /// between these, otherwise as a file of its own. Without any file they go to standard output.
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 }
@@ -35,7 +36,13 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
     }
     let table = markdown::markdown(&report);
     match &args.markdown {
-        Some(path) => fs::write(path, table).map_err(|error| named(error, path))?,
+        Some(path) => {
+            let whole = match fs::read_to_string(path) {
+                Ok(text) => markdown::put_between(&text, &table).unwrap_or(table),
+                Err(_) => table,
+            };
+            fs::write(path, whole).map_err(|error| named(error, path))?;
+        }
         None if args.html.is_none() => print!("{table}"),
         None => {}
     }

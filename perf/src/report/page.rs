@@ -65,7 +65,7 @@ fn facts(report: &Report) -> Markup {
             p class="bad" { "Unfinished: " (report.rounds_done) " of " (report.rounds) " rounds were done." }
         }
         p { (report.started) ", " (report.rounds_done) " interleaved rounds in " (format!("{:.0}", report.seconds)) " s, " (form) "." }
-        p { code { (report.command.join(" ")) } }
+        p { code { (report.command_in_words()) } }
         p { (report.machine) }
         @for note in &report.placement.notes { p { (note) } }
         p {
@@ -137,6 +137,7 @@ fn targets(targets: &[Target]) -> Markup {
 pub(super) fn bar(target: &Target) -> String {
     match &*target.unit {
         "1" => target.bar.to_string(),
+        "" => target.bar.to_string(),
         unit => format!("{} {unit}", shown(target.bar)),
     }
 }
@@ -158,7 +159,8 @@ fn section(report: &Report, work: &Work) -> Result<Markup, Failure> {
         @for plot in plots.into_iter().flatten() { (plot) }
         @if let Some(plot) = percentiles { h3 { "Latency by percentile" } (PreEscaped(plot)) }
         (ratios(report, work))
-        details {
+        // What the plots leave out is what a reader of these looks for.
+        details open[matches!(&*work.name, names::FLOOD | names::CHURN)] {
             summary { "All figures" }
             div class="scroll" { (figures(report, work)) (processes(report, work)) }
         }

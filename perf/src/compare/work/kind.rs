@@ -195,19 +195,9 @@ impl Kind {
             Self::Churn => {
                 &[names::CHURN_QUIET_P99, names::LATENCY_P99, names::CHURN_OVER_QUIET, names::LATENCY_P50]
             }
-            Self::Flood => &[
-                names::FLOOD_WORST,
-                names::FLOOD_FAILURES,
-                names::FLOOD_GROWTH,
-                names::FLOOD_QUIET_P99,
-                names::FLOOD_RESETS_P99,
-                names::FLOOD_CONTINUATION_P99,
-                names::FLOOD_PINGS_P99,
-                names::FLOOD_SETTINGS_P99,
-                names::FLOOD_EMPTY_DATA_P99,
-                names::FLOOD_SMALL_DATA_P99,
-                names::FLOOD_REFERENCES_P99,
-            ],
+            Self::Flood => {
+                &[names::FLOOD_WORST, names::FLOOD_FAILURES, names::FLOOD_GROWTH, names::FLOOD_QUIET_P99]
+            }
             Self::Idle => &[names::RESIDENT_READY, names::PRIVATE_READY, names::PRIVATE_PER_CONNECTION_SIDE],
             Self::Rate | Self::Single => {
                 &[names::LATENCY_P50, names::LATENCY_P99, names::LATENCY_P999, names::CPU_PER_REQUEST]
