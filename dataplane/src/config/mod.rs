@@ -299,6 +299,20 @@ impl Config {
                  set ISTIO_META_DNS_CAPTURE=false as well, or leave XDS_ON_DEMAND out",
             );
         }
+        if matches!(self.mode, Mode::Waypoint(_)) && !self.control_plane.layer_7 {
+            if self.control_plane.on_demand {
+                return conflict(
+                    "XDS_ON_DEMAND=true has no effect at a waypoint of istiod, which tells it of its own services only; \
+                     leave XDS_ON_DEMAND out",
+                );
+            }
+            if self.own.state_directory.is_some() {
+                return conflict(
+                    "CORELANE_STATE_DIR keeps nothing of what istiod tells a waypoint; leave it out: the waypoint starts \
+                     when istiod answers",
+                );
+            }
+        }
         if self.control_plane.discovery.is_none() && self.local_state.is_none() {
             return conflict(
                 "XDS_ADDRESS is empty and there is neither LOCAL_XDS_PATH nor LOCAL_XDS: nothing would describe the mesh",

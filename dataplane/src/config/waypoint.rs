@@ -159,6 +159,15 @@ mod tests {
     }
 
     #[test]
+    fn what_would_have_no_effect_under_istiod_is_refused() {
+        for setting in [("XDS_ON_DEMAND", "true"), ("CORELANE_STATE_DIR", "/var/lib/corelane")] {
+            let error = read(&[setting], None).unwrap_err().to_string();
+            assert!(error.contains(setting.0) && error.contains("leave"), "{error}");
+            assert!(read(&[setting, ("CORELANE_LAYER_7", "true")], None).is_ok(), "{}", setting.0);
+        }
+    }
+
+    #[test]
     fn streams_of_one_tunnel_cannot_use_up_its_window() {
         let config = read(&[], None).unwrap();
         let all = u64::from(config.http2.stream_window) * u64::from(config.pool.streams_per_connection);

@@ -11,6 +11,7 @@ mod log_pump;
 mod name_servers;
 mod node;
 mod pods;
+mod problems;
 mod revocation;
 mod workers;
 

@@ -29,6 +29,7 @@ use xds::transport::discovery::{self, DemandAnswer, DiscoveryConfig, NodeIdentit
 use super::certificates::{COMMANDS_WAITING_MAX, Certificates, rfc3339};
 use super::name_servers::{self, NameServers};
 use super::pods::{PodBook, PodError, WORKERS_PATIENCE};
+use super::problems::Problems;
 use super::revocation::{POLL, RevocationFile, RevocationFileError};
 use super::workers;
 use crate::access_log::Recorder;
@@ -402,6 +403,17 @@ impl Shared {
         }
     }
 
+    /// Tells what is to be known of a state that is not all that it should be.
+    fn note_defects(&self, snapshot: &Snapshot, problems: &mut Problems) {
+        let stale = snapshot.stale_since();
+        self.metrics.count(ControlCounter::StateStale(stale.is_some()));
+        self.readiness.with_reservation(stale.map(|since| {
+            format!("with the state of {}: the control plane has not answered", rfc3339(since))
+        }));
+        let count = problems.follow(&self.node, snapshot);
+        self.metrics.count(ControlCounter::WaypointProblems(count));
+    }
+
     async fn follow_discovery(
         self: Rc<Self>,
         config: Option<DiscoveryConfig>,
@@ -411,13 +423,10 @@ impl Shared {
     ) {
         let mut pending = Some(pending);
         let mut failing = false;
+        let mut problems = Problems::default();
         let hear = |event| match event {
             discovery::Event::Snapshot { snapshot, ready } => {
-                let stale = snapshot.stale_since();
-                self.metrics.count(ControlCounter::StateStale(stale.is_some()));
-                self.readiness.with_reservation(stale.map(|since| {
-                    format!("with the state of {}: the control plane has not answered", rfc3339(since))
-                }));
+                self.note_defects(&snapshot, &mut problems);
                 self.snapshots.send_replace(snapshot);
                 self.publish();
                 if ready && pending.take().is_some() {

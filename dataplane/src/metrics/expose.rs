@@ -266,6 +266,13 @@ fn xds(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
         "1 while the state is the last one from disk and the control plane has not answered.",
         u64::from(state.control.state_stale),
     )?;
+    single(
+        encoder,
+        MetricType::Gauge,
+        "corelane_waypoint_problems",
+        "What a waypoint is told and does not understand: refused or left out.",
+        u64::try_from(state.control.waypoint_problems).unwrap_or(u64::MAX),
+    )?;
     let messages = || state.control.xds_messages.iter();
     let reason = |r: TerminationReason| match r {
         TerminationReason::ConnectionError => "ConnectionError",

@@ -85,6 +85,8 @@ pub enum ControlCounter {
     XdsTermination(TerminationReason),
     /// Whether the state is the last one from disk, and the control plane has not answered yet.
     StateStale(bool),
+    /// How much of what a waypoint is told is not understood, and so refused or left out.
+    WaypointProblems(usize),
     /// The listeners of a pod were opened.
     PodStarted,
     /// The listeners of a pod were closed.
@@ -111,6 +113,7 @@ pub(super) struct ControlTotals {
     pub(super) xds_messages: BTreeMap<String, (u64, u64)>,
     pub(super) xds_terminations: BTreeMap<TerminationReason, u64>,
     pub(super) state_stale: bool,
+    pub(super) waypoint_problems: usize,
     pub(super) pods: PodTotals,
 }
 
@@ -334,6 +337,7 @@ impl Metrics {
                 *state.control.xds_terminations.entry(reason).or_default() += 1;
             }
             ControlCounter::StateStale(stale) => state.control.state_stale = stale,
+            ControlCounter::WaypointProblems(count) => state.control.waypoint_problems = count,
             ControlCounter::PodStarted => state.control.pods.started += 1,
             ControlCounter::PodStopped => state.control.pods.stopped += 1,
             ControlCounter::Pods { active, pending } => {
