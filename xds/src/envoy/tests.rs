@@ -5,18 +5,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use l7::authz::{Denial, Verdict};
-use l7::ir::ConnectionAttributes;
+use l7::ir::{Balancing, ConnectionAttributes, HashPolicy, HashTable};
 use prost::Message;
 use prost_types::Any;
 
 use crate::delta::Sink;
 use crate::proto::discovery::DeltaDiscoveryResponse;
+use crate::proto::waypoint::cluster::LbPolicy;
 use crate::proto::waypoint::{
-    FilterChain, FilterStateInput, HttpConnectionManager, HttpFilter, Listener, LoadAssignment, Matcher,
-    MatcherTree, OnMatch, TypedExtension, matcher_tree, on_match,
+    Cluster, FilterChain, FilterStateInput, HttpConnectionManager, HttpFilter, Listener, LoadAssignment,
+    Matcher, MatcherTree, OnMatch, OutlierDetection, RingHash, TypedExtension, matcher_tree, on_match,
 };
 use crate::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, WORKLOAD_TYPE};
-use crate::snapshot::{Asked, Served, Snapshot};
+use crate::snapshot::{Asked, Client, Served, Snapshot};
 use crate::store::Store;
 
 const SCENARIO: &str = "02-waypoint-httproute/envoy-waypoint";
@@ -311,4 +312,47 @@ fn no_bytes_bring_the_reader_down() {
         assert!(accepted || store.snapshot().is_none());
         let _ = store.snapshot();
     });
+}
+
+/// What the clusters say of the traffic to a port, and to a subset of its endpoints, is in force there.
+#[test]
+fn clusters_say_how_traffic_is_spread_and_bounded() {
+    let mut store = store();
+    let (_, body) = captured(FILES[0].1).into_iter().find(|(name, _)| name == CHAIN).unwrap();
+    let mut wire = Cluster::decode(&*body.value).unwrap();
+    let mut put = |store: &mut Store, name: &str, change: &dyn Fn(&mut Cluster)| {
+        change(&mut wire);
+        wire.name = name.into();
+        let body = Any { type_url: CLUSTER_TYPE.to_owned(), value: wire.encode_to_vec() };
+        store.upsert(CLUSTER_TYPE, name, &body)
+    };
+    put(&mut store, CHAIN, &|it| it.lb_policy = LbPolicy::Maglev.into()).unwrap();
+    let subset = CHAIN.replace("|http|", "|http/v2|");
+    let changed = put(&mut store, &subset, &|it| {
+        it.lb_policy = LbPolicy::RingHash.into();
+        it.ring_hash_lb_config = Some(RingHash { minimum_ring_size: Some(16) });
+        it.circuit_breakers.as_mut().unwrap().thresholds[0].max_requests = Some(7);
+        it.outlier_detection = Some(OutlierDetection {
+            split_external_local_origin_errors: true,
+            ..OutlierDetection::default()
+        });
+    });
+    changed.unwrap();
+    let snapshot = store.snapshot().unwrap();
+    let key = echo(&snapshot).service.unwrap();
+    let settings = |subset| snapshot.traffic_to(&key, 80, subset, "app").unwrap().settings.clone();
+    let hashed = |table| Balancing::Hash(HashPolicy { on: Vec::new(), table });
+    assert_eq!(settings(None).balancing, hashed(HashTable::Maglev(65_537)));
+    assert_eq!((settings(None).limits.requests, settings(None).outliers), (None, None));
+    let subset = settings(Some("v2"));
+    assert_eq!((subset.balancing, subset.limits.requests), (hashed(HashTable::Ring(16)), Some(7)));
+    let outliers = subset.outliers.unwrap();
+    assert!(outliers.split_local_origin);
+    assert_eq!((outliers.consecutive_5xx, outliers.consecutive_local_origin), (5, 5));
+    // Both lead to the same endpoints, which the name of the assignment says.
+    assert_eq!(snapshot.members(&key, 80, Some("v2"), "app").len(), 2);
+    let me = snapshot.members(&key, 80, None, "app")[0].clone();
+    let client = Client { workload: &me, ip: me.addresses[0] };
+    assert!(snapshot.resolve_backend(client, &key, 80, Some("v2"), 1).is_ok());
+    assert!(snapshot.resolve_backend(client, &key, 80, Some("v3"), 1).is_err());
 }

@@ -9,6 +9,7 @@ use model::{
 };
 
 use super::*;
+use crate::snapshot::{Among, Balancer};
 use crate::store::fixtures::{
     ip, service, serving, snapshot, waypoint_address, waypoint_host, waypoint_instance, workload,
 };
@@ -513,4 +514,64 @@ fn an_endpoint_that_is_avoided_is_not_taken_and_the_last_one_leaves_none() {
     }
     let one = snapshot(vec![bad[0].as_ref().clone()], web());
     assert!(one.resolve(me, at("10.1.0.1:80"), Chooser::random(1).avoiding(&bad)).is_err());
+}
+
+/// Leaves these out, and takes the last of those that may be taken.
+struct LastOf<'a>(&'a [&'a str]);
+
+impl Balancer for LastOf<'_> {
+    fn is_out(&self, workload: &Workload) -> bool {
+        self.0.contains(&&*workload.name)
+    }
+
+    fn pick(&self, among: &Among<'_, '_>) -> Option<usize> {
+        let count = among.entry().endpoints.len();
+        let open = (0..count).filter(|index| among.is_open(*index));
+        open.max_by_key(|index| among.workload(*index).map(|workload| workload.name.clone()))
+    }
+}
+
+#[test]
+fn a_balancer_takes_one_of_those_that_it_does_not_leave_out() {
+    let member = |name: &str, address: &str| serving(workload(name, address), &["app/web"]);
+    let members = vec![member("app/a", "10.0.0.1"), member("app/b", "10.0.0.2"), member("app/c", "10.0.0.3")];
+    let mesh = snapshot(members, vec![service("app/web", &["10.1.0.1"])]);
+    let me = client();
+    let me = Client { workload: &me, ip: ip("10.0.0.9") };
+    let taken = |out: &[&str], prefer: &str| {
+        let balancer = LastOf(out);
+        let chooser = Chooser::random(3).balanced(&balancer).preferring(prefer);
+        let route = mesh.resolve(me, at("10.1.0.1:80"), chooser);
+        route.map(|route| route.workload.unwrap().name.to_string()).ok()
+    };
+    assert_eq!(taken(&[], "").as_deref(), Some("c"));
+    assert_eq!(taken(&["c"], "").as_deref(), Some("b"));
+    assert_eq!(taken(&["a", "b"], "").as_deref(), Some("c"));
+    assert_eq!(taken(&["a", "b", "c"], ""), None, "nobody is left");
+    // Nor does a session lead to one that is out.
+    let (uid, wanted) = (workload("app/a", "10.0.0.1").uid, Some("a".to_owned()));
+    assert_eq!((taken(&[], &uid), taken(&["a"], &uid)), (wanted, Some("c".to_owned())));
+}
+
+#[test]
+fn where_all_near_endpoints_are_out_those_further_away_serve() {
+    let member = |name: &str, address: &str, zone: &str| Workload {
+        locality: Locality { zone: zone.into(), ..Locality::default() },
+        ..serving(workload(name, address), &["app/web"])
+    };
+    let members = vec![member("app/near", "10.0.0.1", "z"), member("app/far", "10.0.0.2", "y")];
+    let mut web = service("app/web", &["10.1.0.1"]);
+    web.load_balancing = Some(LoadBalancing {
+        routing_preference: vec![RoutingScope::Zone],
+        mode: LoadBalancingMode::Failover,
+        health_policy: HealthPolicy::default(),
+    });
+    let mesh = snapshot(members, vec![web]);
+    let me = Workload { locality: Locality { zone: "z".into(), ..Locality::default() }, ..client() };
+    let me = Client { workload: &me, ip: ip("10.0.0.9") };
+    for (out, taken) in [(&[][..], "near"), (&["near"], "far"), (&["far"], "near")] {
+        let balancer = LastOf(out);
+        let route = mesh.resolve(me, at("10.1.0.1:80"), Chooser::random(3).balanced(&balancer)).unwrap();
+        assert_eq!(&*route.workload.unwrap().name, taken, "without {out:?}");
+    }
 }

@@ -222,7 +222,7 @@ impl<'a> Steering<'a> {
     ) -> Decision<Box<Way>> {
         let caller = &self.caller;
         self.describe_goal(&state, &goal, &mut books.record);
-        let mut steered = match router {
+        let steered = match router {
             // The routes may be gone since the connection began: the service serves itself.
             None => Steered::plain(goal, caller.to.port()),
             Some(router) => match Steered::by(router, caller, &state, &workload, request, books) {
@@ -230,19 +230,20 @@ impl<'a> Steering<'a> {
                 Err(reply) => return Decision::answer(*reply),
             },
         };
-        let place = (steered.goal.clone(), steered.port, steered.subset.take());
-        let mut aim = Aim::new(state, workload, &caller.node, place);
-        aim.hash(request, &steered.hash, caller.remote.ip(), &caller.node, &mut steered.filtered.chain);
-        if let (Some(cluster), Some(retrying)) = (&aim.cluster, &mut steered.filtered.retrying) {
+        let Steered { goal, port, subset, tls, hash, mut filtered, bound } = steered;
+        let mut aim = Aim::new(state, workload, &caller.node, (goal, port, subset));
+        aim.hash(request, &hash, caller.remote.ip(), &caller.node, &mut filtered.chain);
+        if let (Some(cluster), Some(retrying)) = (&aim.cluster, &mut filtered.retrying) {
             retrying.bounded_by(cluster);
         }
-        match aim.choose(caller, steered.preferred(), &[]) {
+        let preferred = bound.as_ref().and_then(|bound| bound.preferred(&aim.goal, port));
+        match aim.choose(caller, preferred, &[]) {
             Ok(route) => {
-                steered.bind(&route);
-                let is_bound = steered.is_bound();
-                let Steered { tls, filtered, .. } = steered;
-                let protocol = protocol_to(aim.goal.declared(&aim.state, aim.port), books.protocol());
-                let way = Way::new(aim, route, protocol, tls).bound(is_bound);
+                if let Some(told) = bound.as_ref().and_then(|bound| bound.tell(&aim.goal, port, &route)) {
+                    filtered.chain.edit_response(told);
+                }
+                let protocol = protocol_to(aim.goal.declared(&aim.state, port), books.protocol());
+                let way = Way::new(aim, route, protocol, tls).bound(bound.is_some());
                 Decision::forward(Box::new(way), filtered)
             }
             Err(refusal) => Decision::answer(refused(&refusal)),

@@ -29,11 +29,11 @@ pub(super) struct Steered {
     /// What the request is hashed by, if the service does not say.
     pub(super) hash: Vec<HashOn>,
     pub(super) filtered: Filtered,
-    bound: Option<Bound>,
+    pub(super) bound: Option<Bound>,
 }
 
 /// The session of a request.
-struct Bound {
+pub(super) struct Bound {
     policy: Arc<SessionPersistence>,
     /// What the client knows already.
     carried: Option<Bond>,
@@ -88,32 +88,6 @@ impl Steered {
             Taken::Failed(reason) => Err(Box::new(without_backend(&matched, reason))),
         }
     }
-
-    /// The endpoint of the request's session.
-    pub(super) fn preferred(&self) -> Option<&str> {
-        let Goal::Service(service) = &self.goal else { return None };
-        let carried = self.bound.as_ref().and_then(|bound| bound.carried.as_ref());
-        let carried = carried.filter(|bond| bond.service == *service && bond.port == self.port);
-        carried.map(|bond| &*bond.endpoint)
-    }
-
-    /// Whether the request has a session.
-    pub(super) fn is_bound(&self) -> bool {
-        self.bound.is_some()
-    }
-
-    /// Has the client told of the endpoint that serves its session.
-    pub(super) fn bind(&mut self, route: &Route) {
-        if let (Some(bound), Goal::Service(service), Some(workload)) =
-            (&self.bound, &self.goal, &route.workload)
-        {
-            let (service, endpoint) = (service.clone(), workload.uid.clone());
-            let bond = Bond { service, port: self.port, endpoint, began: 0, used: 0 };
-            if let Some(edits) = bound.tell(bond) {
-                self.filtered.chain.edit_response(edits);
-            }
-        }
-    }
 }
 
 impl Bound {
@@ -124,7 +98,18 @@ impl Bound {
         Some(Self { policy, carried, matched: matched.matched().cloned(), now })
     }
 
-    fn tell(&self, bond: Bond) -> Option<HeaderEdits> {
+    /// The endpoint that the client names, if it is one of this port.
+    pub(super) fn preferred(&self, goal: &Goal, port: u16) -> Option<&str> {
+        let Goal::Service(service) = goal else { return None };
+        let carried = self.carried.as_ref().filter(|bond| bond.service == *service && bond.port == port);
+        carried.map(|bond| &*bond.endpoint)
+    }
+
+    /// Has the client told of the endpoint that serves its session, if it does not know.
+    pub(super) fn tell(&self, goal: &Goal, port: u16, route: &Route) -> Option<HeaderEdits> {
+        let (Goal::Service(service), Some(workload)) = (goal, &route.workload) else { return None };
+        let (service, endpoint) = (service.clone(), workload.uid.clone());
+        let bond = Bond { service, port, endpoint, began: 0, used: 0 };
         let (carried, matched) = (self.carried.as_ref(), self.matched.as_ref());
         let field = session::bind(&self.policy, carried, bond, matched, self.now)?;
         // Cookies stand beside those of the application.

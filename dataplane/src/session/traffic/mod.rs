@@ -10,6 +10,8 @@
 mod cluster;
 mod limits;
 mod tables;
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
