@@ -55,15 +55,16 @@ async fn requests<D: Director>(
         let head = match next_head(worker, &mut reader, downstream).await {
             Ok(head) => head,
             Err(NoRequest::Closed(cause)) => return cause,
-            Err(NoRequest::Refused(reply)) => return refuse(connection, downstream, &reply).await,
+            Err(NoRequest::Refused(reply)) => return Box::pin(refuse(connection, downstream, &reply)).await,
         };
         let normalization = director.normalization();
         let received = Received::Http1 { raw: head, normalization };
         let request = Request { connection, director, downstream: Side::Http1(downstream), received };
-        let outcome = request.serve_http1(downstream, &mut reader).await;
+        // Of its own, for as long as it runs: a connection that waits for the next request must not keep the room.
+        let outcome = Box::pin(request.serve_http1(downstream, &mut reader)).await;
         if !outcome.downstream_lives {
             if outcome.downstream_is_whole {
-                downstream.close(worker).await;
+                Box::pin(downstream.close(worker)).await;
             }
             return outcome.cause;
         }
@@ -75,7 +76,7 @@ async fn next_head(worker: &Worker, reader: &mut Reader, downstream: &Wire) -> R
     // A connection that only waits ends with the drain; what has been begun is finished.
     match worker.unless_draining(reader.begun(worker, downstream)).await {
         None => {
-            downstream.close(worker).await;
+            Box::pin(downstream.close(worker)).await;
             return Err(NoRequest::Closed(CloseCause::Drained));
         }
         Some(Ok(true)) => {}
@@ -86,7 +87,7 @@ async fn next_head(worker: &Worker, reader: &mut Reader, downstream: &Wire) -> R
         }
         Some(Err(_)) => return Err(NoRequest::Closed(CloseCause::ClientReset)),
     }
-    match reader.head(worker, downstream).await {
+    match Box::pin(reader.head(worker, downstream)).await {
         Ok(Some(head)) => Ok(head),
         Ok(None) | Err(HeadError::Io | HeadError::Truncated) => {
             Err(NoRequest::Closed(CloseCause::ClientReset))
