@@ -65,7 +65,7 @@ fn gateway_errors_and_local_ones_are_counted_apart() {
 fn time_out_grows_with_each_ejection_and_is_lived_down() {
     let mut now = Instant::now();
     let mut outliers = Outliers::new(policy(), now);
-    let mut time_out = |outliers: &mut Outliers, now: &mut Instant| {
+    let time_out = |outliers: &mut Outliers, now: &mut Instant| {
         assert!(note(outliers, "a", &[BAD; 3], *now));
         let began = *now;
         while outliers.is_out("a") {
