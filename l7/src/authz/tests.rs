@@ -220,7 +220,7 @@ fn a_request_is_needed_only_where_a_rule_looks_at_one() {
     let on_path = policy("path", Action::Deny, vec![rule(Attribute::RequestPath, Test::Exact("/a".into()))]);
     let set = PolicySet::compile([on_port.clone()]).unwrap();
     assert!(!set.needs_request() && !PolicySet::allow_all().needs_request());
-    assert_eq!(set.policies(), [on_port.clone()]);
+    assert_eq!(set.policies(), std::slice::from_ref(&on_port));
     let set = PolicySet::compile([on_port.clone(), on_path.clone()]).unwrap();
     assert!(set.needs_request());
     assert_eq!(set.policies(), [on_port, on_path]);

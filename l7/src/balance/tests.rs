@@ -32,7 +32,9 @@ fn owners(table: &Table, is_open: impl Fn(&str) -> bool) -> Vec<Arc<str>> {
 
 fn counts(owners: &[Arc<str>]) -> BTreeMap<&str, usize> {
     let mut counts = BTreeMap::new();
-    owners.iter().for_each(|owner| *counts.entry(&**owner).or_default() += 1);
+    for owner in owners {
+        *counts.entry(&**owner).or_default() += 1;
+    }
     counts
 }
 

@@ -506,7 +506,7 @@ fn an_endpoint_that_is_avoided_is_not_taken_and_the_last_one_leaves_none() {
     let me = Client { workload: &me, ip: ip("10.0.0.9") };
     let web = || vec![service("app/web", &["10.1.0.1"])];
     let two = snapshot(vec![bad.clone(), member("app/good", "10.0.0.2")], web());
-    let bad = [std::sync::Arc::new(bad)];
+    let bad = [Arc::new(bad)];
     for seed in 0..64 {
         let chooser = Chooser::random(seed).avoiding(&bad);
         let route = two.resolve(me, at("10.1.0.1:80"), chooser).unwrap();

@@ -194,7 +194,7 @@ mod tests {
 
     /// What was sent, call by call: these sockets keep the calls apart.
     fn messages(from: impl AsFd) -> Vec<String> {
-        let mut buffer = [0; 64 * 1024];
+        let mut buffer = vec![0; 64 * 1024];
         let mut messages = Vec::new();
         loop {
             match read(&from, &mut buffer) {
