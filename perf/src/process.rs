@@ -75,8 +75,7 @@ impl Program {
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
-    /// Held for its drop, once the child has been reaped.
-    #[allow(dead_code)] // a guard
+    /// Whose bounds the child runs in; removed once the child has been reaped.
     group: Option<Group>,
 }
 
@@ -199,5 +198,6 @@ impl Drop for Process {
         // It may have ended by itself; either way it is reaped.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        drop(self.group.take());
     }
 }

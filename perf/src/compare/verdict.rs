@@ -90,7 +90,9 @@ pub(super) fn checks(report: &Report) -> Vec<Check> {
         };
         let rate = names::REQUESTS_PER_SECOND;
         let bare = report.row(floor, &row.work).and_then(|row| Some(row.figures.get(rate)?.spread?.median));
+        // A proxy that keeps its connections spares the backend those of the clients: there the load's share alone tells.
         if let (Some(bare), Some(own)) = (bare, median(rate))
+            && row.work != names::CONNECTIONS
             && bare < own * HEADROOM_MIN
         {
             near.push(format!("{} at {}: {own:.0}/s, {bare:.0}/s without a proxy", row.topology, row.work));
