@@ -325,6 +325,40 @@ fn what_is_beyond_the_limits_is_refused_and_waiting_ends() {
     });
 }
 
+#[test]
+fn an_endpoint_that_cannot_be_connected_to_in_time_is_told_as_unavailable() {
+    inside("an_endpoint_that_cannot_be_connected_to_in_time_is_told_as_unavailable", || {
+        let policy = "
+  trafficPolicy:
+    connectionPool: { tcp: { connectTimeout: 200ms } }";
+        let yaml = world(policy, "").replace("selector: { app: web }", "selector: { app: plain }");
+        let mut bed = Bed::with(&yaml, &Setup { workers: 1, ..Setup::default() });
+        // Nobody accepts, and the queue is full: the kernel answers no further SYN.
+        let _full = bed.network("plain").within(|| {
+            let socket = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+            let listener = socket();
+            listener.bind(&SocketAddr::from(([0, 0, 0, 0], 8080)).into()).unwrap();
+            listener.listen(0).unwrap();
+            let to = SocketAddr::from(([127, 0, 0, 1], 8080)).into();
+            let mut waiting = Vec::new();
+            while waiting.len() < 16 {
+                let next = socket();
+                if next.connect_timeout(&to, Duration::from_millis(200)).is_err() {
+                    return (listener, waiting);
+                }
+                waiting.push(next);
+            }
+            panic!("the queue takes {} connections", waiting.len());
+        });
+        let mut client = bed.client("client", to(80));
+        assert_eq!(ask(&mut client, "/", "").status, 503);
+        let record = bed.ended(Direction::Outbound, CloseCause::ConnectTimedOut);
+        assert_eq!(record.flags(), "UF");
+        let told = ask(&mut client, "/", "content-type: application/grpc\r\n");
+        assert!(told.status == 200 && told.head.contains("grpc-status: 14\r\n"), "{}", told.head);
+    });
+}
+
 /// Whether another connection to the bounded port is refused: it may be reset before it is looked at.
 fn is_refused(bed: &Bed) -> bool {
     let Ok(mut socket) = bed.connect("client", to(82)) else { return true };
@@ -404,6 +438,9 @@ fn links_that_requests_share_are_used_up_and_end_and_take_their_turns() {
         });
         let refused = client.get("/").unwrap();
         assert_eq!((refused.status, refused.field("x-envoy-overloaded")), (503, Some("true")));
+        let refused = client.post("/", "application/grpc", b"x", http::HeaderMap::new()).unwrap();
+        let told = ["grpc-status", "x-envoy-overloaded"].map(|name| refused.field(name));
+        assert_eq!((refused.status, told), (200, [Some("14"), Some("true")]));
         drop(held);
         drop(other);
         until(|| client.get("/").unwrap().status == 200);

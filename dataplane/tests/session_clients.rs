@@ -22,13 +22,13 @@ const ROUTED2: &str = "10.96.1.1:8081";
 
 /// A service with a route, and a policy that looks at paths.
 fn yaml() -> String {
-    let service = |name: &str, ip: u8, selected: &str| {
+    let service = |name: &str, ip: u8, selected: &str, third: &str| {
         format!(
             "---
 apiVersion: v1
 kind: Service
 metadata: {{ name: {name}, namespace: app }}
-spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080, name: a }}, {{ port: 8081, name: b }}] }}
+spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ port: 8080, name: a }}, {{ port: 8081, name: b }}, {{ port: 8082, name: {third} }}] }}
 "
         )
     };
@@ -51,12 +51,19 @@ apiVersion: v1
 kind: Service
 metadata: { name: real2, namespace: app }
 spec: { clusterIP: 10.96.1.3, selector: { app: server }, ports: [{ port: 8081, appProtocol: kubernetes.io/h2c }] }
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: { name: web3, namespace: app }
+spec:
+  parentRefs: [{ group: '', kind: Service, name: web, port: 8082 }]
+  rules: [{ backendRefs: [{ name: real, port: 8082 }] }]
 ";
     let rules = "[{ to: [{ operation: { paths: ['/*'], notPaths: ['/secret*'] } }] }]";
     [
         pods(),
-        service("web", 1, "none"),
-        service("real", 2, "server"),
+        service("web", 1, "none", "http2-c"),
+        service("real", 2, "server", "grpc-c"),
         route.to_owned(),
         policy("all", "ALLOW", rules),
     ]
@@ -304,20 +311,29 @@ fn grpcs_interop_client_and_server_find_no_fault() {
 fn h2spec_finds_no_fault_where_requests_are_read() {
     inside("h2spec_finds_no_fault_where_requests_are_read", || {
         let bed = Bed::new(&yaml());
-        bed.serve_http2("server", 8080, channel().0);
         // The client's proxy, which routes; the server's, which authorizes.
-        for (pod, host, port) in [("client", "10.96.1.1", "8080"), ("plain", "10.244.1.2", "8080")] {
-            let mut command = Command::new(tool("h2spec"));
-            command.args(["--host", host, "--port", port, "--timeout", "5"]);
-            let (_, said) = bed.try_run(pod, &mut command);
-            let failures = said.split_once("Failures:").map_or(&*said, |(_, failures)| failures);
-            // Where HTTP/1.1 is spoken as well, what is no preface of HTTP/2 is answered as a bad request of HTTP/1.1.
-            let as_meant =
-                failures.matches(" × ").count() == 1 && failures.contains("Sends invalid connection preface");
-            assert!(
-                as_meant && said.contains("145 tests, 144 passed, 0 skipped, 1 failed"),
-                "{host}: {failures}"
-            );
+        for (pod, host) in [("client", "10.96.1.1"), ("plain", "10.244.1.2")] {
+            for (port, is_declared) in [(8080, false), (8082, true)] {
+                if pod == "client" {
+                    bed.serve_http2("server", port, channel().0);
+                }
+                let mut command = Command::new(tool("h2spec"));
+                command.args(["--host", host, "--port", &port.to_string(), "--timeout", "5"]);
+                let (_, said) = bed.try_run(pod, &mut command);
+                let failures = said.split_once("Failures:").map_or(&*said, |(_, failures)| failures);
+                // Where nothing says that a port speaks HTTP/2, what is no preface is answered as a bad request of HTTP/1.1.
+                let as_meant = failures.matches(" × ").count() == 1
+                    && failures.contains("Sends invalid connection preface");
+                let (meant, count) = if is_declared {
+                    (true, "145 tests, 145 passed, 0 skipped, 0 failed")
+                } else {
+                    (as_meant, "145 tests, 144 passed, 0 skipped, 1 failed")
+                };
+                assert!(meant && said.contains(count), "{host}:{port}: {failures}");
+            }
         }
+        // A client of HTTP/1.1 is served there as well.
+        let mut client = bed.client("client", "10.96.1.1:8082".parse().unwrap());
+        assert_eq!(client.get("/x").status, 200);
     });
 }

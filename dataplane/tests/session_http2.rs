@@ -4,10 +4,7 @@
 
 mod session_support;
 
-use std::fmt::Write as _;
 use std::io::{Read, Write};
-use std::net::SocketAddr;
-use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,77 +13,10 @@ use dataplane::session::Node;
 use h2::Reason;
 use http::HeaderMap;
 use session_support::http2::{Asked, extended, read, request, trailers};
-use session_support::{Bed, PATIENCE, checksum, inside, pattern, pods, policy};
+use session_support::versions::{Web, both, routes};
+use session_support::{PATIENCE, checksum, inside, pattern, pods, policy};
 
 const GRPC: &str = "application/grpc";
-
-/// One address, port 80 of which is declared as nothing, in front of four services: three whose ports say what they
-/// speak, and one that says nothing. `server` speaks HTTP/2 on port 8080 and HTTP/1.1 on 8081.
-fn routes() -> String {
-    let mut yaml = pods();
-    for (name, ip, selected, port) in [
-        ("web", 1, "none", "port: 80, targetPort: 8080"),
-        ("plain", 2, "server", "port: 8080, targetPort: 8080"),
-        ("greeter", 3, "other", "port: 8080, targetPort: 8080, appProtocol: kubernetes.io/h2c"),
-        ("old", 4, "server", "port: 8080, targetPort: 8081, appProtocol: http"),
-        ("empty", 5, "none", "port: 8080, targetPort: 8080"),
-    ] {
-        write!(
-            yaml,
-            "---
-apiVersion: v1
-kind: Service
-metadata: {{ name: {name}, namespace: app }}
-spec: {{ clusterIP: 10.96.1.{ip}, selector: {{ app: {selected} }}, ports: [{{ {port} }}] }}
-"
-        )
-        .unwrap();
-    }
-    yaml += "---
-apiVersion: gateway.networking.k8s.io/v1
-kind: HTTPRoute
-metadata: { name: web, namespace: app }
-spec:
-  parentRefs: [{ group: '', kind: Service, name: web, port: 80 }]
-  rules:
-";
-    for (path, backend) in [("/plain", "plain"), ("/grpc", "greeter"), ("/old", "old"), ("/empty", "empty")] {
-        let rule = ["  - matches: [{ path: { type: PathPrefix, value: ", path, " } }]\n"];
-        let backend = ["    backendRefs: [{ name: ", backend, ", port: 8080 }]\n"];
-        yaml.extend(rule.into_iter().chain(backend));
-    }
-    yaml
-}
-
-/// A node with servers of both versions, and what they tell.
-struct Web {
-    bed: Bed,
-    service: SocketAddr,
-    server: SocketAddr,
-    told: Receiver<String>,
-}
-
-impl Web {
-    fn new(yaml: &str) -> Self {
-        let bed = Bed::new(yaml);
-        let (tell, told) = channel();
-        let server = bed.serve_http2("server", 8080, tell.clone());
-        bed.serve_http2("other", 8080, tell.clone());
-        bed.serve_http("server", 8081, tell);
-        Self { bed, service: "10.96.1.1:80".parse().unwrap(), server, told }
-    }
-
-    /// Waits until a server has told of `line`.
-    fn wait_for(&self, line: &str) {
-        while self.told.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("not told: {line}")) != line {}
-    }
-}
-
-/// Routed at the client's proxy and authorized at the server's.
-fn both() -> String {
-    let paths = "['/plain/*', '/old/*', '/grpc/*']";
-    routes() + &policy("paths", "ALLOW", &format!("[{{ to: [{{ operation: {{ paths: {paths} }} }}] }}]"))
-}
 
 #[test]
 fn requests_of_one_connection_are_routed_each_on_its_own() {

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use model::{ApplicationTunnel, GatewayAddress, GatewayDestination, NamespacedHostname, Workload};
+use model::{
+    AppProtocol, ApplicationTunnel, GatewayAddress, GatewayDestination, NamespacedHostname, Workload,
+};
 use tunnel::hbone::{Authority, DestinationLookup, Host, HostnamePort};
 use xds::snapshot::ServiceEntry;
 
@@ -33,6 +35,17 @@ impl Lookup<'_> {
             }
         };
         Some(SocketAddr::new(ip, authority.port))
+    }
+
+    /// What the services that a workload stands behind say of its port; unknown where they do not agree.
+    pub(super) fn declared(&self, workload: &Workload, port: u16) -> AppProtocol {
+        let mut declared = workload.services.iter().flat_map(|(key, ports)| {
+            let entry = self.state.snapshot.service(&key.namespace, &key.hostname);
+            let ports = ports.iter().filter(|it| it.target_port == port);
+            ports.filter_map(move |it| entry?.service.port(it.service_port)).map(|it| it.app_protocol)
+        });
+        let Some(first) = declared.next() else { return AppProtocol::Unknown };
+        if declared.all(|other| other == first) { first } else { AppProtocol::Unknown }
     }
 
     /// The key of what is not held and was not answered for, but decides what `authority` means at the address

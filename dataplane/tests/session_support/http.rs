@@ -7,7 +7,7 @@ use std::sync::mpsc::Sender;
 #[allow(unused_imports)] // each test program uses a part
 pub use super::message::{Client, Response};
 use super::message::{body_of, field, read_head};
-use super::{Bed, PATIENCE, checksum, pattern};
+use super::{Bed, LATE, PATIENCE, checksum, pattern};
 
 impl Bed {
     pub fn client(&self, pod: &str, to: SocketAddr) -> Client {
@@ -82,6 +82,13 @@ fn answer(
         _ => {
             if field(&head, "expect").is_some() {
                 reader.get_mut().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+            }
+            if last == "hints" {
+                let hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a.css>\r\nConnection: x\r\nX: 1\r\n\r\n";
+                reader.get_mut().write_all(hints)?;
+            }
+            if last == "late" {
+                std::thread::sleep(LATE);
             }
             let body = body_of(reader, &head)?.unwrap_or_default();
             let upgrade = field(&head, "upgrade").unwrap_or_default();

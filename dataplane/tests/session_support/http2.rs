@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::runtime::{Builder, Runtime};
 use tokio_rustls::TlsAcceptor;
 
-use super::{Bed, PATIENCE, checksum, pattern};
+use super::{Bed, LATE, PATIENCE, checksum, pattern};
 
 /// A response as it was read.
 #[derive(Debug)]
@@ -64,7 +64,10 @@ impl Client {
     pub fn new(socket: TcpStream) -> Self {
         let runtime = runtime();
         let sender = runtime.block_on(async {
-            let (sender, connection) = h2::client::handshake(into_tokio(socket)).await.unwrap();
+            let mut builder = h2::client::Builder::new();
+            // A response that is not read leaves room for others.
+            builder.initial_connection_window_size(1 << 20);
+            let (sender, connection) = builder.handshake(into_tokio(socket)).await.unwrap();
             tokio::spawn(async move { drop(connection.await) });
             sender
         });
@@ -133,6 +136,11 @@ pub fn extended(path: &str, protocol: &'static str) -> Request<()> {
     request
 }
 
+/// The next interim response.
+pub async fn interim(response: &mut ResponseFuture) -> Option<Response<()>> {
+    poll_fn(|context| response.poll_informational(context)).await.map(Result::unwrap)
+}
+
 pub async fn read(response: ResponseFuture) -> Result<Answer, h2::Error> {
     let (head, mut body) = response.await?.into_parts();
     let (bytes, trailers) = drain(&mut body).await?;
@@ -170,10 +178,26 @@ impl Bed {
 
     /// A server of HTTP/2 in a pod. The end of the path chooses: see [`answer`]. Each request, as `METHOD path`, is told.
     pub fn serve_http2(&self, pod: &str, port: u16, tell: Sender<String>) -> SocketAddr {
+        self.serve_http2_as(pod, port, with_connect, tell)
+    }
+
+    /// The same; it takes no extended CONNECT.
+    pub fn serve_http2_alone(&self, pod: &str, port: u16, tell: Sender<String>) -> SocketAddr {
+        self.serve_http2_as(pod, port, h2::server::Builder::new, tell)
+    }
+
+    fn serve_http2_as(
+        &self,
+        pod: &str,
+        port: u16,
+        builder: fn() -> h2::server::Builder,
+        tell: Sender<String>,
+    ) -> SocketAddr {
         let name = pod.to_owned();
         self.serve(pod, port, move |socket, peer| {
             let (name, tell) = (name.clone(), tell.clone());
-            runtime().block_on(async move { converse(into_tokio(socket), peer, name, tell).await });
+            let conversing = async move { converse(builder(), into_tokio(socket), peer, name, tell).await };
+            runtime().block_on(conversing);
         })
     }
 
@@ -194,7 +218,7 @@ impl Bed {
                 let agreed = stream.get_ref().1.alpn_protocol().unwrap_or_default().to_vec();
                 let _ = tell.send(format!("tls {}", String::from_utf8_lossy(&agreed)));
                 if agreed == b"h2" {
-                    return converse(stream, peer, name, tell).await;
+                    return converse(with_connect(), stream, peer, name, tell).await;
                 }
                 let mut request = [0; 4096];
                 while matches!(stream.read(&mut request).await, Ok(1..)) {
@@ -206,14 +230,20 @@ impl Bed {
     }
 }
 
+fn with_connect() -> h2::server::Builder {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    builder
+}
+
 async fn converse(
+    mut builder: h2::server::Builder,
     transport: impl AsyncRead + AsyncWrite + Unpin,
     peer: SocketAddr,
     name: String,
     tell: Sender<String>,
 ) {
-    let mut builder = h2::server::Builder::new();
-    builder.enable_connect_protocol().max_concurrent_streams(100);
+    builder.max_concurrent_streams(100);
     let Ok(mut connection) = builder.handshake::<_, Bytes>(transport).await else { return };
     let mut count = 0;
     while let Some(Ok((request, respond))) = connection.accept().await {
@@ -236,6 +266,12 @@ async fn answer(
     let _ = tell.send(format!("{} {path}", request.method()));
     let served = match path.rsplit('/').next().unwrap_or_default() {
         "stream" => stream(request, respond).await,
+        "hints" => hints(at, request, respond, 1).await,
+        "hints-forever" => hints(at, request, respond, 100).await,
+        "late" => {
+            tokio::time::sleep(LATE).await;
+            echo(at, request, respond).await
+        }
         "status" => only_trailers(respond, "5"),
         "unavailable-once" if at.2 == 1 => only_trailers(respond, "14"),
         "unavailable" => only_trailers(respond, "14"),
@@ -282,6 +318,23 @@ async fn echo(
     let response = Response::builder().header("x-server", name).body(()).unwrap();
     let to = respond.send_response(response, false)?;
     send(to, text.into(), trailers.unwrap_or_default()).await
+}
+
+/// Tells that the body is wanted, where that is asked, and then of what will be wanted beside the answer.
+async fn hints(
+    at: (String, SocketAddr, usize),
+    request: Request2,
+    mut respond: SendResponse<Bytes>,
+    count: usize,
+) -> Result<(), h2::Error> {
+    let interim = |status: u16| Response::builder().status(status);
+    if request.headers().contains_key("expect") {
+        respond.send_informational(interim(100).body(()).unwrap())?;
+    }
+    for _ in 0..count {
+        respond.send_informational(interim(103).header("link", "</a.css>").body(()).unwrap())?;
+    }
+    echo(at, request, respond).await
 }
 
 /// A call of gRPC: each piece comes back as it comes, then the status.

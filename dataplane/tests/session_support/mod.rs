@@ -15,6 +15,7 @@ pub mod names;
 pub mod pki;
 pub mod raw;
 pub mod traffic;
+pub mod versions;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -57,6 +58,9 @@ pub use traffic::{connect, exchange, ping};
 
 /// How long anything may take. Only a failure waits this long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long servers leave a body unread whose path ends in `late`.
+pub const LATE: Duration = Duration::from_millis(500);
 
 thread_local! {
     static NODE: RefCell<Option<Rc<Node>>> = const { RefCell::new(None) };

@@ -11,6 +11,7 @@ use l7::filter::Chain;
 use l7::ir::{Authorizer, ConnectionAttributes, Filters, RequestHead};
 use l7::jwt::{Authenticated, Rejection, Token};
 use l7::path::Normalization;
+use model::AppProtocol;
 
 use super::consult::Asker;
 use super::shelf::Kept;
@@ -24,6 +25,7 @@ use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
 use crate::session::connection::Connection;
 use crate::session::dial::UpstreamFacts;
+use crate::session::lookup::Lookup;
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 
@@ -69,6 +71,12 @@ impl Director for Gate {
 
     fn normalization(&self) -> Normalization {
         self.node.state().snapshot.mesh_wide().normalization
+    }
+
+    fn declared(&self) -> AppProtocol {
+        let state = self.node.state();
+        let Some(workload) = workload_of(&state, &self.pod.local) else { return AppProtocol::Unknown };
+        Lookup { state: &state, workload: &workload }.declared(&workload, self.arrival.destination.port())
     }
 
     async fn consult(

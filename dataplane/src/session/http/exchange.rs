@@ -30,6 +30,9 @@ use crate::access_log::cause::CloseCause;
 use crate::link::{Link, TunnelStream};
 use crate::worker::Worker;
 
+/// The answer to an extended CONNECT where the server takes none (RFC 8441 section 3).
+const NO_SWITCH: Reply = Reply::text(501, "the server does not switch protocols", CloseCause::InvalidHttp);
+
 /// Interim responses to one request.
 const INTERIM_MAX: usize = 16;
 
@@ -168,6 +171,10 @@ impl Exchange<'_, '_> {
             }
             Way::Http2(link) => {
                 let extended = self.extended(link).await;
+                // As an ordinary request its success would be taken for the agreement to switch.
+                if self.plan.upgrades && extended == Extended::Not && !source.is_http1() {
+                    return Try::Failed(Failure::Client, NO_SWITCH);
+                }
                 let headers = match self.received.to_http2(&self.plan.filtered.chain, extended) {
                     Ok(headers) => headers,
                     Err(error) => return unwritable(&error),

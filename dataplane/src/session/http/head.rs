@@ -103,7 +103,7 @@ impl Received {
     }
 
     /// The head for an upstream that speaks HTTP/2. `extended` says that it takes extended CONNECT; elsewhere a request
-    /// to switch protocols becomes an ordinary one, as if the server had ignored it.
+    /// of HTTP/1.1 to switch protocols becomes an ordinary one, as if the server had ignored it.
     pub(super) fn to_http2(&self, filters: &Chain, extended: Extended) -> Result<Headers, Unwritable> {
         let scheme = match self {
             Self::Http1 { .. } => None,

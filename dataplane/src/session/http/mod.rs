@@ -41,6 +41,7 @@ use l7::filter::Chain;
 use l7::ir::{Filters, RequestHead};
 use l7::outlier::Answer;
 use l7::path::Normalization;
+use model::AppProtocol;
 use tunnel::sniff::{Sniffed, sniff};
 
 use super::connection::Connection;
@@ -130,6 +131,11 @@ pub(super) trait Director {
         NORMALIZATION
     }
 
+    /// What the destination's port is declared to carry, as far as that is known.
+    fn declared(&self) -> AppProtocol {
+        AppProtocol::Unknown
+    }
+
     /// Asks somebody else about a request before it is decided. What comes back is done to the request, and the decision
     /// is made about the outcome. A head that cannot be read is refused afterwards in any case.
     async fn consult(
@@ -175,14 +181,26 @@ pub(super) async fn converse<D: Director>(
     director: &D,
 ) -> CloseCause {
     let mut reader = Reader::default();
+    let wants_http2 = is_http2(director.declared());
     let begun = {
         let worker = &connection.node.worker;
-        let begun = pin!(worker.unless_draining(reader.preface(worker, &downstream)));
+        let reading = async {
+            if wants_http2 {
+                reader.first_line(worker, &downstream).await
+            } else {
+                reader.preface(worker, &downstream).await
+            }
+        };
+        let begun = pin!(worker.unless_draining(reading));
         connection.until_cut(begun).await
     };
     // What has failed or drained so far is found out by whoever goes on.
     drop(begun);
     converse_from(connection, downstream, Begun { reader }, director).await
+}
+
+fn is_http2(declared: AppProtocol) -> bool {
+    matches!(declared, AppProtocol::Http2 | AppProtocol::Grpc)
 }
 
 /// The first bytes of a connection.
@@ -209,13 +227,16 @@ impl Begun {
 
     /// Whether they may be HTTP, well-formed or not: what is not well-formed is refused and not passed on unread.
     pub(super) fn may_be_http(&self) -> bool {
-        let bytes = self.bytes();
-        match sniff(bytes) {
-            Sniffed::Http1 | Sniffed::Http2 => true,
-            Sniffed::Tls => false,
-            Sniffed::NeedMore | Sniffed::Unknown => {
-                bytes.is_empty() || names_method(bytes) || memmem(bytes, b" HTTP/")
-            }
+        may_be_http(self.bytes())
+    }
+}
+
+fn may_be_http(bytes: &[u8]) -> bool {
+    match sniff(bytes) {
+        Sniffed::Http1 | Sniffed::Http2 => true,
+        Sniffed::Tls => false,
+        Sniffed::NeedMore | Sniffed::Unknown => {
+            bytes.is_empty() || names_method(bytes) || memmem(bytes, b" HTTP/")
         }
     }
 }
@@ -238,7 +259,12 @@ async fn converse_from<D: Director>(
     Begun { reader }: Begun,
     director: &D,
 ) -> CloseCause {
-    if sniff(reader.bytes()) == Sniffed::Http2 {
+    let sniffed = sniff(reader.bytes());
+    // Where HTTP/2 is expected, what is HTTP of no version is told so in the words of HTTP/2 (RFC 9113 section 3.4).
+    let is_bad_preface = matches!(sniffed, Sniffed::Tls | Sniffed::Unknown)
+        && is_http2(director.declared())
+        && !may_be_http(reader.bytes());
+    if sniffed == Sniffed::Http2 || is_bad_preface {
         Box::pin(http2::converse(connection, downstream, reader.bytes(), director)).await
     } else {
         conversation::converse(connection, &downstream, reader, director).await

@@ -44,18 +44,20 @@ impl Reply {
     }
 
     /// The same as clients of gRPC read it: the status is in the fields, of a response without a body
-    /// (gRPC's "Trailers-Only").
+    /// (gRPC's "Trailers-Only"). What else the fields say stays.
     pub(super) fn for_grpc(self) -> Self {
         if self.has("grpc-status") {
             return self;
         }
         let status = grpc::status_of(self.status).to_string();
         let message = grpc::message(&self.body);
-        let fields = vec![
+        let mut fields = self.fields;
+        fields.retain(|(name, _)| !name.eq_ignore_ascii_case("content-type"));
+        fields.extend([
             (Cow::Borrowed("content-type"), grpc::CONTENT_TYPE.into()),
             (Cow::Borrowed("grpc-status"), status.into_bytes()),
             (Cow::Borrowed("grpc-message"), message.into_bytes()),
-        ];
+        ]);
         Self { status: 200, body: Cow::Borrowed(""), fields, cause: self.cause }
     }
 
@@ -117,5 +119,17 @@ mod tests {
         let text = String::from_utf8(denied.to_http1(true, false)).unwrap();
         assert!(text.starts_with("HTTP/1.1 200 OK\r\n") && text.contains("grpc-status: 7\r\n"), "{text}");
         assert!(text.contains("content-length: 0\r\n"), "{text}");
+    }
+
+    #[test]
+    fn what_else_an_answer_says_is_told_to_clients_of_grpc_as_well() {
+        let overflow = Reply::from(Overflow).for_grpc().to_http2().unwrap();
+        assert_eq!(overflow.get("x-envoy-overloaded"), Some(b"true".as_slice()));
+        assert_eq!(overflow.get("grpc-status"), Some(b"14".as_slice()));
+        let typed = Reply::text(403, "no", CloseCause::PolicyDenied).with("Content-Type", "text/html");
+        let headers = typed.for_grpc().to_http2().unwrap();
+        let kinds: Vec<_> = headers.fields().filter(|field| field.name == b"content-type").collect();
+        assert_eq!(kinds.len(), 1);
+        assert_eq!(kinds[0].value, b"application/grpc");
     }
 }

@@ -57,7 +57,9 @@ impl Exchange<'_, '_> {
                 let mut storage = empty_headers();
                 let method = if self.plan.is_head_method { "HEAD" } else { "" };
                 parse_response(&raw, method, &mut storage)
-                    .and_then(|response| self.written(&response))
+                    .and_then(|response| {
+                        self.switched_or_not(&response).and_then(|()| self.written(&response))
+                    })
                     .map_err(|error| Broken::From(Fault::malformed(error)))
             }
             Server::Http2 { stream, switch } => {
@@ -69,6 +71,14 @@ impl Exchange<'_, '_> {
                     .map_err(|error| Broken::From(Fault::malformed(error)))
             }
         }
+    }
+
+    /// A server of HTTP/1.1 may ignore that a switch is asked for and answer the request. A client of HTTP/2 would take
+    /// its success for the agreement, and what follows for the other protocol (RFC 8441 section 5).
+    fn switched_or_not(&self, response: &Response<'_, '_>) -> Result<(), Http1Error> {
+        let is_success = (200..300).contains(&response.status);
+        let is_mistaken = is_success && self.plan.upgrades && matches!(self.downstream, Side::Http2(_));
+        if is_mistaken { Err(Http1Error::Malformed) } else { Ok(()) }
     }
 
     fn read_http2(

@@ -28,6 +28,7 @@ use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record};
 use crate::session::connection::Connection;
 use crate::session::dial::{Dialler, UpstreamFacts, refusal_cause};
+use crate::session::lookup::Lookup;
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
 use crate::session::state::NodeState;
@@ -91,6 +92,15 @@ impl Caller {
         }
     }
 
+    /// What the port that the client has dialled says that it speaks.
+    fn declared(&self) -> AppProtocol {
+        let state = self.node.state();
+        let Goal::Workload(workload) = &self.goal else {
+            return self.goal.declared(&state, self.to.port()).unwrap_or_default();
+        };
+        Lookup { state: &state, workload }.declared(workload, self.to.port())
+    }
+
     /// Whom routes take the client for.
     pub(super) fn sender<'s>(&self, state: &'s NodeState) -> Sender<'s> {
         let owner =
@@ -130,6 +140,10 @@ impl Director for Steering<'_> {
 
     fn normalization(&self) -> Normalization {
         self.caller.node.state().snapshot.mesh_wide().normalization
+    }
+
+    fn declared(&self) -> AppProtocol {
+        self.caller.declared()
     }
 
     async fn consult(
@@ -297,7 +311,8 @@ fn unreachable(cause: CloseCause) -> Reply {
     match cause {
         CloseCause::PolicyDenied => DENIED,
         CloseCause::TlsFailed => Reply::text(503, "upstream TLS error", cause),
-        CloseCause::ConnectTimedOut => Reply::text(504, "upstream connect timed out", cause),
+        // 503, as Envoy answers: 504 is said of a request that its server had.
+        CloseCause::ConnectTimedOut => Reply::text(503, "upstream connect timed out", cause),
         _ => Reply::text(503, "upstream connect error", cause),
     }
 }

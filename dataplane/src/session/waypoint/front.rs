@@ -115,7 +115,7 @@ impl Front {
         let policies = snapshot.waypoint_policies(None);
         let policies = policies.ok_or_else(|| Unserved::NotTold(self.authority.clone()))?.clone();
         let http = ServedHttp { policies, router: None, normalization: Normalization::Base };
-        let (http, tcp) = by_protocol(declared_protocol(lookup, owner, port), http);
+        let (http, tcp) = by_protocol(lookup.declared(owner, port), http);
         let served = Served { service: None, port, http, tcp };
         Ok(Found { served, workload: Some(owner.clone()), address: SocketAddr::new(ip, port) })
     }
@@ -137,15 +137,4 @@ fn by_protocol(
         AppProtocol::Tcp | AppProtocol::Tls => (None, Some(policies)),
         AppProtocol::Unknown => (Some(http), Some(policies)),
     }
-}
-
-/// What the services that a workload stands behind say of its port; unknown where they do not agree.
-fn declared_protocol(lookup: &Lookup<'_>, workload: &Workload, port: u16) -> AppProtocol {
-    let mut declared = workload.services.iter().flat_map(|(key, ports)| {
-        let entry = lookup.state.snapshot.service(&key.namespace, &key.hostname);
-        let ports = ports.iter().filter(|it| it.target_port == port);
-        ports.filter_map(move |it| entry?.service.port(it.service_port)).map(|it| it.app_protocol)
-    });
-    let Some(first) = declared.next() else { return AppProtocol::Unknown };
-    if declared.all(|other| other == first) { first } else { AppProtocol::Unknown }
 }

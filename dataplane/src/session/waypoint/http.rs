@@ -6,7 +6,7 @@ use std::sync::Arc;
 use l7::ir::{Filters, HeaderEdits, HeaderValue, RequestHead};
 use l7::outlier::Answer;
 use l7::path::Normalization;
-use model::{Identity, Workload};
+use model::{AppProtocol, Identity, Workload};
 
 use super::front::{Found, Front, Unserved};
 use crate::access_log::cause::CloseCause;
@@ -64,6 +64,10 @@ impl Director for Waypoint<'_> {
             workload_of(&state, &caller.pod.local).filter(|_| state.snapshot.waypoint_config().is_some());
         let found = own.and_then(|own| self.front.find(&state, &own).ok());
         found.and_then(|found| found.served.http).map_or(usual, |http| http.normalization)
+    }
+
+    fn declared(&self) -> AppProtocol {
+        self.steering.declared()
     }
 
     async fn consult(
