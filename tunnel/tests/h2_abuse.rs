@@ -3,6 +3,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, clippy::panic)] // test code outside of test functions
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 use tunnel::h2::{Config, Connection, ConnectionError, ErrorCode, Event, Headers, StreamId};
 
@@ -239,6 +240,9 @@ fn window_updates_in_proportion_to_data_sent_are_welcome() {
     }
 }
 
+/// Heads with 14 references to a field of 4,001 octets that are held at the same time, beside some small ones: 2 MiB.
+const LARGE_THAT_FIT: usize = ((2 << 20) - 20_000) / (14 * 4_033 + 166);
+
 /// A block that stores a large field, then blocks that refer to it again and again.
 fn bomb_blocks(references: usize) -> (Vec<u8>, Vec<u8>) {
     let mut store = GET.to_vec();
@@ -250,15 +254,105 @@ fn bomb_blocks(references: usize) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn header_bomb_is_reset_request_by_request() {
+fn lists_that_are_too_large_are_reset_request_by_request() {
     let mut target = Target::new(Application::Silent);
-    let (store, refer) = bomb_blocks(4_000);
+    let (store, refer) = bomb_blocks(40);
     assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, 1, &store)), Ok(()));
     assert_eq!(target.requests, 1);
     for number in 1..=50 {
         assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, stream(number), &refer)), Ok(()));
     }
     assert_eq!((target.requests, target.written(3), target.connection.stream_count()), (1, 50, 1));
+}
+
+#[test]
+fn a_list_out_of_all_proportion_ends_the_connection() {
+    for flags in [END_STREAM | END_HEADERS, END_HEADERS] {
+        let mut target = Target::new(Application::Silent);
+        let (store, refer) = bomb_blocks(4_000);
+        assert_eq!(target.feed(&headers(flags, 1, &store)), Ok(()));
+        assert_eq!(target.flood(50, |number| headers(flags, stream(number + 1), &refer)), Some(0));
+        assert_eq!(target.requests, 1);
+    }
+}
+
+#[test]
+fn heads_that_are_held_leave_less_room_for_others_until_they_are_answered() {
+    let mut target = Target::new(Application::Silent);
+    let (store, refer) = bomb_blocks(14);
+    assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, 1, &store)), Ok(()));
+    for number in 1..100 {
+        assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, stream(number), &refer)), Ok(()));
+    }
+    let fit = LARGE_THAT_FIT + 1;
+    assert_eq!((target.requests, target.written(3)), (fit, 100 - fit));
+    let refused = frame(3, 0, stream(99), &7_u32.to_be_bytes());
+    assert!(target.out.ends_with(&refused), "as if it had never come");
+    for number in 1..10 {
+        let response = Headers::response(200).unwrap();
+        target.connection.respond(StreamId(stream(number)), &response, true, &mut target.out).unwrap();
+    }
+    for number in 100..110 {
+        assert_eq!(target.feed(&headers(END_STREAM | END_HEADERS, stream(number), &refer)), Ok(()));
+    }
+    assert_eq!(target.requests, fit + 9, "as many as were answered");
+}
+
+#[test]
+fn a_reset_of_a_large_head_counts_for_several() {
+    let mut target = Target::new(Application::Silent);
+    let (store, refer) = bomb_blocks(14);
+    assert_eq!(target.feed(&[headers(END_STREAM | END_HEADERS, 1, &store), reset(1)].concat()), Ok(()));
+    let attack = |number| {
+        let id = stream(number + 1);
+        [headers(END_STREAM | END_HEADERS, id, &refer), reset(id)].concat()
+    };
+    // 56 KB are six times 8 KiB and some.
+    let taken = target.flood(1_000, attack).expect("closed");
+    assert!((65..=75).contains(&taken), "{taken}");
+}
+
+#[test]
+fn trailers_and_interim_responses_that_are_held_are_bounded_as_well() {
+    let (_, refer) = bomb_blocks(14);
+    let refer = &refer[GET.len()..];
+    let mut target = Target::new(Application::Silent);
+    assert_eq!(target.feed(&headers(END_HEADERS, 1, &bomb_blocks(0).0)), Ok(()));
+    for number in 1..100 {
+        let both = [
+            headers(END_HEADERS, stream(number), GET),
+            headers(END_STREAM | END_HEADERS, stream(number), refer),
+        ];
+        assert_eq!(target.feed(&both.concat()), Ok(()));
+    }
+    assert_eq!(target.connection.stream_count(), LARGE_THAT_FIT + 1);
+
+    let now = Instant::now();
+    let mut out = Vec::new();
+    let mut client = Connection::new(Config::proxy_client(), now, &mut out);
+    let request = Headers::request("GET", "http", "a", "/").unwrap();
+    let mut bytes = frame(4, 0, 0, &[]);
+    let hints = |fields: &[u8]| [b"\x08\x03103".as_slice(), fields].concat();
+    let stored = [b"\x40\x01x\x7f\xa1\x1e".as_slice(), &[b'A'; 4_000]].concat();
+    for number in 0..20 {
+        let id = client.open(&request, true, &mut out).unwrap();
+        if number == 0 {
+            bytes.extend(headers(END_HEADERS, id.0, &hints(&stored)));
+        }
+        for _ in 0..4 {
+            bytes.extend(headers(END_HEADERS, id.0, &hints(refer)));
+        }
+    }
+    let (mut input, mut held) = (bytes.as_slice(), BTreeMap::new());
+    while let Some(event) = client.next_event(&mut input, now, &mut out).unwrap() {
+        match event {
+            Event::Headers { stream, .. } => *held.entry(stream).or_insert(0) += 1,
+            Event::Reset { stream, .. } => drop(held.remove(&stream)),
+            _ => {}
+        }
+        assert!(held.values().sum::<usize>() <= LARGE_THAT_FIT + 2);
+    }
+    assert!((5..20).contains(&client.stream_count()), "others were reset");
 }
 
 #[test]

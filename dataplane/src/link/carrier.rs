@@ -41,6 +41,10 @@ pub(super) enum Carrier {
 }
 
 impl Carrier {
+    pub(super) fn is_socket(&self) -> bool {
+        matches!(self, Self::Socket(_))
+    }
+
     /// Receives what is there: `None` if nothing is, `Some(0)` at the end.
     #[inline]
     pub(super) fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {

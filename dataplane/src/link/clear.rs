@@ -53,6 +53,14 @@ impl Arrivals {
         self.arrived.raise();
     }
 
+    /// Its peer has reset it; whoever takes it sees that and needs no more of it.
+    fn forget(&self, stream: &Rc<Stream>) {
+        let mut waiting = self.waiting.borrow_mut();
+        if let Some(request) = waiting.iter_mut().rfind(|it| Rc::ptr_eq(&it.stream.stream, stream)) {
+            request.headers = Headers::default();
+        }
+    }
+
     /// The link is over: whoever waits for the next request must see it.
     pub(super) fn close(&self) {
         let unseen = std::mem::take(&mut *self.waiting.borrow_mut());
@@ -126,6 +134,13 @@ impl Link {
     /// Whether the peer takes extended CONNECT requests (RFC 8441), as far as it has said.
     pub fn peer_takes_connect_protocol(&self) -> bool {
         self.session.borrow().peer_takes_connect_protocol()
+    }
+
+    /// A stream has been reset: if its request still waits, its head is not held any longer.
+    pub(super) fn forget_arrival(&self, stream: &Rc<Stream>) {
+        if let Role::Queue(arrivals) = self.role() {
+            arrivals.forget(stream);
+        }
     }
 
     /// A request has arrived on a link without TLS.

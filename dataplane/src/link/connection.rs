@@ -21,12 +21,13 @@ use super::clear::Arrivals;
 use super::events::Batch;
 use super::server::Handler;
 use super::stream::{Stream, StreamEnd, TunnelStream};
+use super::turn::Turn;
 use super::{IncomingRequest, LinkEnd};
 use crate::net::Socket;
 use crate::worker::{CensusGuard, Flush, Latch, Signal, Tick, Worker};
 
-/// Full reads of the lent buffer in a row before other links get their turn.
-const READS_IN_A_ROW_MAX: usize = 4;
+/// Requests that are begun in a row before others get their turn: each may look up, decide, log, and dial.
+const REQUESTS_IN_A_ROW_MAX: usize = 8;
 
 /// How long the last words may take to leave, and how long the peer's are read over before the socket closes. A socket
 /// closed with unread input sends a reset, which would destroy what we said last (RFC 9113 section 6.8).
@@ -59,6 +60,7 @@ pub struct Link {
     pub(super) session: RefCell<Session>,
     pub(super) streams: RefCell<HashMap<StreamId, Rc<Stream>, foldhash::fast::RandomState>>,
     role: Role,
+    pub(super) turn: Turn,
     remote: SocketAddr,
     local: SocketAddr,
     pub(super) peer: OnceCell<Peer>,
@@ -138,6 +140,7 @@ impl Link {
             session: RefCell::new(session),
             streams: RefCell::default(),
             role,
+            turn: Turn::default(),
             remote,
             local,
             peer: OnceCell::new(),
@@ -368,7 +371,13 @@ impl Link {
                 continue;
             }
             match self.wait_readable().await {
-                Ok(true) => self.read(),
+                Ok(true) => {
+                    self.read();
+                    if self.turn.was_cut_short() && !self.carrier.is_socket() {
+                        // A socket is waited for in any case; what is already here would be read without a pause.
+                        self.worker.yield_now().await;
+                    }
+                }
                 Ok(false) => {}
                 Err(error) => self.broken(&error),
             }
@@ -397,8 +406,9 @@ impl Link {
     /// One turn of the reader: a bounded number of reads into the worker's buffer.
     fn read(self: &Rc<Self>) {
         let mut requests = Vec::new();
+        self.turn.begin();
         self.worker.lend(|buffer| {
-            for _ in 0..READS_IN_A_ROW_MAX {
+            loop {
                 match self.read_once(buffer, &mut requests) {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -424,7 +434,8 @@ impl Link {
         requests: &mut Vec<IncomingRequest>,
     ) -> io::Result<bool> {
         let kept = self.session.borrow_mut().prepare_input(buffer);
-        let room = buffer.get_mut(kept..).unwrap_or_default();
+        let end = buffer.len().min(kept + self.turn.read_bytes());
+        let room = buffer.get_mut(kept..end).unwrap_or_default();
         let room_bytes = room.len();
         let Some(count) = self.carrier.try_recv(room)? else {
             // What was kept must be kept again.
@@ -436,29 +447,29 @@ impl Link {
             self.finish(LinkEnd { cause, detail: "the peer closed the connection".into() });
             return Ok(false);
         }
-        self.take_events(buffer.get_mut(..kept + count).unwrap_or_default(), requests);
-        let again = count == room_bytes && self.end.get().is_none();
+        let work = self.take_events(buffer.get_mut(..kept + count).unwrap_or_default(), requests);
+        let again = self.turn.note(count, work) && count == room_bytes && self.end.get().is_none();
         Ok(again && !self.session.borrow().input_is_blocked())
     }
 
-    /// Feeds received bytes, or nothing, to the session and acts on its events.
-    fn take_events(self: &Rc<Self>, filled: &mut [u8], requests: &mut Vec<IncomingRequest>) {
-        let (result, pending) = {
+    /// Feeds received bytes, or nothing, to the session and acts on its events. How much there was to do.
+    fn take_events(self: &Rc<Self>, filled: &mut [u8], requests: &mut Vec<IncomingRequest>) -> usize {
+        let (taken, pending) = {
             let mut session = self.session.borrow_mut();
             self.lend_output(&mut session);
-            let result = Batch::new(self, requests).run(session.ingest(filled, Instant::now()));
+            let taken = Batch::new(self, requests).run(session.ingest(filled, Instant::now()));
             let pending = session.output_backlog() > 0;
             if !pending {
                 let mut spare = Vec::new();
                 session.reclaim_output(&mut spare);
                 self.worker.spare_buffers().give_back(spare);
             }
-            (result, pending)
+            (taken, pending)
         };
         if pending {
             self.queue_flush();
         }
-        match result {
+        match taken.closed {
             Ok(false) => {}
             Ok(true) => {
                 let cause = self.session.borrow_mut().close(CloseCause::Clean);
@@ -473,14 +484,35 @@ impl Link {
             }
         }
         self.settle_drained();
+        taken.work
     }
 
-    fn dispatch(self: &Rc<Self>, requests: Vec<IncomingRequest>) {
-        if let Role::Server(handler) = &self.role {
-            for request in requests {
+    /// Hands requests to the handler, many only by and by.
+    fn dispatch(self: &Rc<Self>, mut requests: Vec<IncomingRequest>) {
+        let Role::Server(handler) = &self.role else { return };
+        let begin = |handler: &dyn Handler, request: IncomingRequest| {
+            // One that has been taken back is not begun.
+            if !request.is_taken_back() {
                 handler.request(request);
             }
+        };
+        let others = requests.split_off(requests.len().min(REQUESTS_IN_A_ROW_MAX));
+        for request in requests {
+            begin(&**handler, request);
         }
+        if others.is_empty() {
+            return;
+        }
+        let (worker, handler) = (self.worker.clone(), handler.clone());
+        self.worker.spawn(async move {
+            let mut others = others.into_iter();
+            while others.len() > 0 {
+                worker.yield_now().await;
+                for request in others.by_ref().take(REQUESTS_IN_A_ROW_MAX) {
+                    begin(&*handler, request);
+                }
+            }
+        });
     }
 
     /// Whether others opened it to us.
@@ -583,7 +615,7 @@ impl Tick for Link {
             let result = self.write(|session| session.on_timer(now));
             let mut requests = Vec::new();
             match result {
-                Ok(()) => self.take_events(&mut [], &mut requests),
+                Ok(()) => drop(self.take_events(&mut [], &mut requests)),
                 Err(error) => self.fail(&error),
             }
             self.dispatch(requests);

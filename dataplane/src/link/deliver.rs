@@ -27,6 +27,7 @@ impl Stream {
         let sink = self.sink.get();
         if let Some(sink) = sink
             && self.pending.borrow().is_empty()
+            && self.link().turn.may_deliver()
         {
             match sink.socket.try_send_vectored(pieces) {
                 Ok(sent) => skip = sent.unwrap_or(0),

@@ -24,6 +24,14 @@ pub(super) struct Batch<'l, 'b> {
     gathered: Option<Gathered<'b>>,
 }
 
+/// What came of a batch.
+pub(super) struct Taken {
+    /// Whether the peer has ended the connection.
+    pub(super) closed: Result<bool, SessionError>,
+    /// How much there was to do.
+    pub(super) work: usize,
+}
+
 /// Payload of one stream that waits to be delivered together.
 struct Gathered<'b> {
     stream: Rc<Stream>,
@@ -35,10 +43,10 @@ impl<'l, 'b> Batch<'l, 'b> {
         Self { link, requests, gathered: None }
     }
 
-    /// Takes all events; `true` if the peer has ended the connection.
-    pub(super) fn run(mut self, mut ingest: Ingest<'_, 'b>) -> Result<bool, SessionError> {
+    /// Takes all events.
+    pub(super) fn run(mut self, mut ingest: Ingest<'_, 'b>) -> Taken {
         let mut closed = false;
-        let result = loop {
+        let closed = loop {
             match ingest.next() {
                 Ok(Some(event)) => closed |= self.take(event, ingest.session()),
                 Ok(None) => break Ok(closed),
@@ -47,7 +55,7 @@ impl<'l, 'b> Batch<'l, 'b> {
         };
         // What came before an error or the end still belongs to the application.
         self.deliver(ingest.session());
-        result
+        Taken { closed, work: ingest.work() }
     }
 
     fn take(&mut self, event: SessionEvent<'b>, session: &mut Session) -> bool {
@@ -83,6 +91,7 @@ impl<'l, 'b> Batch<'l, 'b> {
                 let gone = self.link.streams.borrow_mut().remove(&stream);
                 if let Some(gone) = gone {
                     gone.abort(StreamEnd::Reset(code));
+                    self.take_back(&gone);
                 }
             }
             Event::Writable { stream } => {
@@ -94,6 +103,14 @@ impl<'l, 'b> Batch<'l, 'b> {
             Event::SettingsChanged => self.link.introduced.open(),
             Event::Pong { .. } => {}
         }
+    }
+
+    /// A request that was reset before anybody has looked at it holds nothing until somebody does.
+    fn take_back(&mut self, stream: &Rc<Stream>) {
+        if let Some(request) = self.requests.iter_mut().rfind(|request| request.is_on(stream)) {
+            request.forget_headers();
+        }
+        self.link.forget_arrival(stream);
     }
 
     fn data(&mut self, id: StreamId, bytes: &'b [u8], end_stream: bool, session: &mut Session) {

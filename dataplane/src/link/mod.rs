@@ -30,6 +30,7 @@ mod pool;
 mod relay;
 mod server;
 mod stream;
+mod turn;
 
 pub use carrier::Bytes;
 pub use clear::{ClearRequest, Transport};

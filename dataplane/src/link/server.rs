@@ -84,6 +84,20 @@ impl IncomingRequest {
         Self { stream: Some(stream), headers, peer }
     }
 
+    pub(super) fn is_on(&self, stream: &Rc<Stream>) -> bool {
+        self.stream.as_ref().is_some_and(|own| Rc::ptr_eq(own, stream))
+    }
+
+    /// The peer has taken the request back, and nobody will read it.
+    pub(super) fn forget_headers(&mut self) {
+        self.headers = Headers::default();
+    }
+
+    /// Whether its stream has ended before anybody has looked at it.
+    pub(super) fn is_taken_back(&self) -> bool {
+        self.stream.as_ref().is_none_or(|stream| stream.has_ended())
+    }
+
     /// The request's header block.
     pub fn headers(&self) -> &Headers {
         &self.headers

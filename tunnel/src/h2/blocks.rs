@@ -13,6 +13,10 @@ use std::time::Instant;
 /// Space for a message's text reserved ahead, learnt from the one before, at most this.
 const TEXT_HINT_MAX: usize = 1_024;
 
+/// A list that is larger than may be ends its stream; one so many times as large ends the connection: few octets of
+/// references say it, and naming it all costs more than refusing it.
+const LISTS_MAX: usize = 4;
+
 /// A header block that CONTINUATION frames will complete.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OpenBlock {
@@ -99,41 +103,65 @@ impl Connection {
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
         let expected = self.expected(open.stream)?;
-        let bounds = Bounds {
-            list_size_max: self.config.max_header_list_size as usize,
-            fields_max: self.config.limits.header_fields_max,
-            connect_protocol: self.config.enable_connect_protocol,
-        };
-        let mut builder = MessageBuilder::new(expected, bounds, self.receiver.text_hint);
+        let refusal = self.refusal(open.stream, expected);
+        // Of what is refused unseen nothing is kept.
+        let kept = if refusal.is_some() { Expected::Nothing } else { expected };
+        let mut builder = MessageBuilder::new(kept, self.bounds(), self.receiver.text_hint);
         if self.decoder.decode(block, &mut builder).is_err() {
             return Err(violation(ErrorCode::COMPRESSION_ERROR, "header block cannot be decoded"));
+        }
+        let list_size = builder.list_size();
+        if list_size > LISTS_MAX.saturating_mul(self.config.max_header_list_size as usize) {
+            return Err(violation(ErrorCode::ENHANCE_YOUR_CALM, "header list out of all proportion"));
         }
         if expected == Expected::Nothing {
             return self.spend_overhead(1, now, "too many frames on closed streams").map(|()| None);
         }
-        // Whatever it says: RFC 9113 section 5.1, half-closed (remote).
-        if self.streams.get(open.stream).is_some_and(|stream| stream.is(state::REMOTE_ENDED)) {
-            return self.stream_error(open.stream, ErrorCode::STREAM_CLOSED, now, out);
+        if let Some(code) = refusal {
+            return self.stream_error(open.stream, code, now, out);
         }
-        if expected == Expected::Request && self.streams.len() >= self.config.max_concurrent_streams as usize
-        {
-            return self.stream_error(open.stream, ErrorCode::REFUSED_STREAM, now, out);
-        }
+        let copied = builder.kept();
         let mut message = match builder.finish() {
             Ok(message) if !open.self_dependent => message,
-            Err(Fault::TooLarge) => {
-                return self.stream_error(open.stream, ErrorCode::ENHANCE_YOUR_CALM, now, out);
-            }
-            Ok(_) | Err(Fault::Malformed) => {
-                return self.stream_error(open.stream, ErrorCode::PROTOCOL_ERROR, now, out);
+            fault => {
+                let code = match fault {
+                    // As if it had come a little later (section 8.7): nobody has seen it.
+                    Err(Fault::NoRoom) if expected == Expected::Request => ErrorCode::REFUSED_STREAM,
+                    Err(Fault::NoRoom | Fault::TooLarge) => ErrorCode::ENHANCE_YOUR_CALM,
+                    Ok(_) | Err(Fault::Malformed) => ErrorCode::PROTOCOL_ERROR,
+                };
+                self.spend_large_head(copied, now)?;
+                return self.stream_error(open.stream, code, now, out);
             }
         };
         message.headers.trim();
         self.receiver.text_hint = message.headers.text_len().min(TEXT_HINT_MAX);
+        // A list is at most 2^32 - 1, as it was announced.
+        let list_size = u32::try_from(list_size).unwrap_or(u32::MAX);
         match expected {
-            Expected::Request => self.on_request(open, message, now, out),
-            Expected::Response => self.on_response(open, message, now, out),
-            Expected::Trailers | Expected::Nothing => self.on_trailers(open, message, now, out),
+            Expected::Request => self.on_request(open, message, list_size, now, out),
+            Expected::Response => self.on_response(open, message, list_size, now, out),
+            Expected::Trailers | Expected::Nothing => self.on_trailers(open, message, list_size, now, out),
+        }
+    }
+
+    /// Why a block is not looked at, whatever it says.
+    fn refusal(&self, id: u32, expected: Expected) -> Option<ErrorCode> {
+        // RFC 9113 section 5.1, half-closed (remote).
+        if self.streams.get(id).is_some_and(|stream| stream.is(state::REMOTE_ENDED)) {
+            return Some(ErrorCode::STREAM_CLOSED);
+        }
+        let is_full = self.streams.len() >= self.config.max_concurrent_streams as usize;
+        (expected == Expected::Request && is_full).then_some(ErrorCode::REFUSED_STREAM)
+    }
+
+    fn bounds(&self) -> Bounds {
+        let limits = &self.config.limits;
+        Bounds {
+            list_size_max: self.config.max_header_list_size as usize,
+            room: (limits.held_heads_bytes_max as usize).saturating_sub(self.streams.head_bytes()),
+            fields_max: limits.header_fields_max,
+            connect_protocol: self.config.enable_connect_protocol,
         }
     }
 
@@ -165,6 +193,7 @@ impl Connection {
         &mut self,
         open: OpenBlock,
         message: Message,
+        list_size: u32,
         now: Instant,
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
@@ -177,6 +206,7 @@ impl Connection {
             bits |= state::REMOTE_ENDED;
         }
         self.insert_stream(open.stream, bits, content_remaining);
+        self.streams.hold_head(open.stream, list_size);
         let Message { headers, .. } = message;
         Ok(Some(Event::Headers { stream: StreamId(open.stream), headers, end_stream: open.end_stream }))
     }
@@ -185,6 +215,7 @@ impl Connection {
         &mut self,
         open: OpenBlock,
         message: Message,
+        list_size: u32,
         now: Instant,
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
@@ -199,6 +230,7 @@ impl Connection {
         if (is_informational && open.end_stream) || is_short {
             return self.stream_error(open.stream, ErrorCode::PROTOCOL_ERROR, now, out);
         }
+        self.streams.hold_head(open.stream, list_size);
         if let Some(stream) = self.streams.get_mut(open.stream)
             && !is_informational
         {
@@ -216,6 +248,7 @@ impl Connection {
         &mut self,
         open: OpenBlock,
         message: Message,
+        list_size: u32,
         now: Instant,
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
@@ -223,6 +256,7 @@ impl Connection {
         if !open.end_stream || !matches!(stream.content_remaining, 0 | UNCHECKED) {
             return self.stream_error(open.stream, ErrorCode::PROTOCOL_ERROR, now, out);
         }
+        self.streams.hold_head(open.stream, list_size);
         self.end_remote(open.stream);
         Ok(Some(Event::Trailers { stream: StreamId(open.stream), headers: message.headers }))
     }

@@ -41,7 +41,11 @@ pub struct Limits {
     pub header_block_bytes_max: u32,
     /// Fields of one header block, cookie crumbs counted one by one. More resets the stream.
     pub header_fields_max: u32,
-    /// Streams in a burst that the peer resets early (rapid reset) or provokes us to reset (MadeYouReset), together.
+    /// Header blocks of all open streams together, each counted as its list is. A request beyond is refused unread, a
+    /// response or trailers beyond reset their stream. At least one list fits.
+    pub held_heads_bytes_max: u32,
+    /// Streams in a burst that the peer resets early (rapid reset) or provokes us to reset (MadeYouReset), together; one
+    /// whose header block was large counts for several.
     pub resets_burst: u32,
     /// How many of those are forgiven a second.
     pub resets_per_second: u32,
@@ -67,6 +71,7 @@ impl Limits {
         continuation_frames_max: 8,
         header_block_bytes_max: 64 * 1024,
         header_fields_max: 128,
+        held_heads_bytes_max: 2 << 20,
         resets_burst: 500,
         resets_per_second: 50,
         overhead_burst: 1_000,
@@ -188,6 +193,7 @@ impl Config {
         self.connection_window = self.connection_window.clamp(WINDOW_DEFAULT, WINDOW_MAX);
         self.max_frame_size = self.max_frame_size.clamp(FRAME_SIZE_MIN, FRAME_SIZE_MAX);
         self.limits.header_block_bytes_max = self.limits.header_block_bytes_max.clamp(256, 1 << 24);
+        self.limits.held_heads_bytes_max = self.limits.held_heads_bytes_max.max(self.max_header_list_size);
         self.limits.overhead_burst = self.limits.overhead_burst.max(64);
         self.limits.resets_burst = self.limits.resets_burst.max(1);
         self

@@ -44,7 +44,8 @@ impl Connection {
             return self.spend_overhead(1, now, "too many frames on closed streams").map(|()| None);
         };
         if self.config.role == Role::Server && !stream.is(state::HEADERS_SENT) {
-            self.spend_reset(now)?;
+            self.spend_large_head(stream.head_bytes as usize, now)?;
+            self.spend_reset(1, now)?;
         }
         Ok(Some(Event::Reset { stream: StreamId(id), code, by: ResetBy::Peer }))
     }

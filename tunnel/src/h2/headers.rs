@@ -344,83 +344,47 @@ impl<'a> Iterator for Fields<'a> {
 
 // === Character rules ===
 
-const NAME: u8 = 1;
-const VALUE: u8 = 2;
-const VISIBLE: u8 = 4;
-
-/// For each octet: may it be part of a lower-case token, of a field value, is it visible and not a space.
-#[allow(clippy::indexing_slicing, clippy::cast_possible_truncation)] // evaluated at compile time
-const CLASSES: [u8; 256] = {
-    let mut classes = [0; 256];
-    let mut octet = 0;
-    while octet < 256 {
-        let byte = octet as u8;
-        let mut class = 0;
-        if byte.is_ascii_lowercase()
-            || byte.is_ascii_digit()
-            || matches!(
-                byte,
-                b'!' | b'#'
-                    | b'$'
-                    | b'%'
-                    | b'&'
-                    | b'\''
-                    | b'*'
-                    | b'+'
-                    | b'-'
-                    | b'.'
-                    | b'^'
-                    | b'_'
-                    | b'`'
-                    | b'|'
-                    | b'~'
-            )
-        {
-            class |= NAME;
-        }
-        if !matches!(byte, 0 | b'\r' | b'\n') {
-            class |= VALUE;
-        }
-        if byte > 0x20 && byte != 0x7f {
-            class |= VISIBLE;
-        }
-        classes[octet] = class;
-        octet += 1;
-    }
-    classes
-};
-
+/// Whether all octets are of a kind. Looks at each whatever the others are, which lets the compiler take many at a time.
 #[inline]
-fn all(bytes: &[u8], class: u8) -> bool {
-    bytes.iter().all(|&byte| CLASSES.get(usize::from(byte)).is_some_and(|found| found & class != 0))
+fn all(bytes: &[u8], is: impl Fn(u8) -> bool) -> bool {
+    bytes.iter().fold(true, |so_far, &byte| so_far & is(byte))
+}
+
+/// Of a lower-case token (RFC 9110 section 5.6.2).
+#[inline]
+fn is_token(byte: u8) -> bool {
+    // `^`, `_` and the accent stand before the letters.
+    matches!(byte, b'^'..=b'z' | b'0'..=b'9' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'!' | b'|' | b'~')
+}
+
+/// Visible, and no space.
+#[inline]
+fn is_visible(byte: u8) -> bool {
+    byte > 0x20 && byte != 0x7f
 }
 
 fn name_is_valid(name: &[u8]) -> bool {
-    !name.is_empty() && all(name, NAME)
+    !name.is_empty() && all(name, is_token)
 }
 
 fn value_is_valid(value: &[u8]) -> bool {
     let outer = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
-    !outer(value.first()) && !outer(value.last()) && all(value, VALUE)
+    !outer(value.first()) && !outer(value.last()) && all(value, |byte| !matches!(byte, 0 | b'\r' | b'\n'))
 }
 
 fn pseudo_value_is_valid(which: Pseudo, value: &[u8]) -> bool {
     match which {
         // A method is a token; methods are case-sensitive, so upper case is allowed here.
         Pseudo::Method | Pseudo::Protocol => {
-            !value.is_empty()
-                && value.iter().all(|byte| {
-                    byte.is_ascii_uppercase()
-                        || CLASSES.get(usize::from(*byte)).is_some_and(|c| c & NAME != 0)
-                })
+            !value.is_empty() && value.iter().all(|&byte| byte.is_ascii_uppercase() || is_token(byte))
         }
         Pseudo::Scheme => {
             value.first().is_some_and(u8::is_ascii_alphabetic)
                 && value.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
         }
         // User information is deprecated and must not be sent (RFC 9113 section 8.3.1).
-        Pseudo::Authority => all(value, VISIBLE) && value.is_ascii() && !value.contains(&b'@'),
-        Pseudo::Path => all(value, VISIBLE),
+        Pseudo::Authority => all(value, is_visible) && value.is_ascii() && !value.contains(&b'@'),
+        Pseudo::Path => all(value, is_visible),
     }
 }
 
@@ -462,6 +426,16 @@ mod tests {
         assert_eq!(headers.get("authorization"), Some(b"secret".as_slice()));
         assert_eq!(headers.list_size(), (7 + 7) + (10 + 11) + (7 + 20) + (13 + 6) + 7 + 5 * 32);
         assert!(!format!("{headers:?}").contains("secret"));
+    }
+
+    #[test]
+    fn names_and_values_are_made_of_their_octets_and_no_others() {
+        for byte in 0..=u8::MAX {
+            let in_name =
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            assert_eq!(name_is_valid(&[byte]), in_name, "{byte:#x}");
+            assert_eq!(value_is_valid(&[b'a', byte, b'a']), !b"\0\r\n".contains(&byte), "{byte:#x}");
+        }
     }
 
     #[test]

@@ -15,17 +15,21 @@ pub(super) enum Expected {
     Nothing,
 }
 
-/// Why a header block is not delivered. Both end the stream, not the connection.
+/// Why a header block is not delivered. Each ends the stream, not the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     Malformed,
     TooLarge,
+    /// It is no larger than it may be, but others are held already.
+    NoRoom,
 }
 
 /// Bounds on one header block.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
     pub(super) list_size_max: usize,
+    /// What may be held beside the header blocks that are.
+    pub(super) room: usize,
     pub(super) fields_max: u32,
     pub(super) connect_protocol: bool,
 }
@@ -43,7 +47,10 @@ pub(super) struct MessageBuilder {
     expected: Expected,
     bounds: Bounds,
     headers: Headers,
+    /// Of all fields, those after a fault, too.
     list_size: usize,
+    /// Of those that were kept, if only until a fault.
+    kept: usize,
     fields: u32,
     content_length: Option<u64>,
     has_host: bool,
@@ -61,11 +68,22 @@ impl MessageBuilder {
             bounds,
             headers,
             list_size: 0,
+            kept: 0,
             fields: 0,
             content_length: None,
             has_host: false,
             fault: None,
         }
+    }
+
+    /// The size of the list, as SETTINGS_MAX_HEADER_LIST_SIZE counts it.
+    pub(super) fn list_size(&self) -> usize {
+        self.list_size
+    }
+
+    /// How much of it was copied.
+    pub(super) fn kept(&self) -> usize {
+        self.kept
     }
 
     /// The message, if all rules hold that concern the block as a whole.
@@ -167,22 +185,27 @@ impl MessageBuilder {
 impl FieldSink for MessageBuilder {
     #[inline]
     fn field(&mut self, name: &[u8], value: &[u8], sensitive: bool) {
+        self.list_size = self.list_size.saturating_add(name.len() + value.len() + FIELD_OVERHEAD);
         if self.fault.is_some() || self.expected == Expected::Nothing {
             return;
         }
-        self.list_size += name.len() + value.len() + FIELD_OVERHEAD;
         self.fields += 1;
         let result = if self.list_size > self.bounds.list_size_max || self.fields > self.bounds.fields_max {
             Err(Fault::TooLarge)
+        } else if self.list_size > self.bounds.room {
+            Err(Fault::NoRoom)
         } else if name.first() == Some(&b':') {
             self.pseudo(name, value)
         } else {
             self.ordinary(Field { name, value, sensitive })
         };
-        if let Err(fault) = result {
-            self.fault = Some(fault);
-            // What was collected is of no more use; a refused block holds no memory.
-            self.headers = Headers::default();
+        match result {
+            Ok(()) => self.kept = self.list_size,
+            Err(fault) => {
+                self.fault = Some(fault);
+                // What was collected is of no more use; a refused block holds no memory.
+                self.headers = Headers::default();
+            }
         }
     }
 }
@@ -218,7 +241,8 @@ pub(super) fn is_request_stream(stream: u32) -> bool {
 mod tests {
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { list_size_max: 1_000, fields_max: 10, connect_protocol: false };
+    const BOUNDS: Bounds =
+        Bounds { list_size_max: 1_000, room: 1_000_000, fields_max: 10, connect_protocol: false };
 
     fn build(expected: Expected, bounds: Bounds, fields: &[(&str, &str)]) -> Result<Message, Fault> {
         let mut builder = MessageBuilder::new(expected, bounds, 0);
@@ -349,5 +373,24 @@ mod tests {
             build(Expected::Request, BOUNDS, &[&GET[..], &[("x", &over)]].concat()).unwrap_err(),
             Fault::TooLarge
         );
+    }
+
+    #[test]
+    fn what_fits_a_list_and_not_the_room_that_is_left_is_told_apart() {
+        let size: usize = GET.iter().map(|(name, value)| name.len() + value.len() + 32).sum();
+        let left = |room| build(Expected::Request, Bounds { room, ..BOUNDS }, &GET).err();
+        assert_eq!((left(size), left(size - 1), left(0)), (None, Some(Fault::NoRoom), Some(Fault::NoRoom)));
+    }
+
+    #[test]
+    fn a_list_is_measured_to_its_end_whatever_is_kept_of_it() {
+        let fields = [&GET[..], &[("Bad", "name"), ("x", "y")]].concat();
+        for (expected, kept) in [(Expected::Request, 166), (Expected::Nothing, 0)] {
+            let mut builder = MessageBuilder::new(expected, BOUNDS, 0);
+            for (name, value) in &fields {
+                builder.field(name.as_bytes(), value.as_bytes(), false);
+            }
+            assert_eq!((builder.list_size(), builder.kept()), (166 + 39 + 34, kept), "{expected:?}");
+        }
     }
 }

@@ -18,6 +18,8 @@ use std::time::Instant;
 const SETTINGS_BYTES_MAX: u32 = 600;
 /// Octets of GOAWAY that matter; debug data after them is skipped.
 const GO_AWAY_LEN: u32 = 8;
+/// So many octets of a header block in vain count as one reset more.
+const HEAD_BYTES_PER_RESET: usize = 8 * 1024;
 /// Collected bytes kept between frames.
 const BUFFER_KEPT: usize = 512;
 
@@ -561,10 +563,11 @@ impl Connection {
         now: Instant,
         out: &mut impl FrameSink,
     ) -> Outcome<'static> {
-        let is_known = self.streams.get(id).is_some();
+        let known = self.streams.get(id).map(|stream| stream.head_bytes);
         self.refuse(id, code, out);
-        self.spend_reset(now)?;
-        Ok(is_known.then_some(Event::Reset { stream: StreamId(id), code, by: ResetBy::Engine }))
+        self.spend_large_head(known.unwrap_or(0) as usize, now)?;
+        self.spend_reset(1, now)?;
+        Ok(known.is_some().then_some(Event::Reset { stream: StreamId(id), code, by: ResetBy::Engine }))
     }
 
     /// A stream error if there is such a stream; RST_STREAM on any other would itself be an error.
@@ -581,8 +584,16 @@ impl Connection {
         Err(violation(code, "malformed frame on a stream that is not open"))
     }
 
-    pub(super) fn spend_reset(&mut self, now: Instant) -> Result<(), ConnectionError> {
-        if self.resets.spend(1, now) {
+    /// What a header block that was in vain costs beside the reset: it was copied and looked at.
+    pub(super) fn spend_large_head(&mut self, bytes: usize, now: Instant) -> Result<(), ConnectionError> {
+        match u32::try_from(bytes / HEAD_BYTES_PER_RESET).unwrap_or(u32::MAX) {
+            0 => Ok(()),
+            resets => self.spend_reset(resets, now),
+        }
+    }
+
+    pub(super) fn spend_reset(&mut self, count: u32, now: Instant) -> Result<(), ConnectionError> {
+        if self.resets.spend(count, now) {
             return Ok(());
         }
         Err(violation(ErrorCode::ENHANCE_YOUR_CALM, "too many streams reset"))

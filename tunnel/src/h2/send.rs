@@ -203,6 +203,7 @@ impl Connection {
             receive_window: signed(self.stream_window),
             release_pending: 0,
             content_remaining,
+            head_bytes: 0,
             state: bits,
         });
     }

@@ -15,6 +15,8 @@ pub(super) struct Stream {
     pub(super) release_pending: u32,
     /// Payload still due by content-length; `UNCHECKED` if there is none to check.
     pub(super) content_remaining: u64,
+    /// Of the peer's header blocks, as their list counts them: they are held for about as long as the stream.
+    pub(super) head_bytes: u32,
     /// Bits of `state`.
     pub(super) state: u16,
 }
@@ -59,6 +61,8 @@ pub(super) struct Streams {
     dense: Vec<Stream>,
     /// Position in `dense` + 1, or 0. Length is 0 or a power of two, at least twice the number of streams.
     index: Vec<u32>,
+    /// `head_bytes` of all streams together.
+    head_bytes: usize,
 }
 
 /// Smallest index; kept while idle.
@@ -69,6 +73,18 @@ const INDEX_KEPT: usize = 64;
 impl Streams {
     pub(super) fn len(&self) -> usize {
         self.dense.len()
+    }
+
+    /// What the peer's header blocks on these streams hold.
+    pub(super) fn head_bytes(&self) -> usize {
+        self.head_bytes
+    }
+
+    /// Counts another header block of a stream.
+    pub(super) fn hold_head(&mut self, id: u32, bytes: u32) {
+        let Some(stream) = self.get_mut(id) else { return };
+        stream.head_bytes = stream.head_bytes.saturating_add(bytes);
+        self.head_bytes += bytes as usize;
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Stream> {
@@ -112,6 +128,7 @@ impl Streams {
         }
         let stream = self.dense.swap_remove(position);
         self.unlink(slot);
+        self.head_bytes = self.head_bytes.saturating_sub(stream.head_bytes as usize);
         if self.dense.is_empty() && self.index.len() > INDEX_KEPT {
             *self = Self::default();
         }
@@ -209,6 +226,7 @@ mod tests {
             receive_window: 0,
             release_pending: 0,
             content_remaining: UNCHECKED,
+            head_bytes: 0,
             state: 0,
         }
     }
@@ -223,11 +241,13 @@ mod tests {
                 let id = (u32::from(id & 7) + u32::from(id >> 3) * 64) * 2 + 1;
                 if insert && !model.contains_key(&id) {
                     streams.insert(stream(id, window));
+                    streams.hold_head(id, id);
                     model.insert(id, window);
                 } else {
                     assert_eq!(streams.remove(id).map(|gone| gone.send_window), model.remove(&id));
                 }
                 assert_eq!(streams.len(), model.len());
+                assert_eq!(streams.head_bytes(), model.keys().map(|id| *id as usize).sum());
                 for (id, window) in &model {
                     assert_eq!(streams.get(*id).map(|found| found.send_window), Some(*window));
                 }

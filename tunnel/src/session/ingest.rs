@@ -21,7 +21,11 @@ pub struct Ingest<'s, 'b> {
     plaintext: &'b [u8],
     now: Instant,
     state: State,
+    work: usize,
 }
+
+/// What opening a record weighs beside one event.
+const RECORD_WORK: usize = 8;
 
 #[derive(Debug, PartialEq, Eq)]
 enum State {
@@ -33,12 +37,17 @@ enum State {
 
 impl<'s, 'b> Ingest<'s, 'b> {
     pub(super) fn new(session: &'s mut Session, filled: &'b mut [u8], now: Instant) -> Self {
-        Self { session, rest: filled, plaintext: &[], now, state: State::Fresh }
+        Self { session, rest: filled, plaintext: &[], now, state: State::Fresh, work: 0 }
     }
 
     /// The session, for writing between events.
     pub fn session(&mut self) -> &mut Session {
         self.session
+    }
+
+    /// How much was found so far, in events; a record weighs as much as some.
+    pub fn work(&self) -> usize {
+        self.work
     }
 
     /// The next event. None: all input is used up, the start of an unfinished record is kept. After an error the
@@ -75,12 +84,14 @@ impl<'s, 'b> Ingest<'s, 'b> {
         loop {
             // Also with nothing to read: timers and writes leave events behind in the engine.
             if let Some(event) = self.http_event()? {
+                self.work += 1;
                 return Ok(Some(SessionEvent::Http(event)));
             }
             if self.take_clear() {
                 continue;
             }
             let Some(record) = self.next_record()? else { return Ok(None) };
+            self.work += RECORD_WORK;
             match &mut self.session.phase {
                 Phase::Handshake(handshaking) => {
                     let output = self.session.output.handshake_bytes();

@@ -184,9 +184,12 @@ impl Exchange<'_, '_> {
                     Extended::Taken | Extended::Not => None,
                 };
                 let ended = switch.is_none() && self.is_sent_with_head(source);
-                match link.ask(&headers, ended) {
+                let (asked, size) = (link.ask(&headers, ended), headers.list_size());
+                // It is not held for as long as the response is waited for.
+                drop(headers);
+                match asked {
                     Ok(stream) => {
-                        self.books.count_sent(headers.list_size());
+                        self.books.count_sent(size);
                         self.carry(source, &[], &mut Server::Http2 { stream: &stream, switch }).await
                     }
                     Err(error) => {

@@ -1,6 +1,6 @@
 //! The requests of one downstream connection that speaks HTTP/2, all at the same time.
 
-use std::pin::pin;
+use std::pin::{Pin, pin};
 
 use futures::future::{Either, select};
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -17,6 +17,9 @@ use crate::worker::Worker;
 
 /// What a request costs beside its head and its payload: decision, books, tasks.
 const REQUEST_BYTES: usize = 8 * 1024;
+
+/// Requests that are begun in a row before other connections get their turn.
+const IN_A_ROW_MAX: usize = 8;
 
 /// Serves requests until the connection ends or is cut. `received` is what has been read of it before.
 pub(super) async fn converse<D: Director>(
@@ -40,6 +43,7 @@ pub(super) async fn converse<D: Director>(
 
 async fn requests<D: Director>(connection: &Connection, link: &Link, director: &D) -> LinkEnd {
     let mut running = FuturesUnordered::new();
+    let mut begun = 0;
     loop {
         let next = pin!(link.next_request());
         let arrived = if running.is_empty() {
@@ -53,7 +57,14 @@ async fn requests<D: Director>(connection: &Connection, link: &Link, director: &
         match arrived {
             // One that has been taken back is not begun.
             Ok(request) if request.stream.broken().is_some() => {}
-            Ok(request) => running.push(serve(connection, director, request)),
+            Ok(request) => {
+                running.push(serve(connection, director, request));
+                begun += 1;
+                if begun % IN_A_ROW_MAX == 0 {
+                    let others = pin!(connection.node.worker.yield_now());
+                    run_until(&mut running, others).await;
+                }
+            }
             Err(end) => {
                 // Their streams have ended with the link; each closes its books.
                 while running.next().await.is_some() {}
@@ -61,6 +72,20 @@ async fn requests<D: Director>(connection: &Connection, link: &Link, director: &
             }
         }
     }
+}
+
+/// Goes on with what is running until `over`.
+async fn run_until(
+    running: &mut FuturesUnordered<impl Future<Output = ()>>,
+    mut over: Pin<&mut impl Future<Output = ()>>,
+) {
+    while !running.is_empty() {
+        match select(over.as_mut(), running.next()).await {
+            Either::Left(_) => return,
+            Either::Right(_) => {}
+        }
+    }
+    over.await;
 }
 
 async fn serve<D: Director>(connection: &Connection, director: &D, request: ClearRequest) {
