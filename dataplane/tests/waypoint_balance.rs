@@ -7,24 +7,15 @@ mod node_support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 
-use node_support::control::Resource;
-use node_support::resources::{bytes_of, gateway_of_service};
-use node_support::waypoint::{Answer, ask, read_head, resource};
+use node_support::istiod::{cluster, listener, routes, service_address};
+use node_support::waypoint::{Answer, ask, read_head};
 use node_support::{Bed, inside, traffic};
-use prost::{Message, Name};
-use xds::proto::discovery::DeltaDiscoveryResponse;
 use xds::proto::waypoint::cluster::LbPolicy;
-use xds::proto::waypoint::{
-    Cluster, FilterChain, HashPolicy, HttpConnectionManager, Listener, LoadAssignment, OutlierDetection,
-    RouteAction, RouteMatch, address, hash_policy, route, route_match,
-};
-use xds::proto::workload::{AppProtocol, NetworkAddress};
-use xds::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, WORKLOAD_TYPE};
+use xds::proto::waypoint::{Cluster, HashPolicy, OutlierDetection, hash_policy, route};
+use xds::proto::workload::AppProtocol;
 
 const SERVERS: [&str; 2] = ["server", "second"];
-const HBONE_PORT: u16 = 15008;
 
 /// Clients on node `a`, two servers on node `b`.
 fn bed() -> Bed {
@@ -133,91 +124,22 @@ fn a_waypoint_spreads_requests_as_the_rule_says() {
     });
 }
 
-// === istiod ===
-
-const CHAIN: &str = "inbound-vip|80|http|echo.app.svc.cluster.local";
-
-/// A resource of a captured response of istiod.
-fn captured<M: Message + Default>(file: &str, name: &str) -> M {
-    let folder = "../xds/golden/02-waypoint-httproute/envoy-waypoint";
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join(file);
-    let response = DeltaDiscoveryResponse::decode(&*std::fs::read(path).unwrap()).unwrap();
-    let found = response.resources.into_iter().find(|it| it.name == name).unwrap();
-    M::decode(&*found.resource.unwrap().value).unwrap()
-}
-
-fn cluster(change: impl FnOnce(&mut Cluster)) -> Resource {
-    let mut cluster: Cluster = captured("004-00-initial-resp-CDS.pb", CHAIN);
-    change(&mut cluster);
-    resource(CHAIN, CLUSTER_TYPE, &cluster)
-}
-
-/// The endpoints, with the addresses of our servers.
-fn endpoints(bed: &Bed) -> Resource {
-    let mut assignment: LoadAssignment = captured("011-00-initial-resp-EDS.pb", CHAIN);
-    for (group, pod) in assignment.endpoints.iter_mut().zip(SERVERS) {
-        let endpoint = &mut group.lb_endpoints[0];
-        endpoint.metadata = None;
-        let address = endpoint.endpoint.as_mut().unwrap().address.as_mut().unwrap();
-        let Some(address::Address::EnvoyInternalAddress(own)) = &mut address.address else { panic!() };
-        own.endpoint_id = format!("{}:8080", bed.ips(pod)[0]);
-    }
-    resource(CHAIN, LOAD_ASSIGNMENT_TYPE, &assignment)
-}
-
-/// The main listener with one route, which goes to the service itself.
-fn listener(hash_policy: Vec<HashPolicy>) -> Resource {
-    let mut listener: Listener = captured("007-00-initial-resp-LDS.pb", "main_internal");
-    for bytes in &mut listener.filter_chains {
-        let mut chain = FilterChain::decode(&**bytes).unwrap();
-        if chain.name != CHAIN {
-            continue;
-        }
-        let config = chain.filters.last_mut().unwrap().typed_config.as_mut().unwrap();
-        let mut manager = HttpConnectionManager::decode(&*config.value).unwrap();
-        let routes = &mut manager.route_config.as_mut().unwrap().virtual_hosts[0].routes;
-        routes.truncate(1);
-        let action = RouteAction { cluster: CHAIN.into(), hash_policy, ..RouteAction::default() };
-        let path_specifier = Some(route_match::PathSpecifier::Prefix("/".into()));
-        routes[0].r#match = Some(RouteMatch { path_specifier, ..RouteMatch::default() });
-        routes[0].action = Some(route::Action::Route(action));
-        config.value = manager.encode_to_vec();
-        *bytes = chain.encode_to_vec().into();
-        break;
-    }
-    resource("main_internal", LISTENER_TYPE, &listener)
-}
-
 #[test]
 fn a_waypoint_spreads_requests_as_istiod_says() {
     inside("a_waypoint_spreads_requests_as_istiod_says", || {
-        assert_eq!(HashPolicy::full_name(), "corelane.envoy.v1.HashPolicy");
         let mut bed = bed();
-        bed.service("echo", &SERVERS, 8080, false);
-        let to = SocketAddr::new([10, 96, 0, 10].into(), 80);
-        let by_user = HashPolicy {
-            specifier: Some(hash_policy::Specifier::Header(hash_policy::Header {
-                header_name: "x-user".into(),
-            })),
-        };
-        let workloads = SERVERS.map(|pod| {
-            let workload = bed.workload(pod);
-            resource(&workload.uid, WORKLOAD_TYPE, &workload)
+        let header = hash_policy::Header { header_name: "x-user".into() };
+        let by_user = HashPolicy { specifier: Some(hash_policy::Specifier::Header(header)) };
+        let listener = listener(|manager| {
+            let Some(route::Action::Route(action)) = &mut routes(manager)[0].action else { panic!() };
+            action.hash_policy = vec![by_user];
         });
-        bed.control.put(workloads);
         let maglev = |cluster: &mut Cluster| cluster.lb_policy = LbPolicy::Maglev.into();
-        bed.control.put([cluster(maglev), endpoints(&bed), listener(vec![by_user])]);
-        bed.waypoint(|node| node.set("CORELANE_LAYER_7", false));
-        bed.ready();
-        bed.change_service("echo", |service| {
-            let address = bytes_of(to.ip());
-            service.addresses = vec![NetworkAddress { address, ..NetworkAddress::default() }];
-            service.waypoint = Some(gateway_of_service("waypoint", HBONE_PORT));
-        });
-        are_hashed(&bed, to);
+        bed.waypoint_under_istiod(SERVERS, [cluster(maglev), listener]);
+        are_hashed(&bed, service_address());
         let ring = |cluster: &mut Cluster| cluster.lb_policy = LbPolicy::RingHash.into();
         bed.apply([cluster(ring)]);
-        are_hashed(&bed, to);
+        are_hashed(&bed, service_address());
 
         let outliers = |cluster: &mut Cluster| {
             cluster.lb_policy = LbPolicy::RoundRobin.into();
@@ -228,6 +150,6 @@ fn a_waypoint_spreads_requests_as_istiod_says() {
             });
         };
         bed.apply([cluster(outliers)]);
-        second_is_left_out(&bed, to);
+        second_is_left_out(&bed, service_address());
     });
 }

@@ -4,7 +4,7 @@
 //! and the [`snapshot`] made of it is handed to the workers by [`publish`]. [`ca`] keeps the certificates, [`replay`] feeds
 //! captured streams through the same parts,
 //! [`cache`] keeps the last state on disk, [`local`] reads state that was written by hand. The other side of the wire is [`control`], fed by [`kube`]; [`envoy`] reads what istiod tells a waypoint; [`ext_authz`] is the
-//! language of external authorizers; [`proto`] holds
+//! language of external authorizers; `issuer` fetches the keys of those who issue tokens; [`proto`] holds
 //! the messages that both speak.
 
 pub mod ca;
@@ -14,6 +14,7 @@ pub mod decode;
 pub mod delta;
 pub mod envoy;
 pub mod ext_authz;
+mod issuer;
 pub mod kube;
 pub mod local;
 pub mod proto;

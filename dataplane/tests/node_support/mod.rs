@@ -23,6 +23,7 @@ pub mod control;
 pub mod hop;
 #[path = "../session_support/inside.rs"]
 mod inside;
+pub mod istiod;
 pub mod load;
 #[path = "../session_support/names.rs"]
 pub mod names;

@@ -14,12 +14,12 @@ pub mod desired;
 mod files;
 pub mod index;
 pub mod ipam;
-mod issuer;
 pub mod last_good;
 mod listener;
 pub mod plane;
 pub mod server;
 pub mod session;
+mod token_keys;
 pub mod view;
 mod watch;
 

@@ -4,7 +4,7 @@
 //! blocking thread, so that streams and certificates never wait for a large folder. A configuration takes effect as a
 //! whole: the resources and the view are built from one catalog and published together.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,13 +21,13 @@ use super::ca::{AuthorityError, CertificateAuthority, LeafLifetimes, ROOT_CERTIF
 use super::config::{ControlConfig, ListenAddress, RootSource};
 use super::files::{self, FileError};
 use super::index::Indexer;
-use super::issuer::{self, Fetcher, Keys};
 use super::last_good::InForce;
 use super::listener::{Connection, ListenError, Listener};
 use super::server::{Certificates, Discovery, NodeRejection, Published};
+use super::token_keys;
 use super::view::ClusterView;
 use super::watch::FolderWatcher;
-use crate::kube::istio::KeySource;
+use crate::issuer::{Fetcher, Keys, Wanted};
 use crate::kube::{MeshSettings, Problem, check_references, load_dir};
 use crate::transport::{Credentials, Roots, Server, ServerAddress, Token};
 
@@ -282,7 +282,7 @@ struct Reloader {
 
 /// The issuers whose keys are fetched elsewhere.
 struct Issuers {
-    want: watch::Sender<Arc<BTreeSet<KeySource>>>,
+    want: watch::Sender<Arc<Wanted>>,
     keys: watch::Receiver<Arc<Keys>>,
 }
 
@@ -344,8 +344,8 @@ impl Reloader {
         let (work, indexed, problems, sources) = tokio::task::spawn_blocking(move || {
             let mut problems = work.in_force.update(load_dir(&directory), &directory);
             let catalog = work.in_force.catalog();
-            let sources = issuer::sources(catalog);
-            let (completed, mut unfetched) = issuer::completed(catalog, &keys);
+            let sources = token_keys::sources(catalog);
+            let (completed, mut unfetched) = token_keys::completed(catalog, &keys);
             let catalog = completed.as_ref().unwrap_or(catalog);
             problems.append(&mut unfetched);
             let mut indexed = work.indexer.build(catalog, generation);

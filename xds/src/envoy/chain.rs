@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use l7::ir::{AuthorizationPolicy, HttpRoute, RequestAuthentication};
+use l7::ir::{AuthorizationPolicy, HttpRoute};
 use l7::path::Normalization;
 use model::NamespacedHostname;
 
 use super::names::ClusterName;
 use super::refusal::{Within, read, type_of, unpack};
+use super::tokens::Tokens;
 use super::{Refusal, http, rbac};
 use crate::proto::waypoint::{
     FilterChain, HttpConnectionManager, NetworkFilter, NetworkRbac, TcpProxy, TypedStruct,
@@ -49,11 +50,7 @@ pub(super) enum Target {
 
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Carries {
-    Http {
-        tokens: Option<Arc<RequestAuthentication>>,
-        route: Option<Arc<HttpRoute>>,
-        normalization: Normalization,
-    },
+    Http { tokens: Option<Tokens>, route: Option<Arc<HttpRoute>>, normalization: Normalization },
     Tcp,
 }
 

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use l7::ir::{AuthorizationPolicy, RequestAuthentication};
+use l7::ir::AuthorizationPolicy;
 use l7::path::Normalization;
 
 use super::chain::{Carries, Target, is_telemetry};
 use super::refusal::{Within, type_of, unpack};
+use super::tokens::Tokens;
 use super::{Refusal, authorizer, rbac, routes, tokens};
 use crate::proto::waypoint::http_connection_manager::EscapedSlashes;
 use crate::proto::waypoint::{HttpConnectionManager, HttpFault, HttpFilter, HttpRbac, JwtAuthentication};
@@ -52,8 +53,7 @@ pub(super) fn requests(
         return Err(Refusal::at("route_config", "there is none"));
     };
     let route = routes::route(config, chain, target).within("route_config")?;
-    let carries =
-        Carries::Http { tokens: filters.tokens.map(Arc::new), route: route.map(Arc::new), normalization };
+    let carries = Carries::Http { tokens: filters.tokens, route: route.map(Arc::new), normalization };
     Ok(Requests { policies: filters.policies, carries })
 }
 
@@ -64,7 +64,7 @@ struct Filters {
     /// Those of them whose authorizer is yet to come.
     asked: Option<Vec<AuthorizationPolicy>>,
     policies: Vec<AuthorizationPolicy>,
-    tokens: Option<RequestAuthentication>,
+    tokens: Option<Tokens>,
 }
 
 /// The filters in their order. Ours is fixed and istiod's is the same: external authorizers, tokens, rules.
@@ -123,7 +123,7 @@ fn filter(filter: &HttpFilter, chain: &str, found: &mut Filters) -> Result<(), R
         }
         TOKENS => {
             let tokens: JwtAuthentication = unpack(config, TOKENS)?;
-            found.tokens = Some(tokens::request_authentication(&tokens, chain)?);
+            found.tokens = Some(tokens::tokens(&tokens, chain)?);
             Ok(())
         }
         FAULT if unpack::<HttpFault>(config, FAULT)? == HttpFault::default() => Ok(()),

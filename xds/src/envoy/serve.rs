@@ -23,6 +23,7 @@ use super::destinations::Chains;
 use super::endpoints::{Endpoint, Host};
 use super::names::ClusterName;
 use super::state::{CompiledChain, State};
+use crate::issuer::{Keys, Wanted};
 use crate::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE};
 use crate::snapshot::waypoint::{Cluster, ClusterKey};
 use crate::snapshot::{self, Served, ServedHttp, ServiceEntry, Snapshot, WaypointConfig};
@@ -98,6 +99,16 @@ impl Serving {
     /// The names of the endpoints that are wanted.
     pub(crate) fn wanted_assignments(&self) -> BTreeSet<&str> {
         self.state.wanted_assignments()
+    }
+
+    /// The keys of token issuers that have to be fetched.
+    pub(crate) fn wanted_keys(&self) -> Wanted {
+        self.state.wanted_keys()
+    }
+
+    /// Takes what is known of those keys.
+    pub(crate) fn set_keys(&mut self, keys: Arc<Keys>) {
+        self.state.set_keys(keys);
     }
 
     /// Whether anything has to be put together anew.

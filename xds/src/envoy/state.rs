@@ -18,6 +18,8 @@ use super::cluster::{Endpoints, ReadCluster, ServiceCluster, cluster};
 use super::destinations::Destinations;
 use super::endpoints::{Assignment, load_assignment};
 use super::listener::{MAIN, MainListener, ReadListener, listener};
+use crate::issuer::{Keys, Wanted};
+use crate::kube::istio::KeySource;
 
 /// What is held of istiod's resources.
 #[derive(Debug, Default)]
@@ -27,6 +29,8 @@ pub(crate) struct State {
     pub(super) chains: BTreeMap<Arc<str>, HeldChain>,
     pub(super) clusters: BTreeMap<Box<str>, Held<ReadCluster>>,
     assignments: HashMap<Box<str>, Held<Arc<Assignment>>, RandomState>,
+    /// What is known of the keys that are fetched.
+    keys: Arc<Keys>,
     pub(super) changed: Changed,
 }
 
@@ -58,6 +62,8 @@ pub(super) struct CompiledChain {
     pub(super) http: Option<CompiledHttp>,
     /// Why the chain refuses everything, where it does because it was not understood.
     pub(super) refusal: Option<Refusal>,
+    /// The keys of token issuers that have to be fetched for it.
+    wanted_keys: Wanted,
 }
 
 #[derive(Debug)]
@@ -92,11 +98,39 @@ impl State {
         for (name, bytes) in main.chains {
             let chain = match held.remove(&name) {
                 Some(chain) if chain.bytes == bytes => chain,
-                _ => HeldChain { compiled: Arc::new(CompiledChain::read(&name, &bytes)), bytes },
+                _ => HeldChain { compiled: Arc::new(CompiledChain::read(&name, &bytes, &self.keys)), bytes },
             };
             self.chains.insert(name, chain);
         }
         self.destinations = main.destinations;
+    }
+
+    // --- Keys of token issuers ---
+
+    /// What has to be fetched; of two who want the same, the one who is content with it for less time is heeded.
+    pub(crate) fn wanted_keys(&self) -> Wanted {
+        let mut wanted = Wanted::new();
+        for (source, cached) in self.chains.values().flat_map(|held| &held.compiled.wanted_keys) {
+            let shortest = wanted.entry(source.clone()).or_insert(*cached);
+            *shortest = (*cached).min(*shortest);
+        }
+        wanted
+    }
+
+    pub(crate) fn set_keys(&mut self, keys: Arc<Keys>) {
+        if *self.keys == *keys {
+            return;
+        }
+        let before = std::mem::replace(&mut self.keys, keys);
+        for (name, held) in &mut self.chains {
+            let mut wanted = held.compiled.wanted_keys.keys();
+            let differ = wanted.any(|source| text_of(&before, source) != text_of(&self.keys, source));
+            if differ {
+                held.compiled = Arc::new(CompiledChain::read(name, &held.bytes, &self.keys));
+            }
+        }
+        // Whether keys are missing is told, too.
+        self.changed.chains = true;
     }
 
     // --- Clusters and endpoints ---
@@ -151,7 +185,7 @@ impl State {
         }
     }
 
-    /// What was not understood and is refused or left out, each with its place.
+    /// What was not understood or cannot be had, and is refused or left out, each with its place.
     pub(crate) fn problems(&self) -> Vec<String> {
         let chains = self.chains.iter().filter_map(|(name, held)| {
             held.compiled.refusal.as_ref().map(|refusal| format!("filter chain {name}: {refusal}"))
@@ -159,10 +193,16 @@ impl State {
         let endpoints = self.assignments.iter().flat_map(|(name, held)| {
             held.value.left_out.iter().map(move |refusal| format!("endpoints of {name}: {refusal}"))
         });
-        let mut problems: Vec<_> = chains.chain(endpoints).collect();
+        let keys = self.keys.iter().filter_map(|(source, known)| known.complaint(source));
+        let mut problems: Vec<_> = chains.chain(endpoints).chain(keys).collect();
         problems.sort();
         problems
     }
+}
+
+/// The keys of a source, as they are put into a rule.
+fn text_of<'a>(keys: &'a Keys, source: &KeySource) -> Option<&'a Arc<str>> {
+    keys.get(source).and_then(|known| known.keys.as_ref())
 }
 
 impl ReadCluster {
@@ -180,29 +220,38 @@ impl ReadCluster {
 
 impl CompiledChain {
     /// One that is not understood refuses all that it would serve.
-    fn read(name: &str, bytes: &[u8]) -> Self {
-        chain::chain(bytes, name).and_then(Self::compile).unwrap_or_else(|refusal| {
+    fn read(name: &str, bytes: &[u8], keys: &Keys) -> Self {
+        let compiled = chain::chain(bytes, name).and_then(|chain| Self::compile(chain, keys));
+        compiled.unwrap_or_else(|refusal| {
             let normalization = Normalization::default();
             let http = chain::is_http(name).then_some(CompiledHttp { route: None, normalization });
             let reason = format!("filter chain {name} is not understood: {refusal}");
             let policies = Arc::new(PolicySet::deny_all(reason));
-            Self { service: chain::service(name), policies, http, refusal: Some(refusal) }
+            Self {
+                service: chain::service(name),
+                policies,
+                http,
+                refusal: Some(refusal),
+                wanted_keys: Wanted::new(),
+            }
         })
     }
 
-    fn compile(chain: chain::Chain) -> Result<Self, Refusal> {
+    fn compile(chain: chain::Chain, keys: &Keys) -> Result<Self, Refusal> {
         let set = PolicySet::compile(chain.policies).map_err(|error| Refusal::new(error.to_string()))?;
         let service = match &chain.target {
             Target::Service(service) => Some((service.service(), service.port)),
             Target::Workloads => None,
         };
+        let mut wanted_keys = Wanted::new();
         let (set, http) = match chain.carries {
             Carries::Http { tokens, route, normalization } => {
-                let tokens = Authenticator::compile(tokens.as_deref());
+                wanted_keys = tokens.as_ref().map_or(wanted_keys, |tokens| tokens.wanted.clone());
+                let tokens = Authenticator::compile(tokens.map(|tokens| tokens.with(keys)).as_ref());
                 (set.with_tokens(tokens), Some(CompiledHttp { route, normalization }))
             }
             Carries::Tcp => (set, None),
         };
-        Ok(Self { service, policies: Arc::new(set), http, refusal: None })
+        Ok(Self { service, policies: Arc::new(set), http, refusal: None, wanted_keys })
     }
 }

@@ -7,6 +7,7 @@ use prost_types::Any;
 
 use super::Store;
 use crate::envoy::{Refusal, Serving};
+use crate::issuer::{Keys, Wanted};
 use crate::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE};
 
 pub(super) fn is_envoy(type_url: &str) -> bool {
@@ -29,6 +30,18 @@ impl Store {
     /// The names of the endpoints that the clusters want.
     pub(super) fn wanted_assignments(&self) -> BTreeSet<&str> {
         self.envoy.as_ref().map_or_else(BTreeSet::new, |serving| serving.wanted_assignments())
+    }
+
+    /// The keys of token issuers that have to be fetched.
+    pub(crate) fn wanted_keys(&self) -> Wanted {
+        self.envoy.as_ref().map_or_else(Wanted::new, |serving| serving.wanted_keys())
+    }
+
+    /// Takes what is known of those keys; the snapshot that follows has them.
+    pub(crate) fn set_keys(&mut self, keys: Arc<Keys>) {
+        if let Some(serving) = &mut self.envoy {
+            serving.set_keys(keys);
+        }
     }
 
     /// Takes over what filter chains say of routes and services, before those are compiled.

@@ -16,9 +16,11 @@ use tonic::{Code, Request, Status, Streaming};
 
 pub use super::recording::StateSources;
 use super::recording::{self, Warm};
+use super::token_keys::TokenKeys;
 use super::{Credentials, MESSAGE_BYTES_MAX, Server};
 use crate::cache::{Cache, CacheError, Keeper};
 use crate::delta::{Client, Demand, End, Outcome, Sink, Subscription};
+use crate::issuer::Keys;
 use crate::proto::ADDRESS_TYPE;
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, Node};
@@ -148,7 +150,7 @@ pub async fn run(
 ) -> std::convert::Infallible {
     let client = Client::new(config.node.clone(), config.subscriptions.clone(), Instant::now());
     let store = Store::of_node(Arc::clone(&config.local_node));
-    let mut driver = Driver { client, store, was_ready: false, keeper: None };
+    let mut driver = Driver { client, store, was_ready: false, keeper: None, keys: TokenKeys::start() };
     driver.begin(&config, &mut tell);
     loop {
         while let Some(at) = driver.client.connect_at() {
@@ -157,6 +159,7 @@ pub async fn run(
                 error = keep(&mut driver.keeper, complete) => tell(Event::StateNotKept { reason: error.to_string() }),
                 () = tokio::time::sleep_until(at.into()) => driver.client.connecting(),
                 Some(key) = demands.recv() => driver.demand(&key, None, &mut tell),
+                keys = driver.keys.changed() => driver.take_keys(keys, &mut tell),
             }
         }
         let (end, reason) = driver.stream(&config, &mut demands, &mut tell).await;
@@ -182,6 +185,7 @@ struct Driver {
     store: Store,
     was_ready: bool,
     keeper: Option<Keeper>,
+    keys: TokenKeys,
 }
 
 async fn keep(keeper: &mut Option<Keeper>, complete: bool) -> CacheError {
@@ -209,6 +213,16 @@ impl Driver {
                 Err(error) => tell(Event::StateRefused { reason: error.to_string() }),
             }
         }
+        self.keys.follow(&self.store);
+        self.tell_changed(tell);
+    }
+
+    fn take_keys(&mut self, keys: Arc<Keys>, tell: &mut impl FnMut(Event)) {
+        self.store.set_keys(keys);
+        self.tell_changed(tell);
+    }
+
+    fn tell_changed(&mut self, tell: &mut impl FnMut(Event)) {
         if let Some(snapshot) = self.store.snapshot() {
             tell(Event::Snapshot { snapshot, ready: self.is_ready() });
         }
@@ -260,6 +274,7 @@ impl Driver {
                     Err(status) => return ended(&status, config),
                 },
                 Some(key) = demands.recv() => self.demand(&key, Some(&requests), tell),
+                keys = self.keys.changed() => self.take_keys(keys, tell),
             }
         }
     }
@@ -274,6 +289,7 @@ impl Driver {
             recording::apply(&mut self.client, &mut self.store, self.keeper.as_mut(), response);
         let mut requests = vec![reply];
         requests.extend(self.client.follow(&mut self.store));
+        self.keys.follow(&self.store);
         if let Outcome::Rejected { reason } = outcome {
             tell(Event::Rejected { type_url: response.type_url.clone(), reason });
         }
@@ -303,9 +319,7 @@ impl Driver {
         if answer == DemandAnswer::Held {
             // The server will not say it again, so whoever waits is told here.
             self.store.answered(ADDRESS_TYPE, key);
-            if let Some(snapshot) = self.store.snapshot() {
-                tell(Event::Snapshot { snapshot, ready: self.is_ready() });
-            }
+            self.tell_changed(tell);
         }
     }
 

@@ -5,6 +5,7 @@
 
 pub mod discovery;
 mod recording;
+mod token_keys;
 
 use std::fmt;
 use std::fs;

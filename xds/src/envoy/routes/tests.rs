@@ -292,6 +292,51 @@ fn only_known_filters_may_be_told_something() {
     assert_eq!(HttpFault::full_name(), "corelane.envoy.v1.HttpFault");
 }
 
+/// Whatever a route, a backend or a host tells a filter beside faults and CORS might make it stricter, so none is passed over.
+#[test]
+fn what_routes_tell_other_filters_is_refused_with_its_place() {
+    for (name, kind) in [
+        ("envoy.filters.http.rbac", "envoy.extensions.filters.http.rbac.v3.RBACPerRoute"),
+        ("envoy.filters.http.ext_authz", "envoy.extensions.filters.http.ext_authz.v3.ExtAuthzPerRoute"),
+        ("envoy.filters.http.jwt_authn", "envoy.extensions.filters.http.jwt_authn.v3.PerRouteConfig"),
+        ("envoy.filters.http.ext_proc", "envoy.extensions.filters.http.ext_proc.v3.ExtProcPerRoute"),
+        ("envoy.filters.http.lua", "envoy.extensions.filters.http.lua.v3.LuaPerRoute"),
+        (
+            "envoy.filters.http.stateful_session",
+            "envoy.extensions.filters.http.stateful_session.v3.StatefulSessionPerRoute",
+        ),
+        (
+            "envoy.filters.http.local_ratelimit",
+            "envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit",
+        ),
+        // A filter that is known is told something of another kind, such as that it is switched off.
+        ("envoy.filters.http.fault", "envoy.config.route.v3.FilterConfig"),
+        ("envoy.filters.http.cors", "envoy.config.route.v3.FilterConfig"),
+        ("envoy.filters.http.fault", "envoy.extensions.filters.http.cors.v3.CorsPolicy"),
+    ] {
+        let refusal = read(vec![told(name, kind, &())]).unwrap_err();
+        let place = format!("virtual_hosts.routes[0] ().typed_per_filter_config[{name:?}]: ");
+        assert!(refusal.starts_with(&place), "{kind}: {refusal}");
+    }
+    // A map with one entry: key "a".
+    let entry = [3, 0x0a, 1, b'a'];
+    let wrapped = |tag: &[u8], inner: &[u8]| [tag, &[u8::try_from(inner.len()).unwrap()], inner].concat();
+    let of_map = |tag: &[u8]| [tag, &entry].concat();
+    let cluster = wrapped(&[0x0a], &of_map(&[0x52]));
+    let action = wrapped(&[0x12], &wrapped(&[0x1a], &cluster));
+    for (bytes, place) in [
+        (of_map(&[0x82, 0x01]), "field 16 of RouteConfiguration"),
+        (wrapped(&[0x12], &of_map(&[0x7a])), "virtual_hosts: field 15 of VirtualHost"),
+        (
+            wrapped(&[0x12], &wrapped(&[0x1a], &action)),
+            "virtual_hosts.routes.route.weighted_clusters.clusters: field 10 of ClusterWeight",
+        ),
+    ] {
+        let refusal = crate::envoy::shape::check::<RouteConfiguration>(&bytes).unwrap_err().to_string();
+        assert_eq!(refusal, format!("{place} is not supported"));
+    }
+}
+
 #[test]
 fn workloads_have_no_routes() {
     let plain = || wire(at(PathSpecifier::Prefix("/".into())), to(ENCAP));

@@ -9,7 +9,6 @@ use rustls::ServerConfig;
 use rustls_pki_types::PrivateKeyDer;
 
 use super::*;
-use crate::kube::load_documents;
 
 const JWKS: &str = r#"{"keys":[{"kty":"oct","k":"c2VjcmV0","kid":"a","alg":"HS256"}]}"#;
 
@@ -116,7 +115,7 @@ async fn an_issuer_over_tls_must_prove_its_name() {
 async fn good_keys_outlive_their_issuer_and_a_failure_is_tried_again() {
     let (address, asked) = issuer(vec!["HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_owned(), ok(JWKS)]);
     let source = KeySource::Address(format!("http://{address}/").into());
-    let (want, wanted) = watch::channel(Arc::new(BTreeSet::from([source.clone()])));
+    let (want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), REFRESH)])));
     let (tell, mut keys) = watch::channel(Arc::<Keys>::default());
     let fetcher = tokio::spawn(Fetcher::new(wanted, tell, Roots::System).run());
     let failed = keys.wait_for(|keys| keys.contains_key(&source)).await.unwrap()[&source].clone();
@@ -133,7 +132,7 @@ async fn good_keys_outlive_their_issuer_and_a_failure_is_tried_again() {
 #[test]
 fn a_later_failure_leaves_the_keys_in_force() {
     let source = KeySource::Address("http://issuer/keys".into());
-    let (_want, wanted) = watch::channel(Arc::new(BTreeSet::from([source.clone()])));
+    let (_want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), REFRESH)])));
     let (tell, keys) = watch::channel(Arc::<Keys>::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _entered = runtime.enter();
@@ -143,28 +142,4 @@ fn a_later_failure_leaves_the_keys_in_force() {
     fetcher.note(&source, Err("gone".to_owned()));
     let known = keys.borrow()[&source].clone();
     assert_eq!((known.keys.as_deref(), known.failure.as_deref()), (Some(JWKS), Some("gone")));
-}
-
-#[test]
-fn rules_get_their_keys_and_those_without_are_told() {
-    let text = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\n\
-         metadata: {name: ra, namespace: app}\nspec:\n  jwtRules:\n  - {issuer: a, jwksUri: 'http://a/keys'}\n  \
-         - {issuer: 'https://b'}\n  - {issuer: c, jwks: '{\"keys\":[]}'}\n";
-    let loaded = load_documents(vec![("a.yaml", text)]);
-    assert_eq!(loaded.problems, []);
-    let wanted = sources(&loaded.catalog);
-    let (a, b) = (KeySource::Address("http://a/keys".into()), KeySource::Issuer("https://b".into()));
-    assert_eq!(wanted, BTreeSet::from([a.clone(), b.clone()]));
-    let failure = Some(Arc::from("it is away"));
-    let keys = Keys::from([
-        (a, Known { keys: Some(JWKS.into()), failure: None }),
-        (b, Known { keys: None, failure }),
-    ]);
-    let (completed, problems) = completed(&loaded.catalog, &keys);
-    let completed = completed.unwrap();
-    let rules = &completed.request_authentications.values().next().unwrap().rules;
-    let texts: Vec<&str> = rules.iter().map(|rule| &*rule.jwks).collect();
-    assert_eq!(texts, [JWKS, "", "{\"keys\":[]}"]);
-    let [problem] = &problems[..] else { panic!("{problems:?}") };
-    assert!(problem.message.contains("https://b") && problem.message.contains("is refused"), "{problem}");
 }
