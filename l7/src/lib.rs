@@ -8,6 +8,7 @@
 
 pub mod authz;
 pub mod balance;
+pub mod cel;
 pub mod check;
 pub mod fault;
 pub mod filter;
@@ -23,4 +24,5 @@ mod random;
 pub mod retry;
 pub mod router;
 pub mod session;
+pub mod telemetry;
 pub mod template;

@@ -99,3 +99,5 @@ pub const CLUSTER_TYPE: &str = "type.googleapis.com/envoy.config.cluster.v3.Clus
 pub const LOAD_ASSIGNMENT_TYPE: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 /// Type of [`waypoint::Listener`] on the discovery stream.
 pub const LISTENER_TYPE: &str = "type.googleapis.com/envoy.config.listener.v3.Listener";
+/// Type of [`l7::Telemetry`] on the discovery stream.
+pub const TELEMETRY_TYPE: &str = "type.googleapis.com/corelane.l7.v1.Telemetry";

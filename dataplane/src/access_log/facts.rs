@@ -1,23 +1,32 @@
 //! What a request's head and its trailers tell the books.
 
+use std::sync::Arc;
+
 use l7::ir::{Header, RequestHead};
 
-use super::record::{HttpFacts, Path, kept, method};
+use super::record::{HEADER_BYTES_MAX, HttpFacts, Path, kept, method, prefix};
 use crate::metrics::{GrpcStatus, RequestProtocol};
 use crate::trace::TraceContext;
 
 impl HttpFacts {
     /// Notes what is known once the head has been read and its path normalised.
-    pub fn note_request(&mut self, request: &RequestHead<'_>) {
+    /// `wanted` are the headers that telemetry asks for, in lower case.
+    pub fn note_request(&mut self, request: &RequestHead<'_>, wanted: &[Arc<str>]) {
         self.method = method(request.method);
         self.path = Path::new(request.path);
         self.authority = kept(request.authority);
-        let text = |name| field(request.headers, name).and_then(|value| std::str::from_utf8(value).ok());
+        let text =
+            |name: &str| field(request.headers, name).and_then(|value| std::str::from_utf8(value).ok());
         self.user_agent = kept(text("user-agent").unwrap_or_default());
         self.request_id = kept(text("x-request-id").unwrap_or_default());
         self.caller = TraceContext::of_headers(request.headers);
         if let Some(content_type) = field(request.headers, "content-type") {
             self.protocol = RequestProtocol::of_content_type(content_type);
+        }
+        for name in wanted {
+            if let Some(value) = text(name) {
+                self.headers.push((Arc::clone(name), prefix(value, HEADER_BYTES_MAX).into()));
+            }
         }
     }
 
@@ -53,12 +62,26 @@ mod tests {
             Header { name: "traceparent", value: trace.as_bytes() },
         ];
         let mut facts = HttpFacts::default();
-        facts.note_request(&RequestHead { authority: &long, ..head(&headers) });
+        facts.note_request(&RequestHead { authority: &long, ..head(&headers) }, &[]);
         assert_eq!((facts.user_agent.len(), facts.authority.len()), (128, 128));
         assert_eq!((&*facts.request_id, facts.caller.unwrap().to_string()), ("an id", trace.to_owned()));
         // Bytes that are no text are as none.
-        facts.note_request(&head(&[Header { name: "user-agent", value: b"\xff" }]));
+        facts.note_request(&head(&[Header { name: "user-agent", value: b"\xff" }]), &[]);
         assert_eq!((&*facts.user_agent, facts.caller), ("", None));
+    }
+
+    #[test]
+    fn only_headers_that_are_asked_for_are_noted() {
+        let long = "x".repeat(1_000);
+        let headers = [
+            Header { name: "X-User", value: b"u" },
+            Header { name: "X-Long", value: long.as_bytes() },
+            Header { name: "X-Other", value: b"o" },
+        ];
+        let mut facts = HttpFacts::default();
+        facts.note_request(&head(&headers), &["x-user".into(), "x-long".into(), "x-none".into()]);
+        let noted: Vec<_> = facts.headers.iter().map(|(name, value)| (&**name, value.len())).collect();
+        assert_eq!(noted, [("x-user", 1), ("x-long", HEADER_BYTES_MAX)]);
     }
 
     fn head<'a>(headers: &'a [Header<'a>]) -> RequestHead<'a> {
@@ -69,10 +92,10 @@ mod tests {
     fn only_a_grpc_call_has_a_grpc_status() {
         let status = Header { name: "Grpc-Status", value: b"5" };
         let mut facts = HttpFacts::default();
-        facts.note_request(&head(&[]));
+        facts.note_request(&head(&[]), &[]);
         facts.note_grpc_status([status]);
         assert_eq!((facts.protocol, facts.grpc_status), (RequestProtocol::Http, None));
-        facts.note_request(&head(&[Header { name: "Content-Type", value: b"application/grpc+proto" }]));
+        facts.note_request(&head(&[Header { name: "Content-Type", value: b"application/grpc+proto" }]), &[]);
         facts.note_grpc_status([Header { name: "x", value: b"" }]);
         assert_eq!(facts.grpc_status, None);
         facts.note_grpc_status([status]);

@@ -85,6 +85,7 @@ pub(crate) fn plain_record() -> Record {
         duration: Duration::from_millis(3),
         cause: CloseCause::Finished,
         http: None,
+        telemetry: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //! [`Recorder`], a bounded queue that never blocks: a record that finds the queue full is dropped and counted.
 //! The control thread takes the records out of the [`Records`] end and formats them ([`format`]).
 
+mod asked;
 pub mod cause;
 mod facts;
 pub mod format;

@@ -52,9 +52,10 @@ impl Recorder {
         Self { follows_filter: true, ..self }
     }
 
-    /// Queues the record, or drops it and counts the loss where the queue is full or the log is gone.
+    /// Queues the record unless its telemetry silences it, or drops it and counts the loss where the queue is full or the log is gone.
     pub fn record(&self, record: Record) {
-        if self.follows_filter && !is_wanted(record.level()) && !record.is_sampled() {
+        let is_unwanted = record.is_silenced() || (self.follows_filter && !is_wanted(record.level()));
+        if is_unwanted && !record.is_sampled() {
             return;
         }
         if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.sender.try_send(record) {

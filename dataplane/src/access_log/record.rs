@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arrayvec::ArrayString;
+use l7::telemetry::Side;
 use model::{Identity, Service, Workload};
 use tunnel::tls::CipherSuite;
 
+use super::asked::Asked;
 use super::cause::CloseCause;
 use crate::metrics::{GrpcStatus, RequestProtocol};
 use crate::trace::{SpanFacts, TraceContext};
@@ -21,6 +23,8 @@ pub const AUTHORITY_BYTES_MAX: usize = 128;
 pub const USER_AGENT_BYTES_MAX: usize = 128;
 /// Longest request id kept; a UUID has 36.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
+/// Longest value kept of a header that telemetry asks for.
+pub const HEADER_BYTES_MAX: usize = 256;
 
 /// From the captured pod's point of view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +95,8 @@ pub struct HttpFacts {
     pub grpc_status: Option<GrpcStatus>,
     /// gRPC messages of the client and of the server.
     pub messages: [u64; 2],
+    /// Those headers of the request that its telemetry asks for, by their names in lower case.
+    pub headers: Vec<(Arc<str>, Box<str>)>,
 }
 
 /// What AUDIT policies and those on trial say of a request.
@@ -148,6 +154,8 @@ pub struct Record {
     pub cause: CloseCause,
     /// Boxed: most connections are not understood as HTTP and need not carry its size.
     pub http: Option<Box<HttpFacts>>,
+    /// What is to be told of it; `None`: everything.
+    pub telemetry: Option<Arc<Side>>,
 }
 
 // === impl Direction ===
@@ -186,6 +194,16 @@ impl Record {
     /// Whether a collector wants it as a span.
     pub fn is_sampled(&self) -> bool {
         self.http.as_ref().is_some_and(|http| http.span.is_some())
+    }
+
+    /// Whether the telemetry of its workload lets it stand in the log. Not for workers: expressions may take their time.
+    pub fn is_told(&self) -> bool {
+        self.telemetry.as_ref().is_none_or(|telemetry| telemetry.logs(&Asked(self)))
+    }
+
+    /// Whether no log wants it, whatever else it says.
+    pub(super) fn is_silenced(&self) -> bool {
+        self.telemetry.as_ref().is_some_and(|telemetry| telemetry.is_silent())
     }
 
     /// What came from the client, whichever side this is.
@@ -269,7 +287,7 @@ pub fn kept<const N: usize>(text: &str) -> Kept<N> {
     ArrayString::from(prefix(text, N)).unwrap_or_default()
 }
 
-fn prefix(text: &str, bytes_max: usize) -> &str {
+pub(super) fn prefix(text: &str, bytes_max: usize) -> &str {
     text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
 }
 

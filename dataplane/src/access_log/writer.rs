@@ -43,9 +43,9 @@ impl LogWriter {
         Self { wants: is_wanted, ..self }
     }
 
-    /// Adds a line to the batch, or counts the record if it repeats others.
+    /// Adds a line to the batch, or counts the record if it repeats others. What its telemetry leaves out is no line.
     pub fn add(&mut self, now: OffsetDateTime, at: Instant, record: &Record) {
-        if (self.wants)(record.level()) && self.repeats.admit(at, record) {
+        if (self.wants)(record.level()) && record.is_told() && self.repeats.admit(at, record) {
             self.push(now, record, None);
         }
     }

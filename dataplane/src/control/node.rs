@@ -19,8 +19,8 @@ use xds::delta::{End, Subscription};
 use xds::local::LocalState;
 use xds::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, HTTP_ROUTE_TYPE,
-    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE,
-    WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
+    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TELEMETRY_TYPE,
+    TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use xds::publish::Publisher;
 use xds::snapshot::Snapshot;
@@ -316,6 +316,7 @@ fn subscriptions(config: &NodeConfig) -> Vec<Subscription> {
         TRAFFIC_POLICY_TYPE,
         WORKLOAD_LABELS_TYPE,
         MESH_WIDE_TYPE,
+        TELEMETRY_TYPE,
     ];
     let own = own.into_iter().filter(|_| config.layer_7);
     let types = [ADDRESS_TYPE, of_role].into_iter().chain(own);

@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use l7::telemetry::Telemetry;
 use slab::Slab;
 use tunnel::h2::ErrorCode;
 use tunnel::tls::CipherSuite;
+use xds::snapshot::{Snapshot, TelemetryTable};
 
 use super::admission::Arrival;
 use super::http::Allowed;
@@ -190,6 +192,22 @@ impl Shared {
             (counted.sent, counted.received) = (sent, received);
             counted.moved = Instant::now();
         }
+    }
+
+    /// Notes what is to be told of it by this state.
+    pub(super) fn note_telemetry(&self, snapshot: &Snapshot, role: Role) {
+        let mut record = self.record.borrow_mut();
+        let table = snapshot.telemetry();
+        let own = match (role, self.direction) {
+            (Role::Waypoint, _) => table.of_destination(record.service.as_ref().map(|service| &service.key)),
+            (Role::NodeProxy, Direction::Inbound) => of_party(table, &record.destination),
+            (Role::NodeProxy, Direction::Outbound) => of_party(table, &record.source),
+        };
+        let own = own.map(|telemetry| match self.direction {
+            Direction::Inbound => Arc::clone(&telemetry.server),
+            Direction::Outbound => Arc::clone(&telemetry.client),
+        });
+        record.telemetry = own;
     }
 
     /// Whether no byte has moved for `timeout`, as far as the metrics were told. A connection that is still being
@@ -401,6 +419,11 @@ impl Connection {
         }
     }
 
+    /// Notes what is to be told of it, once it is known whose it is.
+    pub(super) fn note_telemetry(&self, snapshot: &Snapshot) {
+        self.shared.note_telemetry(snapshot, self.node.options.role);
+    }
+
     /// Notes that a tunnel carries it.
     pub(super) fn describe_tunnel(&self, cipher: CipherSuite, authority: Authority) {
         let mut record = self.record.borrow_mut();
@@ -435,6 +458,7 @@ fn blank(direction: Direction) -> Record {
         duration: Duration::ZERO,
         cause: CloseCause::Finished,
         http: None,
+        telemetry: None,
     }
 }
 
@@ -465,6 +489,11 @@ fn stream_cause(end: &StreamRelayEnd, flow: Flow) -> CloseCause {
             CloseCause::ClientReset
         }
     }
+}
+
+/// What is told of the traffic of a pod of this node.
+fn of_party<'t>(table: &'t TelemetryTable, party: &Party) -> Option<&'t Telemetry> {
+    table.of_workload(party.workload.as_deref()?)
 }
 
 fn subject(party: &Party) -> SubjectRef<'_> {

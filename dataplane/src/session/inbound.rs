@@ -234,6 +234,7 @@ async fn prepare(
         node.refuse_revoked(link)?;
     }
     describe_parties(connection, &state, &workload, remote, &asked);
+    connection.note_telemetry(&state.snapshot);
     let lookup = Lookup { state: &state, workload: &workload };
     let destination = match destination(node, &lookup, &asked.authority, dialled) {
         Ok(destination) => destination,

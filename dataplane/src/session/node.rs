@@ -370,6 +370,10 @@ impl Node {
         self.needed.borrow_mut().clear();
         self.sync_pods(&state);
         self.registry.enforce(&state);
+        if !Arc::ptr_eq(before.snapshot.telemetry(), state.snapshot.telemetry()) {
+            let role = self.options.role;
+            self.registry.for_each(|connection| connection.note_telemetry(&state.snapshot, role));
+        }
         self.sweep_metrics(&before.snapshot, &state.snapshot);
         self.demands.settle(&state.snapshot);
         self.superseded.take().open();

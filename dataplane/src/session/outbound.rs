@@ -161,6 +161,7 @@ async fn prepare(
         record.source.workload = Some(workload.clone());
         record.source.identity = Some(workload.identity.clone());
     }
+    connection.note_telemetry(&state.snapshot);
     let client = Client { workload: &workload, ip: remote.ip() };
     let destination = state.snapshot.destination(client, to).map_err(|refusal| refused(&refusal))?;
     if let Some(entry) = governed(&state.snapshot, client, &destination, to.port()) {

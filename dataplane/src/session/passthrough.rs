@@ -73,6 +73,7 @@ async fn prepare(
         record.source.workload = state.snapshot.workload_by_address(&workload.network, remote.ip()).cloned();
         record.destination.workload = Some(workload.clone());
     }
+    connection.note_telemetry(&state.snapshot);
     let arrival = Arrival { source: None, source_address: remote, destination: to };
     let admission = admit(connection, &state, &workload, &arrival)?;
     let application = dial_application(node, pod, &arrival, to).await?;

@@ -13,4 +13,5 @@ pub mod sampling;
 
 pub use context::{SpanId, TraceContext, TraceId};
 pub use export::{Exporter, ExporterError, Sending, SpanCounts};
+pub(crate) use otlp::cluster;
 pub use sampling::{Sampling, SpanFacts};

@@ -150,7 +150,7 @@ fn party(all: &mut Vec<KeyValue>, side: &str, party: &Party) {
 }
 
 /// As Istio names its clusters.
-fn cluster(record: &Record) -> String {
+pub(crate) fn cluster(record: &Record) -> String {
     let port = record.destination.address.map_or(0, |address| address.port());
     match (record.direction, &record.service) {
         (Direction::Inbound, _) => format!("inbound|{port}||"),

@@ -7,12 +7,12 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use l7::ir;
 use prost::Message;
 use prost_types::Any;
-use xds::decode::{route_name, traffic_policy_name};
+use xds::decode::{TelemetrySubject, route_name, traffic_policy_name};
 use xds::kube::{MeshSettings, convert, load_documents};
 use xds::proto::workload::AppProtocol;
 use xds::proto::{
-    AUTHORIZATION_POLICY_TYPE, HTTP_ROUTE_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_TYPE,
-    l7 as wire, security,
+    AUTHORIZATION_POLICY_TYPE, HTTP_ROUTE_TYPE, TELEMETRY_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
+    WORKLOAD_TYPE, l7 as wire, security,
 };
 
 use super::control::Resource;
@@ -119,6 +119,17 @@ impl Bed {
         for service in services {
             resources.push(enforced(&format!("{NAMESPACE}/{}", hostname(service)), names(Some(service))));
         }
+        resources.extend(std::iter::once(None).chain(services.iter().map(|it| Some(*it))).filter_map(
+            |service| {
+                let destination = service
+                    .map(|name| convert::ServiceRef::Service(xds::kube::ObjectName::new(NAMESPACE, name)));
+                let destination = destination.as_ref();
+                let waypoint =
+                    convert::telemetry::Waypoint { gateway: &gateway, class: "istio-waypoint", destination };
+                let telemetry = convert::telemetry::of_destination(&catalog, &mesh, &waypoint)?;
+                Some(telemetry_of(service, &telemetry))
+            },
+        ));
         self.apply(resources);
     }
 
@@ -231,6 +242,12 @@ fn traffic_policy(policy: &ir::TrafficPolicy) -> Resource {
 fn enforced(destination: &str, names: BTreeSet<String>) -> Resource {
     let body = wire::WaypointPolicies { names: names.into_iter().collect() };
     resource(destination, WAYPOINT_POLICIES_TYPE, &body)
+}
+
+fn telemetry_of(service: Option<&str>, telemetry: &ir::Telemetry) -> Resource {
+    let destination = service.map_or("/".to_owned(), |name| format!("{NAMESPACE}/{}", hostname(name)));
+    let body = wire::Telemetry { ir: serde_json::to_vec(telemetry).unwrap().into() };
+    resource(&TelemetrySubject::destination_name(&destination), TELEMETRY_TYPE, &body)
 }
 
 pub fn resource(name: &str, type_url: &str, message: &impl Message) -> Resource {

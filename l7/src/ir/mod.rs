@@ -11,6 +11,7 @@ mod mesh;
 mod policy;
 mod resilience;
 mod route;
+mod telemetry;
 mod token;
 mod traffic;
 
@@ -31,6 +32,7 @@ pub use route::{
     Backend, BackendTarget, DirectResponse, HttpMatch, HttpRoute, HttpRule, PathMatch, RouteKind, RouteOrder,
     SourceMatch, Timeouts, ValueMatch, ValueTest,
 };
+pub use telemetry::{LogRule, Telemetry, TelemetrySide};
 pub use token::{RequestAuthentication, TokenRule};
 pub use traffic::{
     Balancing, ConnectionLimits, HashOn, HashPolicy, HashTable, Labels, OutlierDetection, PortSettings,

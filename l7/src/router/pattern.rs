@@ -79,6 +79,14 @@ impl Pattern {
         Ok(Self { machine, text_bytes: pattern.len() })
     }
 
+    /// One that a part of a text need match.
+    pub(crate) fn compile_search(pattern: &Arc<str>) -> Result<Self, PatternError> {
+        // Alone first, so that no parenthesis can close the group put around it.
+        Self::compile(pattern)?;
+        let around = Self::compile(&Arc::from(format!("(?s:.*)(?:{pattern})(?s:.*)")))?;
+        Ok(Self { text_bytes: pattern.len(), ..around })
+    }
+
     pub(crate) fn is_match(&self, text: &[u8]) -> bool {
         let input = Input::new(text).anchored(Anchored::Yes).earliest(true);
         match &self.machine {

@@ -10,8 +10,8 @@ use sha2::{Digest, Sha256};
 
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE,
-    WORKLOAD_TYPE,
+    REQUEST_AUTHENTICATION_TYPE, TELEMETRY_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
+    WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 
 const MAGIC: &[u8; 16] = b"corelane-state\n\0";
@@ -19,7 +19,7 @@ const VERSION: u32 = 1;
 const DIGEST_BYTES: usize = 32;
 
 /// The types that are kept; a type's place in it is its number in the file.
-pub(super) const TYPES: [&str; 10] = [
+pub(super) const TYPES: [&str; 11] = [
     ADDRESS_TYPE,
     AUTHORIZATION_TYPE,
     HTTP_ROUTE_TYPE,
@@ -30,6 +30,7 @@ pub(super) const TYPES: [&str; 10] = [
     TRAFFIC_POLICY_TYPE,
     WORKLOAD_LABELS_TYPE,
     MESH_WIDE_TYPE,
+    TELEMETRY_TYPE,
 ];
 
 /// Why a file is not what it should be.

@@ -15,8 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, MESH_WIDE_TYPE,
-    REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, l7,
-    security, workload,
+    REQUEST_AUTHENTICATION_TYPE, TELEMETRY_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
+    WORKLOAD_LABELS_TYPE, l7, security, workload,
 };
 
 /// Bytes of the digest that make a version.
@@ -41,10 +41,12 @@ pub enum ResourceKind {
     WorkloadLabels,
     /// What holds for the mesh as a whole.
     MeshWide,
+    /// What is told of traffic.
+    Telemetry,
 }
 
 impl ResourceKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Address,
         Self::Authorization,
         Self::HttpRoute,
@@ -54,6 +56,7 @@ impl ResourceKind {
         Self::TrafficPolicy,
         Self::WorkloadLabels,
         Self::MeshWide,
+        Self::Telemetry,
     ];
 
     pub fn type_url(self) -> &'static str {
@@ -67,6 +70,7 @@ impl ResourceKind {
             Self::TrafficPolicy => TRAFFIC_POLICY_TYPE,
             Self::WorkloadLabels => WORKLOAD_LABELS_TYPE,
             Self::MeshWide => MESH_WIDE_TYPE,
+            Self::Telemetry => TELEMETRY_TYPE,
         }
     }
 
@@ -128,6 +132,7 @@ pub struct DesiredState {
     traffic_policies: Resources,
     workload_labels: Resources,
     mesh_wide: Resources,
+    telemetry: Resources,
     /// `NETWORK/IP` to the names of its workloads and services.
     by_ip: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
     /// Service name to its workloads.
@@ -146,6 +151,7 @@ pub struct WaypointState {
     authorization_policies: Resources,
     request_authentications: Resources,
     policies: Resources,
+    telemetry: Resources,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -222,6 +228,7 @@ impl WaypointState {
             ResourceKind::AuthorizationPolicy => &self.authorization_policies,
             ResourceKind::RequestAuthentication => &self.request_authentications,
             ResourceKind::WaypointPolicies => &self.policies,
+            ResourceKind::Telemetry => &self.telemetry,
             // What connections show is in the policies of the other type; the others are not a waypoint's own.
             ResourceKind::Address
             | ResourceKind::Authorization
@@ -248,6 +255,10 @@ impl WaypointState {
     pub fn insert_policies(&mut self, destination: &str, policies: &l7::WaypointPolicies) {
         insert(&mut self.policies, destination, policies);
     }
+
+    pub fn insert_telemetry(&mut self, name: &str, telemetry: &l7::Telemetry) {
+        insert(&mut self.telemetry, name, telemetry);
+    }
 }
 
 fn insert(resources: &mut Resources, name: &str, message: &impl Message) {
@@ -269,6 +280,7 @@ impl DesiredState {
             ResourceKind::TrafficPolicy => &self.traffic_policies,
             ResourceKind::WorkloadLabels => &self.workload_labels,
             ResourceKind::MeshWide => &self.mesh_wide,
+            ResourceKind::Telemetry => &self.telemetry,
         }
     }
 
@@ -368,6 +380,10 @@ impl DesiredState {
 
     pub fn insert_mesh_wide(&mut self, mesh: &l7::MeshWide) {
         insert(&mut self.mesh_wide, "mesh", mesh);
+    }
+
+    pub fn insert_telemetry(&mut self, name: &str, telemetry: &l7::Telemetry) {
+        insert(&mut self.telemetry, name, telemetry);
     }
 
     pub fn insert_request_authentication(&mut self, name: &str, tokens: &l7::RequestAuthentication) {

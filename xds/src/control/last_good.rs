@@ -94,6 +94,7 @@ impl Losses<'_> {
             config_maps: ConfigMap,
             virtual_services: VirtualService,
             destination_rules: DestinationRule,
+            telemetries: Telemetry,
         }
     }
 

@@ -29,21 +29,23 @@ pub const RESPONSE_BYTES_MAX: usize = 16 << 20;
 /// Subscribes to everything of a type.
 const WILDCARD: &str = "*";
 
-const UPSERT_ORDER: [ResourceKind; 9] = [
+const UPSERT_ORDER: [ResourceKind; 10] = [
     ResourceKind::MeshWide,
     ResourceKind::Authorization,
     ResourceKind::AuthorizationPolicy,
     ResourceKind::RequestAuthentication,
     ResourceKind::WaypointPolicies,
     ResourceKind::WorkloadLabels,
+    ResourceKind::Telemetry,
     ResourceKind::Address,
     ResourceKind::TrafficPolicy,
     ResourceKind::HttpRoute,
 ];
-const REMOVAL_ORDER: [ResourceKind; 9] = [
+const REMOVAL_ORDER: [ResourceKind; 10] = [
     ResourceKind::HttpRoute,
     ResourceKind::TrafficPolicy,
     ResourceKind::Address,
+    ResourceKind::Telemetry,
     ResourceKind::WorkloadLabels,
     ResourceKind::WaypointPolicies,
     ResourceKind::RequestAuthentication,

@@ -12,6 +12,7 @@ mod intern;
 mod policy;
 mod route;
 mod service;
+mod telemetry;
 mod traffic;
 mod waypoint;
 mod workload;
@@ -26,6 +27,7 @@ use prost::Message;
 pub use intern::Interner;
 pub use policy::{authorization, authorization_policy, request_authentication};
 pub use route::{http_route, route_name};
+pub use telemetry::{TelemetrySubject, telemetry, telemetry_subject};
 pub use traffic::{mesh_wide, traffic_policy, traffic_policy_name, workload_labels};
 pub use waypoint::{waypoint_destination, waypoint_policies};
 

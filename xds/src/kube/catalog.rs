@@ -16,6 +16,7 @@ use super::istio::{
     AuthorizationPolicy, PeerAuthentication, RequestAuthentication, ServiceEntry, WorkloadEntry,
 };
 use super::mesh::ConfigMap;
+use super::telemetry::Telemetry;
 use super::traffic::{DestinationRule, VirtualService};
 
 pub type Labels = BTreeMap<Arc<str>, Arc<str>>;
@@ -105,10 +106,11 @@ pub enum Kind {
     ConfigMap,
     VirtualService,
     DestinationRule,
+    Telemetry,
 }
 
 impl Kind {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::Namespace,
         Self::Node,
         Self::Pod,
@@ -130,6 +132,7 @@ impl Kind {
         Self::ConfigMap,
         Self::VirtualService,
         Self::DestinationRule,
+        Self::Telemetry,
     ];
 
     /// The name as it is written under `kind`.
@@ -156,6 +159,7 @@ impl Kind {
             Self::ConfigMap => "ConfigMap",
             Self::VirtualService => "VirtualService",
             Self::DestinationRule => "DestinationRule",
+            Self::Telemetry => "Telemetry",
         }
     }
 
@@ -181,6 +185,7 @@ impl Kind {
             Self::AuthorizationPolicy | Self::PeerAuthentication | Self::RequestAuthentication => {
                 ("security.istio.io", &["v1", "v1beta1"])
             }
+            Self::Telemetry => ("telemetry.istio.io", &["v1", "v1alpha1"]),
         }
     }
 
@@ -226,6 +231,7 @@ pub struct Catalog {
     pub config_maps: Objects<ConfigMap>,
     pub virtual_services: Objects<VirtualService>,
     pub destination_rules: Objects<DestinationRule>,
+    pub telemetries: Objects<Telemetry>,
 }
 
 /// What stays the same for every conversion: names that an installation chooses once.

@@ -6,8 +6,13 @@ use super::reader::{Findings, Item, closest};
 use super::yaml::{Node, shortened};
 
 /// API groups in which an unknown kind is an error: leaving it out would change what the mesh enforces.
-const MESH_GROUPS: [&str; 4] =
-    ["security.istio.io", "networking.istio.io", "gateway.networking.k8s.io", "gateway.networking.x-k8s.io"];
+const MESH_GROUPS: [&str; 5] = [
+    "security.istio.io",
+    "networking.istio.io",
+    "telemetry.istio.io",
+    "gateway.networking.k8s.io",
+    "gateway.networking.x-k8s.io",
+];
 
 /// Kinds of those groups that exist but are not read, so that they are not taken for misspelled ones.
 const UNSUPPORTED_KINDS: [&str; 18] = [

@@ -282,6 +282,7 @@ impl Catalog {
             Object::ConfigMap(object) => put(&mut self.config_maps, name, object),
             Object::VirtualService(object) => put(&mut self.virtual_services, name, object),
             Object::DestinationRule(object) => put(&mut self.destination_rules, name, object),
+            Object::Telemetry(object) => put(&mut self.telemetries, name, object),
         }
     }
 }

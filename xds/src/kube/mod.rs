@@ -18,6 +18,7 @@ pub mod problem;
 mod read;
 mod reader;
 mod references;
+pub mod telemetry;
 pub mod traffic;
 mod yaml;
 

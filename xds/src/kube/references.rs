@@ -9,6 +9,7 @@ use l7::ir::{BackendTarget, RouteKind};
 
 use super::backend_policy::{Authorities, BackendTlsPolicy, PolicyTargetRef};
 use super::catalog::{Catalog, Kind, Labels, MeshSettings, Meta, ObjectName, Objects, Position};
+use super::convert;
 use super::convert::attachment::{in_namespace, matches_labels};
 use super::convert::authorizer::authorizer;
 use super::convert::backend_policy::authority;
@@ -18,6 +19,7 @@ use super::istio::{Attached, AuthorizationPolicy, PeerAuthentication, PolicyTarg
 use super::mesh::MESH_CONFIG_MAP;
 use super::problem::{Problem, Severity};
 use super::reader::closest;
+use super::telemetry::Telemetry;
 
 /// Looks at every reference of a catalog.
 pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> {
@@ -40,6 +42,10 @@ pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> 
     }
     for tokens in catalog.request_authentications.values() {
         checker.attached(Kind::RequestAuthentication, &**tokens);
+    }
+    for telemetry in catalog.telemetries.values() {
+        checker.attached(Kind::Telemetry, &**telemetry);
+        checker.outranked(telemetry);
     }
     for policy in catalog.peer_authentications.values() {
         checker.peer_authentication(policy);
@@ -212,6 +218,22 @@ impl Checker<'_> {
         );
         let meta = &policy.meta;
         self.warn(Kind::AuthorizationPolicy, meta, start(meta), "spec.provider.name", message, fix);
+    }
+
+    /// Of several for a whole namespace the oldest alone counts.
+    fn outranked(&mut self, telemetry: &Telemetry) {
+        let Some(first) = convert::telemetry::of_namespace(self.catalog, &telemetry.meta.namespace) else {
+            return;
+        };
+        if telemetry.target != PolicyTarget::Namespace || first.meta.name == telemetry.meta.name {
+            return;
+        }
+        let name = &first.meta.name;
+        let message =
+            format!("Telemetry {name} is for the whole namespace, too, and older: this one has no effect");
+        let fix = String::from("merge the two, or give one of them a selector");
+        let meta = &telemetry.meta;
+        self.warn(Kind::Telemetry, meta, start(meta), "spec", message, fix);
     }
 
     /// What MeshConfig says about the installation itself, which is not for it to say here.

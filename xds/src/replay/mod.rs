@@ -21,14 +21,14 @@ use crate::delta::{Client, Demand, End, Mode, Outcome, Subscription};
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, CLUSTER_TYPE, HTTP_ROUTE_TYPE,
-    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE,
-    WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
+    LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TELEMETRY_TYPE,
+    TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE, WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::{Snapshot, dump};
 use crate::store::Store;
 
 /// Types that the store takes; a stream may carry others, which the client acknowledges and ignores.
-const KNOWN_TYPES: [&str; 13] = [
+const KNOWN_TYPES: [&str; 14] = [
     CLUSTER_TYPE,
     LISTENER_TYPE,
     LOAD_ASSIGNMENT_TYPE,
@@ -42,6 +42,7 @@ const KNOWN_TYPES: [&str; 13] = [
     TRAFFIC_POLICY_TYPE,
     WORKLOAD_LABELS_TYPE,
     MESH_WIDE_TYPE,
+    TELEMETRY_TYPE,
 ];
 
 /// What came of a capture.

@@ -23,6 +23,7 @@ pub mod resolve;
 mod resolve_tests;
 mod routes;
 mod table;
+pub mod telemetry;
 mod traffic;
 mod vip_blocks;
 pub mod waypoint;
@@ -45,6 +46,7 @@ pub(crate) use keys::{AddressKey, PolicySetKey};
 use keys::{AddressQuery, HostQuery, PolicySetQuery};
 pub use resolve::{Client, Destination, Refusal, Route, RouteKind, Target, Transport};
 pub(crate) use routes::ServiceRoutes;
+pub use telemetry::TelemetryTable;
 pub use traffic::Governed;
 pub(crate) use vip_blocks::VipBlocks;
 pub use waypoint::{Asked, Served, ServedHttp, WaypointConfig};
@@ -88,6 +90,7 @@ pub struct Snapshot {
     /// By the uid of the workload.
     pub(crate) labels: Map<Arc<str>, Arc<Labels>>,
     pub(crate) mesh: MeshWide,
+    pub(crate) telemetry: Arc<TelemetryTable>,
     /// Keys asked for on demand that the control plane has answered for.
     pub(crate) answered: Map<Arc<str>, ()>,
     pub(crate) stale: Option<SystemTime>,

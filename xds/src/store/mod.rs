@@ -17,6 +17,7 @@ mod fronted;
 mod policies;
 mod routes;
 mod services;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod traffic;
@@ -36,7 +37,7 @@ use crate::delta::Sink;
 use crate::envoy::Serving;
 use crate::proto::{
     ADDRESS_TYPE, AUTHORIZATION_POLICY_TYPE, AUTHORIZATION_TYPE, HTTP_ROUTE_TYPE, LOAD_ASSIGNMENT_TYPE,
-    MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
+    MESH_WIDE_TYPE, REQUEST_AUTHENTICATION_TYPE, TELEMETRY_TYPE, TRAFFIC_POLICY_TYPE, WAYPOINT_POLICIES_TYPE,
     WORKLOAD_LABELS_TYPE, WORKLOAD_TYPE,
 };
 use crate::snapshot::Snapshot;
@@ -163,6 +164,7 @@ impl Sink for Store {
             TRAFFIC_POLICY_TYPE => self.remove_traffic_policy(name),
             WORKLOAD_LABELS_TYPE => self.remove_labels(name),
             MESH_WIDE_TYPE => self.set_mesh_wide(MeshWide::default()),
+            TELEMETRY_TYPE => self.remove_telemetry(name),
             _ => self.remove_envoy(type_url, name),
         }
     }
@@ -217,6 +219,10 @@ impl Store {
             TRAFFIC_POLICY_TYPE => self.upsert_traffic_policy(decode::traffic_policy(name, bytes)?),
             WORKLOAD_LABELS_TYPE => self.upsert_labels(name, decode::workload_labels(bytes)?),
             MESH_WIDE_TYPE => self.set_mesh_wide(decode::mesh_wide(bytes)?),
+            TELEMETRY_TYPE => {
+                let (subject, telemetry) = decode::telemetry(name, bytes)?;
+                self.upsert_telemetry(subject, telemetry);
+            }
             // The client hands over only what it subscribed to.
             _ => {}
         }

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 
 use l7::filter::{Chain, OwnField};
 use l7::grpc::Messages;
-use l7::ir::Authorizer;
+use l7::ir::{Authorizer, RequestHead};
 use tunnel::h2::Headers;
 
 use super::Protocol;
@@ -118,7 +118,13 @@ impl<'c> Books<'c> {
         self.protocol
     }
 
-    /// Notes what the head says, and has the request tell the upstream its id and our span.
+    /// Notes what the head says.
+    pub(super) fn note_request(&mut self, request: &RequestHead<'_>) {
+        let wanted = self.record.telemetry.as_ref().map_or(&[][..], |telemetry| telemetry.headers());
+        self.facts.note_request(request, wanted);
+    }
+
+    /// Gives the request an id where it has none, and a span where it is sampled, and has the request tell the upstream its id and our span.
     pub(super) fn sign(&mut self, chain: &mut Chain) {
         let node = &self.connection.node;
         let mut own = Vec::new();

@@ -311,7 +311,7 @@ fn look<D: Director>(
     books: &mut Books<'_>,
 ) -> Result<Seen<D::Choice>, Reply> {
     let read = received.read(|request, target| {
-        books.facts.note_request(&seen(request, target));
+        books.note_request(&seen(request, target));
         let Decision { verdict, mut filtered } = match asked {
             Ok(None) => director.decide(&seen(request, target), books),
             Ok(Some(edits)) => decide_edited(director, &seen(request, target), edits, books),

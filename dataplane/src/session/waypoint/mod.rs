@@ -230,6 +230,7 @@ async fn ask(
         (None, None) => return Err((STATUS_UNREACHABLE, CloseCause::NoHealthyEndpoint)),
     };
     describe(connection, node, &state, &own, &found, &parsed.baggage());
+    connection.note_telemetry(&state.snapshot);
     Ok(Asked { front, arrival, state, own, found, goal })
 }
 

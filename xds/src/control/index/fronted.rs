@@ -7,11 +7,13 @@ use std::sync::Arc;
 use super::Context;
 use super::policies::problem;
 use super::services::service_key;
+use super::telemetry::publish_of_destination;
 use super::waypoints::is_our_class;
 use crate::control::desired::{DesiredState, WaypointState};
 use crate::decode::route_name;
 use crate::kube::cluster::ServiceType;
 use crate::kube::convert::request_authentication::{self, MeshTokens};
+use crate::kube::convert::telemetry::Waypoint;
 use crate::kube::convert::{self, MeshPolicy, ServiceRef};
 use crate::kube::istio::{Attached, PolicyTarget};
 use crate::kube::{MeshSettings, ObjectName, Problem, Severity};
@@ -85,6 +87,8 @@ impl Fronted<'_> {
             let names = attached.to(gateway, self.class, target.as_ref(), &context.settings.mesh);
             let policies = l7::WaypointPolicies { names: names.iter().map(ToString::to_string).collect() };
             state.insert_policies(destination, &policies);
+            let waypoint = Waypoint { gateway, class: self.class, destination: target.as_ref() };
+            publish_of_destination(context, destination, &waypoint, state, problems);
             used.extend(names);
         }
         publish_policies(context, &used, state, problems);

@@ -13,6 +13,7 @@ mod pods;
 mod policies;
 mod services;
 mod slices;
+mod telemetry;
 mod waypoint_pods;
 mod waypoints;
 
@@ -135,6 +136,7 @@ impl Indexer {
         policies::publish_tokens(&context, &mut desired, &mut problems);
         policies::publish_routes(&context, &mut desired, &mut problems);
         policies::publish_traffic(&context, &mut desired, &mut problems);
+        telemetry::publish(&context, &mut desired, &mut problems);
         fronted::publish(&context, &mut desired, &mut problems);
         view.nodes = nodes(&context, &view);
         Indexed { desired, view, problems }

@@ -6,6 +6,7 @@ use model::Identity;
 
 use super::addresses::object_problem;
 use super::policies::publish_labels;
+use super::telemetry::publish_of_workload;
 use super::{Context, DATAPLANE_MODE, REDIRECTION, waypoint_pods, wire_trust_domain};
 use crate::control::desired::{DesiredState, ip_bytes};
 use crate::control::view::{ClusterView, PodView};
@@ -53,6 +54,8 @@ pub(super) fn publish(
         if !pod_view.ips.is_empty() {
             desired.insert_workload(workload(context, pod, &pod_view));
             publish_labels(context, &pod_view.uid, &pod.meta.labels, desired);
+            let (_, services) = services(context, pod);
+            publish_of_workload(context, &pod_view.uid, &pod.meta, &services, desired, problems);
         }
         view.pods.insert(name.clone(), pod_view);
     }

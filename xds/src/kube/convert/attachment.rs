@@ -103,17 +103,38 @@ pub fn attaches_by_selector(
 
 /// Whether a policy is enforced at a waypoint, which knows nothing but targetRefs.
 pub fn attaches_to_waypoint(policy: &impl Attached, waypoint: &Waypoint<'_>, mesh: &MeshSettings) -> bool {
-    let PolicyTarget::References(targets) = policy.target() else {
-        return false;
-    };
+    attaches_to_gateway(policy, waypoint.gateway, waypoint.class, "Gateway", mesh)
+        || attaches_to_gateway(policy, waypoint.gateway, waypoint.class, "GatewayClass", mesh)
+        || targets_service(policy, waypoint.destination)
+}
+
+/// Whether a policy names a waypoint itself, or its class, as `kind` says.
+pub fn attaches_to_gateway(
+    policy: &impl Attached,
+    gateway: &ObjectName,
+    class: &str,
+    kind: &str,
+    mesh: &MeshSettings,
+) -> bool {
     let namespace = &policy.meta().namespace;
-    targets.iter().filter(|target| is_of_own_namespace(policy, target)).any(|target| {
-        match target.kind.as_ref() {
-            "Gateway" => *namespace == waypoint.gateway.namespace && target.name == waypoint.gateway.name,
-            "GatewayClass" => *namespace == mesh.root_namespace && *target.name == *waypoint.class,
-            _ => names_service(policy, target, waypoint.destination),
-        }
+    own_targets(policy).filter(|target| *target.kind == *kind).any(|target| match kind {
+        "Gateway" => *namespace == gateway.namespace && target.name == gateway.name,
+        "GatewayClass" => *namespace == mesh.root_namespace && *target.name == *class,
+        _ => false,
     })
+}
+
+/// Whether a policy names a service.
+pub fn targets_service(policy: &impl Attached, service: &ServiceRef) -> bool {
+    own_targets(policy).any(|target| names_service(policy, target, service))
+}
+
+fn own_targets(policy: &impl Attached) -> impl Iterator<Item = &TargetRef> {
+    let targets = match policy.target() {
+        PolicyTarget::References(targets) => targets.as_slice(),
+        PolicyTarget::Namespace | PolicyTarget::Selector(_) => &[],
+    };
+    targets.iter().filter(move |target| is_of_own_namespace(policy, target))
 }
 
 fn is_of_own_namespace(policy: &impl Attached, target: &TargetRef) -> bool {

@@ -12,6 +12,7 @@ pub mod hosts;
 pub mod peer_authentication;
 pub mod request_authentication;
 pub mod route;
+pub mod telemetry;
 pub mod traffic;
 pub mod trust_domain;
 pub mod virtual_service;

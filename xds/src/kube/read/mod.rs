@@ -22,6 +22,7 @@ mod request_authentication;
 mod retry;
 mod route;
 mod slice;
+mod telemetry;
 mod timeouts;
 mod virtual_match;
 mod virtual_service;
@@ -43,6 +44,7 @@ use super::istio::{
 use super::mesh::ConfigMap;
 use super::problem::Severity;
 use super::reader::{Fields, Findings, Item};
+use super::telemetry::Telemetry;
 use super::traffic::{DestinationRule, VirtualService};
 use super::yaml::shortened;
 
@@ -70,6 +72,7 @@ pub(super) enum Object {
     ConfigMap(ConfigMap),
     VirtualService(VirtualService),
     DestinationRule(DestinationRule),
+    Telemetry(Telemetry),
 }
 
 /// Reads `metadata`; `None` where the object has no usable name. Begins the object in `findings`.
@@ -188,6 +191,7 @@ pub(super) fn object(kind: Kind, root: &Item<'_>, meta: Meta, findings: &mut Fin
         Kind::DestinationRule => {
             destination_rule::destination_rule(&mut fields, meta, findings).map(Object::DestinationRule)
         }
+        Kind::Telemetry => telemetry::telemetry(&mut fields, meta, findings).map(Object::Telemetry),
     };
     fields.ignore(&["spec", "status"]);
     fields.finish(findings);

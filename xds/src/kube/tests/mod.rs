@@ -11,6 +11,7 @@ mod golden;
 mod grpc_routes;
 mod request_authentication;
 mod routes;
+mod telemetry;
 mod traffic;
 
 use super::{Loaded, Problem, load_documents};

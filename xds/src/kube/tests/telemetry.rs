@@ -1,0 +1,171 @@
+//! Telemetry: how objects are read, and what of several is in force for whom.
+
+use l7::ir::{LogRule, Telemetry};
+
+use super::{findings, load};
+use crate::kube::convert::telemetry::{Waypoint, of_destination, of_mesh, of_namespaces, of_workload};
+use crate::kube::convert::{ServiceRef, Subject};
+use crate::kube::{Catalog, Labels, MeshSettings, ObjectName};
+
+fn object(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\n\
+         metadata: {{name: {name}, namespace: {namespace}}}\nspec: {{{spec}}}\n"
+    )
+}
+
+fn catalog(objects: &[(&str, &str, &str)]) -> Catalog {
+    let text: String = objects.iter().map(|(namespace, name, spec)| object(namespace, name, spec)).collect();
+    let loaded = load(&text);
+    assert!(loaded.problems.is_empty(), "{:?}", loaded.problems);
+    loaded.catalog
+}
+
+fn logged(filter: &str) -> LogRule {
+    LogRule { disabled: false, filter: Some(filter.into()) }
+}
+
+const SILENT: LogRule = LogRule { disabled: true, filter: None };
+const OFF: &str = "accessLogging: [{disabled: true}]";
+const FAILED: &str =
+    "accessLogging: [{providers: [{name: envoy}], filter: {expression: response.code >= 400}}]";
+
+fn logs(telemetry: Option<Telemetry>) -> Option<(LogRule, LogRule)> {
+    telemetry.map(|telemetry| (telemetry.client.log, telemetry.server.log))
+}
+
+fn mesh() -> MeshSettings {
+    MeshSettings::default()
+}
+
+/// Of the pod `app: web` of the namespace `app`, which stands behind the Service `web`.
+fn of_web(catalog: &Catalog) -> Option<(LogRule, LogRule)> {
+    let labels: Labels = [("app".into(), "web".into())].into();
+    let services = [ServiceRef::Service(ObjectName::new("app", "web"))];
+    logs(of_workload(catalog, &mesh(), Subject { namespace: "app", labels: &labels, services: &services }))
+}
+
+#[test]
+fn the_most_special_object_counts_for_each_section() {
+    let selecting =
+        "selector: {matchLabels: {app: web}}, accessLogging: [{match: {mode: SERVER}, disabled: true}]";
+    let catalog = catalog(&[
+        ("istio-system", "all", FAILED),
+        ("app", "own", "accessLogging: [{filter: {expression: 'response.code >= 500'}}]"),
+        ("app", "web", selecting),
+        ("other", "none", "metrics: [{providers: [{name: prometheus}]}]"),
+    ]);
+    let failed = logged("response.code >= 400");
+    assert_eq!(logs(of_mesh(&catalog, &mesh())), Some((failed.clone(), failed.clone())));
+    let worse = logged("response.code >= 500");
+    let namespaces = of_namespaces(&catalog, &mesh());
+    let shown: Vec<_> =
+        namespaces.iter().map(|(name, it)| (&**name, &it.client.log, &it.server.log)).collect();
+    // What a section does not say stays as the wider object says it.
+    assert_eq!(shown, [("app", &worse, &worse), ("other", &failed, &failed)]);
+    assert_eq!(of_web(&catalog), Some((worse, SILENT)));
+    let labels = Labels::new();
+    assert_eq!(
+        of_workload(&catalog, &mesh(), Subject { namespace: "app", labels: &labels, services: &[] }),
+        None
+    );
+}
+
+#[test]
+fn of_several_entries_the_last_that_covers_a_side_counts() {
+    let catalog = catalog(&[(
+        "istio-system",
+        "all",
+        "accessLogging: [{disabled: true}, {match: {mode: CLIENT}, filter: {expression: connection.mtls}}]",
+    )]);
+    assert_eq!(logs(of_mesh(&catalog, &mesh())), Some((logged("connection.mtls"), SILENT)));
+    // One that says nothing but that there is a log takes a wider filter back.
+    let catalog = super::telemetry::catalog(&[
+        ("istio-system", "all", FAILED),
+        ("app", "web", "selector: {matchLabels: {app: web}}, accessLogging: [{disabled: false}]"),
+    ]);
+    assert_eq!(of_web(&catalog), Some((LogRule::default(), LogRule::default())));
+}
+
+#[test]
+fn a_selector_of_the_root_namespace_reaches_all_and_others_their_own() {
+    let selecting = format!("selector: {{matchLabels: {{app: web}}}}, {OFF}");
+    assert_eq!(of_web(&catalog(&[("istio-system", "all", &selecting)])), Some((SILENT, SILENT)));
+    assert_eq!(of_web(&catalog(&[("other", "web", &selecting)])), None);
+    let targeting = format!("targetRefs: [{{kind: Service, name: web}}], {OFF}");
+    assert_eq!(of_web(&catalog(&[("app", "web", &targeting)])), Some((SILENT, SILENT)));
+}
+
+#[test]
+fn behind_a_waypoint_its_class_the_gateway_and_the_service_count() {
+    let gateway = ObjectName::new("infra", "waypoint");
+    let service = ServiceRef::Service(ObjectName::new("app", "web"));
+    let of = |objects: &[(&str, &str, &str)], destination: Option<&ServiceRef>| {
+        let waypoint = Waypoint { gateway: &gateway, class: "istio-waypoint", destination };
+        logs(of_destination(&catalog(objects), &mesh(), &waypoint)).map(|(_, server)| server)
+    };
+    let gateway_group = "group: gateway.networking.k8s.io";
+    let of_class =
+        format!("targetRefs: [{{kind: GatewayClass, {gateway_group}, name: istio-waypoint}}], {FAILED}");
+    let of_gateway = format!("targetRefs: [{{kind: Gateway, {gateway_group}, name: waypoint}}], {OFF}");
+    let of_service =
+        "targetRefs: [{kind: Service, name: web}], accessLogging: [{filter: {expression: 'true'}}]";
+    let all = [
+        ("istio-system", "class", of_class.as_str()),
+        ("infra", "gateway", &of_gateway),
+        ("app", "service", of_service),
+        // Selectors are for workloads.
+        ("infra", "selecting", "selector: {matchLabels: {app: web}}, accessLogging: [{disabled: true}]"),
+    ];
+    assert_eq!(of(&[], Some(&service)), None);
+    assert_eq!(of(&all[3..], Some(&service)), None);
+    assert_eq!(of(&all[..1], None), Some(logged("response.code >= 400")));
+    assert_eq!(of(&all[..2], None), Some(SILENT));
+    assert_eq!(of(&all, Some(&service)), Some(logged("true")));
+    assert_eq!(of(&all, None), Some(SILENT));
+    // The namespace is the waypoint's, not the service's.
+    assert_eq!(of(&[("app", "own", OFF)], Some(&service)), None);
+    assert_eq!(of(&[("infra", "own", OFF)], Some(&service)), Some(SILENT));
+}
+
+#[test]
+fn of_two_for_one_namespace_the_older_counts_and_the_other_is_told_of() {
+    let text = "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: a, namespace: istio-system, \
+                creationTimestamp: '2026-01-02T00:00:00Z'}\nspec: {accessLogging: [{disabled: true}]}\n---\n\
+                apiVersion: telemetry.istio.io/v1\nkind: Telemetry\nmetadata: {name: b, namespace: istio-system, \
+                creationTimestamp: '2026-01-01T00:00:00Z'}\nspec: {accessLogging: [{disabled: false}]}\n";
+    let loaded = load(text);
+    assert_eq!(logs(of_mesh(&loaded.catalog, &mesh())), Some((LogRule::default(), LogRule::default())));
+    let problems = crate::kube::check_references(&loaded.catalog, &mesh());
+    let [problem] = problems.as_slice() else { panic!("{problems:?}") };
+    assert_eq!((problem.object.as_str(), problem.is_error()), ("Telemetry istio-system/a", false));
+    assert!(problem.message.contains("Telemetry b is for the whole namespace, too"), "{problem}");
+}
+
+#[test]
+fn what_is_not_served_is_refused_where_it_stands() {
+    for (spec, found) in [
+        (
+            "accessLogging: [{providers: [{name: otel}]}]",
+            "spec.accessLogging[0].providers[0].name: the provider \"otel\" is not supported | write envoy",
+        ),
+        (
+            "accessLogging: [{filter: {expression: 'response.kode > 1'}}]",
+            "spec.accessLogging[0].filter.expression: \"response.kode > 1\" cannot be a filter: \"response.kode\" is not known here",
+        ),
+        ("accessLogging: [{filter: {expresion: 'true'}}]", "did you mean expression?"),
+        ("accessLogging: [{match: {mode: BOTH}}]", "spec.accessLogging[0].match.mode"),
+        ("accessLogging: [{disabled: 'yes'}]", "spec.accessLogging[0].disabled"),
+        ("accesslogging: []", "did you mean accessLogging?"),
+        ("metrics: [{providers: [{name: stackdriver}]}]", "the provider \"stackdriver\" is not supported"),
+        ("selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: x}]", "exclude each other"),
+    ] {
+        let found_here = findings(&object("app", "t", spec));
+        assert!(
+            found_here.iter().any(|line| line.contains(found) && line.contains("error")),
+            "{spec}: {found_here:?}"
+        );
+    }
+    let version = object("app", "t", "").replace("/v1\n", "/v2\n");
+    assert!(findings(&version)[0].contains("Telemetry of version v2 is not read"));
+}
