@@ -37,5 +37,12 @@ fn dry_run_and_audit_policies_are_told_and_decide_nothing() {
             let told = told.as_ref().map(|(allowed, policy)| (*allowed, policy.as_deref()));
             assert_eq!((told, observed.audit.as_deref()), (dry_run, audit), "{path}");
         }
+        for (policy, verdict, count) in
+            [("app/trial", "denied", 2), ("none", "allowed", 2), ("app/audit", "audited", 1)]
+        {
+            let labels = [format!("policy=\"{policy}\""), format!("verdict=\"{verdict}\"")];
+            let labels = labels.each_ref().map(String::as_str);
+            assert_eq!(bed.metric("corelane_policy_shadow_total", &labels), count, "{policy}");
+        }
     });
 }

@@ -117,3 +117,24 @@ fn a_log_that_is_disabled_queues_nothing_on_the_sides_it_is_disabled_for() {
         assert_eq!(logged(&mut bed, &mut client, &["/2"]), ["/2"]);
     });
 }
+
+#[test]
+fn a_metric_that_is_disabled_or_a_label_that_is_removed_is_not_told() {
+    inside("a_metric_that_is_disabled_or_a_label_that_is_removed_is_not_told", || {
+        let overrides = "metrics: [{ overrides: [\
+            { match: { metric: REQUEST_COUNT, mode: SERVER }, tagOverrides: { source_workload: { operation: REMOVE }, \
+              team: { value: \"'blue'\" } } }, \
+            { match: { metric: REQUEST_DURATION }, disabled: true }] }]";
+        let (mut bed, server) = bed(&[("app", "all", overrides)]);
+        let mut client = bed.client("client", server);
+        assert_eq!(logged(&mut bed, &mut client, &["/1", "/2"]), ["/1", "/2"]);
+        let told = ["reporter=\"destination\"", "team=\"blue\"", "response_code=\"200\""];
+        assert_eq!(bed.metric("istio_requests_total", &told), 2);
+        assert_eq!(bed.metric("istio_requests_total", &["source_workload="]), 0);
+        assert_eq!(bed.metric("istio_request_duration_milliseconds_count", &[]), 0);
+        assert_eq!(bed.metric("istio_request_bytes_count", &["source_workload=\"client\""]), 2);
+        bed.apply(&yaml(&[]));
+        assert_eq!(bed.metric("istio_requests_total", &["source_workload=\"client\""]), 2);
+        assert_eq!(bed.metric("istio_request_duration_milliseconds_count", &[]), 2);
+    });
+}

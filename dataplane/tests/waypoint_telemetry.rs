@@ -18,6 +18,7 @@ metadata: {name: waypoint, namespace: app}
 spec:
   targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: waypoint}]
   accessLogging: [{filter: {expression: response.code >= 400}}]
+  metrics: [{overrides: [{match: {metric: RESPONSE_SIZE}, disabled: true}, {tagOverrides: {source_cluster: {operation: REMOVE}}}]}]
 ---
 apiVersion: telemetry.istio.io/v1
 kind: Telemetry
@@ -61,6 +62,9 @@ fn a_waypoint_logs_what_the_telemetry_of_its_destination_says() {
         // What was counted all the same has had its chance to stand in the log.
         let counted = ["reporter=\"waypoint\"", "destination_service_name=\"quiet\""];
         assert_eq!(log.metric("istio_requests_total", &counted), 2);
+        assert_eq!(log.metric("istio_requests_total", &["source_cluster="]), 0);
+        assert_eq!(log.metric("istio_request_bytes_count", &[]), 4);
+        assert_eq!(log.metric("istio_response_bytes_count", &[]), 0);
         bed.enforce(&["web", "quiet"], &TELEMETRY.replace("disabled: true", "disabled: false"));
         let deadline = Instant::now() + PATIENCE;
         while !log.log().contains("http.path=\"/again\"") {

@@ -1,5 +1,6 @@
 //! What is told of traffic, ready to be asked: [`crate::ir::Telemetry`] with its expressions compiled.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::cel::{Facts, Filter, FilterError};
@@ -30,8 +31,13 @@ impl Telemetry {
 impl Side {
     pub fn compile(rules: ir::TelemetrySide) -> Result<Self, FilterError> {
         let filter = rules.log.filter.as_deref().map(Filter::compile).transpose()?;
-        let headers = filter.as_ref().map_or_else(Box::default, |filter| filter.headers().into());
-        Ok(Self { rules, filter, headers })
+        let asked = filter.iter().flat_map(|filter| filter.headers().iter().cloned());
+        let tags = rules.tracing.tags.iter().filter_map(|tag| match &tag.value {
+            ir::TagValue::Header { name, .. } => Some(Arc::clone(name)),
+            ir::TagValue::Literal(_) | ir::TagValue::Environment { .. } => None,
+        });
+        let headers: BTreeSet<_> = asked.chain(tags).collect();
+        Ok(Self { rules, filter, headers: headers.into_iter().collect() })
     }
 
     pub fn rules(&self) -> &ir::TelemetrySide {
@@ -73,7 +79,22 @@ mod tests {
 
     fn side(disabled: bool, filter: Option<&str>) -> Side {
         let log = ir::LogRule { disabled, filter: filter.map(Arc::from) };
-        Side::compile(ir::TelemetrySide { log }).unwrap()
+        Side::compile(ir::TelemetrySide { log, ..ir::TelemetrySide::default() }).unwrap()
+    }
+
+    #[test]
+    fn headers_are_those_of_the_filter_and_of_tags() {
+        let log = ir::LogRule { disabled: false, filter: Some("'x-b' in request.headers".into()) };
+        let header = |name: &str| ir::TagValue::Header { name: name.into(), default: "".into() };
+        let tag = |name: &str, value| ir::CustomTag { name: name.into(), value };
+        let tags = vec![
+            tag("a", header("x-a")),
+            tag("b", header("x-b")),
+            tag("c", ir::TagValue::Literal("c".into())),
+        ];
+        let tracing = ir::TracingRule { tags, ..ir::TracingRule::default() };
+        let side = Side::compile(ir::TelemetrySide { log, tracing, ..ir::TelemetrySide::default() }).unwrap();
+        assert_eq!(side.headers(), [Arc::from("x-a"), Arc::from("x-b")]);
     }
 
     #[test]

@@ -146,7 +146,9 @@ mod tests {
     fn its_telemetry_decides_whether_it_is_told() {
         let telemetry = |disabled, filter: Option<&str>| {
             let log = l7::ir::LogRule { disabled, filter: filter.map(Into::into) };
-            Some(Arc::new(l7::telemetry::Side::compile(l7::ir::TelemetrySide { log }).unwrap()))
+            Some(Arc::new(
+                l7::telemetry::Side::compile(l7::ir::TelemetrySide { log, ..Default::default() }).unwrap(),
+            ))
         };
         let with = |telemetry| Record { telemetry, ..request() };
         assert!(with(None).is_told() && !with(None).is_silenced());

@@ -349,6 +349,7 @@ impl Shared {
             pods: self.book.borrow().pods(),
             resolv_conf: self.name_servers.borrow().conf(),
         };
+        self.metrics.follow(state.snapshot.telemetry());
         self.publisher.borrow_mut().publish(Arc::new(state));
         self.advance();
     }

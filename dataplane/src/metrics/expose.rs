@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
+use l7::ir::Metric;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{
     DescriptorEncoder, EncodeCounterValue, EncodeLabelSet, LabelSetEncoder, NoLabelSet,
@@ -13,9 +14,11 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Unit;
 
 use super::cells::{DNS_BOUNDS_S, read};
-use super::labels::{DNS_LABEL_NAMES, LABEL_NAMES, LabelValues, ON_DEMAND_LABEL_NAMES};
+use super::labels::{DNS_LABEL_NAMES, LabelValues, ON_DEMAND_LABEL_NAMES};
 use super::process;
 use super::registry::{DnsTotals, State, TcpTotals, TerminationReason};
+use super::shadow::SHADOW_LABEL_NAMES;
+use super::told::told;
 use super::worker::{Counter, DELAY_BOUNDS_S, Gauge, Limit, WorkerCells};
 use crate::access_log::CloseCause;
 use crate::trace::SpanCounts;
@@ -35,6 +38,7 @@ struct Pairs<'a, const N: usize>([(&'static str, &'a str); N]);
 pub(super) struct Values<'a>(pub(super) &'static [&'static str], pub(super) &'a LabelValues);
 
 struct TcpFamily {
+    metric: Metric,
     name: &'static str,
     help: &'static str,
     value: fn(&TcpTotals) -> u64,
@@ -44,30 +48,35 @@ struct TcpFamily {
 
 const TCP_FAMILIES: [TcpFamily; 5] = [
     TcpFamily {
+        metric: Metric::TcpOpened,
         name: "istio_tcp_connections_opened",
         help: "The total number of TCP connections opened.",
         value: |t| t.opened,
         shows: |t| t.opened != 0,
     },
     TcpFamily {
+        metric: Metric::TcpClosed,
         name: "istio_tcp_connections_closed",
         help: "The total number of TCP connections closed.",
         value: |t| t.closed,
         shows: |t| t.closed != 0,
     },
     TcpFamily {
+        metric: Metric::TcpReceived,
         name: "istio_tcp_received_bytes",
         help: "The size of total bytes received during request in case of a TCP connection.",
         value: |t| t.received_bytes,
         shows: |t| t.opened != 0,
     },
     TcpFamily {
+        metric: Metric::TcpSent,
         name: "istio_tcp_sent_bytes",
         help: "The size of total bytes sent during response in case of a TCP connection.",
         value: |t| t.sent_bytes,
         shows: |t| t.opened != 0,
     },
     TcpFamily {
+        metric: Metric::TcpFailed,
         name: "istio_tcp_connections_failed",
         help: "The total number of TCP connections that failed to establish (unstable).",
         value: |t| t.failed,
@@ -103,7 +112,7 @@ pub(super) type Encoded = Result<(), fmt::Error>;
 
 // === impl label sets ===
 
-fn encode_pair(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> Encoded {
+pub(super) fn encode_pair(encoder: &mut LabelSetEncoder<'_>, name: &str, value: &str) -> Encoded {
     use std::fmt::Write;
     let mut label = encoder.encode_label();
     let mut key = label.encode_label_key()?;
@@ -137,6 +146,7 @@ impl Collector for Exposition {
         pods(&mut encoder, &state)?;
         tcp(&mut encoder, &state)?;
         revocation(&mut encoder, &state)?;
+        shadow(&mut encoder, &state)?;
         dns(&mut encoder, &state)?;
         super::expose_requests::requests(&mut encoder, &state)?;
         tunnels(&mut encoder, &state)?;
@@ -304,8 +314,9 @@ fn xds(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
 fn tcp(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
     let totals = state.tcp_totals();
     for family in &TCP_FAMILIES {
-        let shown = totals.iter().filter(|(_, total)| (family.shows)(total));
-        let values = shown.map(|(labels, total)| (Values(&LABEL_NAMES, labels), (family.value)(total)));
+        let told = told(&totals, family.metric).into_iter();
+        let values =
+            told.filter(|(_, sum)| (family.shows)(sum)).map(|(tags, sum)| (tags, (family.value)(&sum)));
         counter(encoder, family.name, family.help, values)?;
     }
     let sockets = |g: Gauge| state.workers.iter().map(|w| w.read_gauge(g)).sum();
@@ -328,6 +339,12 @@ fn revocation(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
     let help = "The total number of connections whose certificates no revocation list covers (unstable).";
     let values = shown(sum(Counter::CrlUntrackedSource), sum(Counter::CrlUntrackedDestination));
     counter(encoder, "istio_crl_untracked_connections", help, values)
+}
+
+fn shadow(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {
+    let help = "What dry-run and AUDIT policies say of requests and connections, and do not decide.";
+    let totals = state.shadow_totals().map(|(labels, count)| (Values(&SHADOW_LABEL_NAMES, labels), count));
+    counter(encoder, "corelane_policy_shadow", help, totals)
 }
 
 fn dns(encoder: &mut DescriptorEncoder<'_>, state: &State) -> Encoded {

@@ -9,7 +9,7 @@ use super::request::{RequestLabels, RequestOutcome};
 use crate::access_log::cause::ResponseFlag;
 
 /// What a missing value reads as.
-const UNKNOWN: &str = "unknown";
+pub(super) const UNKNOWN: &str = "unknown";
 
 /// Whose proxy counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

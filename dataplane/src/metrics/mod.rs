@@ -15,6 +15,8 @@ mod process;
 mod registry;
 pub mod request;
 mod series;
+mod shadow;
+mod told;
 mod worker;
 
 pub use cells::{DnsSeries, TcpSeries};
@@ -25,6 +27,7 @@ pub use request::{
     GrpcStatus, RequestCounts, RequestKey, RequestLabels, RequestOutcome, RequestProtocol, SubjectRef,
 };
 pub use series::SERIES_MAX;
+pub use shadow::{ShadowLabels, ShadowVerdict};
 pub use worker::{Counter, Gauge, Limit, WorkerMetrics};
 
 /// The metrics of one node proxy with `workers` workers.

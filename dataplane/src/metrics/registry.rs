@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 use crossbeam_utils::CachePadded;
+use l7::telemetry::Side;
 use prometheus_client::registry::Registry;
+use xds::snapshot::TelemetryTable;
 
 use super::WorkerMetrics;
 use super::cells::{
@@ -16,8 +18,11 @@ use super::cells::{
 use super::expose::Exposition;
 use super::health::WorkerHealth;
 use super::labels::LabelValues;
+use super::labels::Labels;
 use super::request::RequestLabels;
 use super::series::{ANNOUNCEMENTS_MAX, Announcement};
+use super::shadow::ShadowCells;
+use super::told::{Sum, Total, side_of};
 use super::worker::{Limit, WorkerCells};
 use crate::trace::SpanCounts;
 
@@ -124,6 +129,9 @@ pub(super) struct State {
     requests: BTreeMap<LabelValues, Group<RequestCells, RequestTotals>>,
     dns: BTreeMap<LabelValues, Group<DnsCells, DnsTotals>>,
     on_demand: BTreeMap<LabelValues, Group<OnDemandCells, u64>>,
+    shadow: BTreeMap<LabelValues, Group<ShadowCells, u64>>,
+    /// Only where it has anything to say of metrics.
+    telemetry: Option<Arc<TelemetryTable>>,
     pub(super) workers: Vec<Arc<CachePadded<WorkerCells>>>,
     pub(super) control: ControlTotals,
 }
@@ -149,6 +157,8 @@ pub(super) fn build(workers: usize) -> (Vec<WorkerMetrics>, Metrics) {
         requests: BTreeMap::new(),
         dns: BTreeMap::new(),
         on_demand: BTreeMap::new(),
+        shadow: BTreeMap::new(),
+        telemetry: None,
         workers: cells,
         control: ControlTotals::default(),
     };
@@ -217,6 +227,39 @@ impl DnsTotals {
     }
 }
 
+impl Sum for TcpTotals {
+    fn add_sum(&mut self, other: &Self) {
+        self.opened += other.opened;
+        self.closed += other.closed;
+        self.failed += other.failed;
+        self.received_bytes += other.received_bytes;
+        self.sent_bytes += other.sent_bytes;
+    }
+}
+
+impl Sum for RequestTotals {
+    fn add_sum(&mut self, other: &Self) {
+        self.duration_us.add_sum(&other.duration_us);
+        self.request_bytes.add_sum(&other.request_bytes);
+        self.response_bytes.add_sum(&other.response_bytes);
+        self.request_messages += other.request_messages;
+        self.response_messages += other.response_messages;
+    }
+}
+
+impl Sum for HistogramTotals {
+    fn add_sum(&mut self, other: &Self) {
+        self.sum += other.sum;
+        for (own, other) in self.buckets.iter_mut().zip(other.buckets) {
+            *own += other;
+        }
+    }
+}
+
+fn add_shadow(total: &mut u64, cells: &ShadowCells) {
+    *total += read(&cells.count);
+}
+
 fn add_on_demand(total: &mut u64, cells: &OnDemandCells) {
     *total += read(&cells.count);
 }
@@ -245,6 +288,29 @@ impl<C, T: Copy + Default> Group<C, T> {
         }
         total
     }
+
+    /// The sums apart by what is told of the traffic. What is retired goes with the first: of whom it was is not known.
+    fn totals_by_side<'a>(
+        &'a self,
+        side_of: impl Fn(&C) -> Option<&'a Side>,
+        mut add: impl FnMut(&mut T, &C),
+    ) -> Vec<(Option<&'a Side>, T)> {
+        let mut parts: Vec<(Option<&'a Side>, T)> = Vec::with_capacity(1);
+        for cells in &self.cells {
+            let side = side_of(cells);
+            let is_same = |part: &&mut (Option<&Side>, T)| {
+                part.0.map(std::ptr::from_ref) == side.map(std::ptr::from_ref)
+            };
+            if let Some((_, sum)) = parts.iter_mut().find(is_same) {
+                add(sum, cells);
+            } else {
+                let mut sum = if parts.is_empty() { self.retired } else { T::default() };
+                add(&mut sum, cells);
+                parts.push((side, sum));
+            }
+        }
+        parts
+    }
 }
 
 impl<C, T: Default> Default for Group<C, T> {
@@ -271,6 +337,9 @@ impl State {
             Announcement::OnDemand(cells) => {
                 self.on_demand.entry(cells.labels.values()).or_default().cells.push(cells);
             }
+            Announcement::Shadow(cells) => {
+                self.shadow.entry(cells.labels.values()).or_default().cells.push(cells);
+            }
         }
     }
 
@@ -284,17 +353,28 @@ impl State {
         self.requests.retain(|_, group| group.retire(RequestTotals::add));
         self.dns.retain(|_, group| group.retire(DnsTotals::add));
         self.on_demand.retain(|_, group| group.retire(add_on_demand));
+        self.shadow.retain(|_, group| group.retire(add_shadow));
     }
 
     /// Series in use with their sums. A series that never counted anything (a spare one) is left out.
-    pub(super) fn tcp_totals(&self) -> Vec<(&LabelValues, TcpTotals)> {
-        let all = self.tcp.iter().map(|(labels, group)| (labels, group.total(TcpTotals::add)));
-        all.filter(|(_, total)| *total != TcpTotals::default()).collect()
+    pub(super) fn tcp_totals(&self) -> Vec<Total<'_, TcpTotals>> {
+        let all = self.tcp.iter().flat_map(|(labels, group)| {
+            let parts = group.totals_by_side(|cells| self.side_of(&cells.labels), TcpTotals::add);
+            parts.into_iter().map(move |(side, sum)| Total { labels, side, sum })
+        });
+        all.filter(|total| total.sum != TcpTotals::default()).collect()
     }
 
-    pub(super) fn request_totals(&self) -> Vec<(&LabelValues, RequestTotals)> {
-        let all = self.requests.iter().map(|(labels, group)| (labels, group.total(RequestTotals::add)));
-        all.filter(|(_, total)| total.count() != 0).collect()
+    pub(super) fn request_totals(&self) -> Vec<Total<'_, RequestTotals>> {
+        let all = self.requests.iter().flat_map(|(labels, group)| {
+            let parts = group.totals_by_side(|cells| self.side_of(&cells.labels.ends), RequestTotals::add);
+            parts.into_iter().map(move |(side, sum)| Total { labels, side, sum })
+        });
+        all.filter(|total| total.sum.count() != 0).collect()
+    }
+
+    fn side_of(&self, labels: &Labels) -> Option<&Side> {
+        side_of(self.telemetry.as_deref()?, labels)
     }
 }
 
@@ -302,6 +382,11 @@ impl State {
     pub(super) fn dns_totals(&self) -> Vec<(&LabelValues, DnsTotals)> {
         let all = self.dns.iter().map(|(labels, group)| (labels, group.total(DnsTotals::add)));
         all.filter(|(_, total)| *total != DnsTotals::default()).collect()
+    }
+
+    pub(super) fn shadow_totals(&self) -> impl Iterator<Item = (&LabelValues, u64)> {
+        let all = self.shadow.iter().map(|(labels, group)| (labels, group.total(add_shadow)));
+        all.filter(|(_, total)| *total != 0)
     }
 
     pub(super) fn on_demand_totals(&self) -> impl Iterator<Item = (&LabelValues, u64)> {
@@ -344,6 +429,12 @@ impl Metrics {
                 (state.control.pods.active, state.control.pods.pending) = (active, pending);
             }
         }
+    }
+
+    /// Notes what is told of whose traffic. It is asked at the next scrape, of everything that has been counted so far.
+    pub fn follow(&self, telemetry: &Arc<TelemetryTable>) {
+        let telemetry = telemetry.is_about_metrics().then(|| Arc::clone(telemetry));
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).telemetry = telemetry;
     }
 
     /// How long each worker has given no sign of life; `None` for one that has not served yet. A worker that serves

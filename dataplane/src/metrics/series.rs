@@ -11,6 +11,7 @@ use model::Workload;
 use super::cells::{DnsCells, DnsSeries, OnDemandCells, RequestCells, TcpCells, TcpSeries, add};
 use super::labels::{DnsLabels, Labels, Named, OnDemandLabels, Reporter};
 use super::request::{RequestCounts, RequestKey, RequestLabels};
+use super::shadow::{ShadowCells, ShadowLabels};
 
 /// Series of each kind that a worker keeps. Beyond it, counts go to one series with unknown ends.
 pub const SERIES_MAX: usize = 4_096;
@@ -26,6 +27,7 @@ pub(super) enum Announcement {
     Request(Arc<RequestCells>),
     Dns(Arc<DnsCells>),
     OnDemand(Arc<OnDemandCells>),
+    Shadow(Arc<ShadowCells>),
 }
 
 /// The series of one kind.
@@ -55,10 +57,12 @@ pub(super) struct SeriesTable {
     recent: Recent,
     dns: Table<DnsLabels, DnsCells>,
     on_demand: Table<OnDemandLabels, OnDemandCells>,
+    shadow: Table<ShadowLabels, ShadowCells>,
     tcp_overflow: [Arc<TcpCells>; Reporter::ALL.len()],
     request_overflow: [Arc<RequestCells>; Reporter::ALL.len()],
     dns_overflow: Arc<DnsCells>,
     on_demand_overflow: Arc<OnDemandCells>,
+    shadow_overflow: Arc<ShadowCells>,
     announce: Sender<Announcement>,
 }
 
@@ -153,11 +157,13 @@ impl SeriesTable {
             recent: Recent::new(),
             dns: Table::new(),
             on_demand: Table::new(),
+            shadow: Table::new(),
             tcp_overflow: Reporter::ALL.map(|it| Arc::new(TcpCells::new(Labels::overflow(it)))),
             request_overflow: Reporter::ALL
                 .map(|it| Arc::new(RequestCells::new(RequestLabels::overflow(it)))),
             dns_overflow: Arc::new(DnsCells::new(DnsLabels::overflow())),
             on_demand_overflow: Arc::new(OnDemandCells::new(OnDemandLabels::overflow())),
+            shadow_overflow: Arc::new(ShadowCells::new(ShadowLabels::overflow())),
             announce,
         }
     }
@@ -168,7 +174,8 @@ impl SeriesTable {
         let requests = self.request_overflow.clone().into_iter().map(Announcement::Request);
         let dns = Announcement::Dns(Arc::clone(&self.dns_overflow));
         let on_demand = Announcement::OnDemand(Arc::clone(&self.on_demand_overflow));
-        tcp.chain(requests).chain([dns, on_demand])
+        let shadow = Announcement::Shadow(Arc::clone(&self.shadow_overflow));
+        tcp.chain(requests).chain([dns, on_demand, shadow])
     }
 
     /// The series of these labels; `false` says that the bound was reached and the overflow series stands in.
@@ -217,6 +224,16 @@ impl SeriesTable {
             (Arc::clone(&cells), Announcement::OnDemand(cells))
         });
         add(&own.as_ref().unwrap_or(&self.on_demand_overflow).count, 1);
+        own.is_some()
+    }
+
+    /// Counts what a policy says that decides nothing; whether in a series of its own.
+    pub(super) fn count_shadow(&self, labels: &ShadowLabels) -> bool {
+        let own = self.shadow.cells(labels, &self.announce, |labels| {
+            let cells = Arc::new(ShadowCells::new(labels.clone()));
+            (Arc::clone(&cells), Announcement::Shadow(cells))
+        });
+        add(&own.as_ref().unwrap_or(&self.shadow_overflow).count, 1);
         own.is_some()
     }
 

@@ -12,6 +12,7 @@ use super::cells::{self, DnsSeries, TcpSeries};
 use super::labels::{DnsLabels, Labels, OnDemandLabels, Reporter};
 use super::request::{RequestCounts, RequestKey};
 use super::series::{Announcement, SeriesTable};
+use super::shadow::{ShadowLabels, ShadowVerdict};
 use crate::access_log::CloseCause;
 
 /// Monotonic counts of a worker.
@@ -352,6 +353,12 @@ impl WorkerMetrics {
     /// Counts a connection whose next hop was resolved by name.
     pub fn on_demand_dns(&self, labels: &OnDemandLabels) {
         let own = self.series.count_on_demand(labels);
+        self.note_series(own);
+    }
+
+    /// Counts what a policy says that decides nothing.
+    pub fn policy_shadow(&self, policy: Option<Arc<str>>, verdict: ShadowVerdict) {
+        let own = self.series.count_shadow(&ShadowLabels { policy, verdict: Some(verdict) });
         self.note_series(own);
     }
 

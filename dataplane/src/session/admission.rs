@@ -11,6 +11,7 @@ use xds::snapshot::Snapshot;
 
 use super::connection::{Authorized, Connection};
 use super::node::workload_of;
+use super::shadow::observe;
 use super::state::{LocalPod, NodeState};
 use crate::access_log::cause::CloseCause;
 
@@ -93,6 +94,9 @@ pub(super) fn admit(
     let admission = judge(&state.snapshot, workload, &policies, &attributes);
     Teller { at_info: connection.node.options.policy_decisions_at_info, workload, arrival }
         .tell(&policies, admission);
+    if admission != Some(Admission::ByRequest) {
+        observe(&connection.node.metrics, &policies, &attributes, None);
+    }
     let admission = admission.ok_or(CloseCause::PolicyDenied)?;
     connection.shared.authorized.replace(Some(Authorized {
         source: arrival.source.clone(),

@@ -35,6 +35,7 @@ mod pod;
 mod registry;
 mod retry_budgets;
 mod revocation;
+mod shadow;
 mod state;
 mod tls_stream;
 mod traffic;

@@ -209,6 +209,7 @@ impl Bed {
         self.names = names;
         self.view = view;
         if let Some(snapshot) = self.store.snapshot() {
+            self.metrics.follow(snapshot.telemetry());
             self.state.snapshot = snapshot;
         }
         problems

@@ -89,6 +89,14 @@ impl Filter {
     }
 }
 
+/// The text that an expression stands for whatever it is asked about; `None` where it is none that is just a text.
+pub fn literal(text: &str) -> Option<String> {
+    match parser::parse(text).ok()?.kind {
+        parser::NodeKind::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
 impl fmt::Debug for Filter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Filter").field(&self.text).finish()

@@ -132,6 +132,13 @@ fn size_and_nesting_are_bounded() {
 }
 
 #[test]
+fn a_text_alone_is_a_literal() {
+    assert_eq!(literal("'on'").as_deref(), Some("on"));
+    assert_eq!(literal("(\"a b\")").as_deref(), Some("a b"));
+    assert_eq!([literal("request.host"), literal("1"), literal("'"), literal("")], [None, None, None, None]);
+}
+
+#[test]
 fn headers_that_are_looked_at_are_named_once() {
     let filter = Filter::compile("request.headers['A'] == request.headers['a'] || 'B' in request.headers");
     let names: Vec<String> = filter.unwrap().headers().iter().map(ToString::to_string).collect();

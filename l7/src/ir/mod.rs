@@ -32,7 +32,9 @@ pub use route::{
     Backend, BackendTarget, DirectResponse, HttpMatch, HttpRoute, HttpRule, PathMatch, RouteKind, RouteOrder,
     SourceMatch, Timeouts, ValueMatch, ValueTest,
 };
-pub use telemetry::{LogRule, Telemetry, TelemetrySide};
+pub use telemetry::{
+    CustomTag, LogRule, Metric, MetricRule, TagValue, Telemetry, TelemetrySide, TracingRule,
+};
 pub use token::{RequestAuthentication, TokenRule};
 pub use traffic::{
     Balancing, ConnectionLimits, HashOn, HashPolicy, HashTable, Labels, OutlierDetection, PortSettings,

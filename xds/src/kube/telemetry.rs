@@ -1,6 +1,9 @@
 //! Istio's Telemetry.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
+
+use l7::ir::Metric;
 
 use super::catalog::Meta;
 use super::istio::{Attached, PolicyTarget};
@@ -10,6 +13,8 @@ pub struct Telemetry {
     pub meta: Meta,
     pub target: PolicyTarget,
     pub logging: Vec<AccessLogging>,
+    /// `metrics[].overrides[]`: later ones go before earlier ones, field by field.
+    pub metrics: Vec<MetricOverride>,
 }
 
 /// `accessLogging[]`: later entries go before earlier ones.
@@ -19,6 +24,15 @@ pub struct AccessLogging {
     pub disabled: bool,
     /// `filter.expression`, which compiles.
     pub filter: Option<Arc<str>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MetricOverride {
+    pub mode: Mode,
+    pub metrics: Vec<Metric>,
+    pub disabled: Option<bool>,
+    /// What stands in the place of labels; `None`: they are left out.
+    pub tags: BTreeMap<Arc<str>, Option<Arc<str>>>,
 }
 
 /// `match.mode`: whose side of the traffic is meant.

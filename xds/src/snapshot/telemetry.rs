@@ -36,6 +36,13 @@ impl TelemetryTable {
         own.or(self.mesh.as_ref())
     }
 
+    /// Whether anything is said of metrics. Looks at everything that is said.
+    pub fn is_about_metrics(&self) -> bool {
+        let said = self.mesh.iter().chain(self.namespaces.values()).chain(self.workloads.values());
+        said.chain(self.destinations.values())
+            .any(|it| !it.client.rules().metrics.is_empty() || !it.server.rules().metrics.is_empty())
+    }
+
     /// What is told of traffic through the waypoint to a service, or to whatever is addressed by its own address.
     pub fn of_destination(&self, destination: Option<&NamespacedHostname>) -> Option<&Telemetry> {
         if self.destinations.is_empty() {

@@ -19,7 +19,6 @@ use super::{
     Books, Decision, Director, Filtered, Opening, Protocol, Received, Reply, Upstream, Wire, converse,
 };
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{DryRun, Observed};
 use crate::net::Socket;
 use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
@@ -28,6 +27,7 @@ use crate::session::dial::UpstreamFacts;
 use crate::session::lookup::Lookup;
 use crate::session::node::{Node, workload_of};
 use crate::session::pod::Pod;
+use crate::session::shadow::{observe, policy_name};
 
 /// The answer to a denied request, at whichever end it is denied.
 pub(super) const DENIED: Reply = Reply::text(DENIED_STATUS, DENIED_BODY, CloseCause::PolicyDenied);
@@ -148,7 +148,8 @@ pub(in crate::session) fn permit(
         })?;
     let seen = RequestHead { token: token.as_ref(), ..*request };
     let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
-    books.facts.observed = observed(policies, arrival, &seen);
+    let metrics = &books.connection().node.metrics;
+    books.facts.observed = observe(metrics, policies, &arrival.attributes(), Some(&seen));
     let verdict = match policies.evaluate_asked(&arrival.attributes(), Some(&seen), &books.approved_by) {
         Verdict::Allow(rule) => {
             books.facts.policy = rule.map(name);
@@ -164,19 +165,6 @@ pub(in crate::session) fn permit(
         }
     };
     verdict.map(|()| Permit { token, edits })
-}
-
-/// What policies say that decide nothing.
-fn observed(policies: &PolicySet, arrival: &Arrival, request: &RequestHead<'_>) -> Option<Box<Observed>> {
-    let attributes = arrival.attributes();
-    let name = |rule: MatchedRule<'_>| policy_name(&rule.policy.namespace, &rule.policy.name);
-    let dry_run = policies.shadow(&attributes, Some(request)).map(|verdict| match verdict {
-        Verdict::Allow(rule) => DryRun { allowed: true, policy: rule.map(name) },
-        Verdict::Deny(Denial::Matched(rule)) => DryRun { allowed: false, policy: Some(name(rule)) },
-        Verdict::Deny(Denial::NoAllowMatched | Denial::Closed(_)) => DryRun { allowed: false, policy: None },
-    });
-    let audit = policies.audit(&attributes, Some(request)).map(name);
-    (dry_run.is_some() || audit.is_some()).then(|| Box::new(Observed { dry_run, audit }))
 }
 
 /// A request that policy has let pass, with who has approved it.
@@ -210,8 +198,4 @@ pub(in crate::session) fn is_still_allowed(
 /// Seconds since the epoch, for the times in tokens. A clock before it makes every token one of the future.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-pub(super) fn policy_name(namespace: &str, name: &str) -> Arc<str> {
-    Arc::from(format!("{namespace}/{name}"))
 }

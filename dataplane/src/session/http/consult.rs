@@ -19,7 +19,7 @@ use xds::ext_authz::{self, Circumstances, End};
 use xds::snapshot::resolve::Client;
 
 use super::ask::{Asked, Unanswered};
-use super::authorize::{DENIED, policy_name};
+use super::authorize::DENIED;
 use super::shelf::Kept;
 use super::{Books, Opening, Protocol, Received, Reply, Upstream};
 use crate::access_log::cause::CloseCause;
@@ -27,6 +27,7 @@ use crate::session::admission::Arrival;
 use crate::session::dial::{Dialler, UpstreamFacts};
 use crate::session::node::Node;
 use crate::session::pod::Pod;
+use crate::session::shadow::policy_name;
 use crate::session::state::NodeState;
 
 /// Connections that are taken for one question at most.

@@ -156,7 +156,7 @@ async fn prepare(
     match (&asked.found.served.http, &asked.found.served.tcp) {
         (Some(_), None) => Ok(Ready::Http { asked: Box::new(asked), stream: accept(request)? }),
         (None, Some(policies)) => {
-            if !tcp::is_allowed(policies, &asked.arrival) {
+            if !tcp::is_allowed(node, policies, &asked.arrival) {
                 request.refuse(STATUS_DENIED);
                 return Err(CloseCause::PolicyDenied);
             }
@@ -175,7 +175,7 @@ async fn prepare(
             if speaks_http(&downstream).await {
                 return Ok(Ready::Http { asked: Box::new(asked), stream: downstream });
             }
-            let opened = if tcp::is_allowed(policies, &asked.arrival) {
+            let opened = if tcp::is_allowed(node, policies, &asked.arrival) {
                 tcp::reach(connection, node, pod, &asked, remote).await
             } else {
                 Err(CloseCause::PolicyDenied)

@@ -18,10 +18,12 @@ use crate::session::dial::{Dialler, UpstreamFacts, Wire, refusal_cause};
 use crate::session::http::Goal;
 use crate::session::node::Node;
 use crate::session::pod::Pod;
+use crate::session::shadow::observe;
 use crate::session::traffic::{Cluster, Hold};
 
 /// What only requests have is absent.
-pub(super) fn is_allowed(policies: &PolicySet, arrival: &Arrival) -> bool {
+pub(super) fn is_allowed(node: &Node, policies: &PolicySet, arrival: &Arrival) -> bool {
+    observe(&node.metrics, policies, &arrival.attributes(), None);
     policies.evaluate(&arrival.attributes(), None).is_allowed()
 }
 

@@ -1,7 +1,7 @@
 //! Telemetry to the intermediate form: what is said of the mesh, of a namespace, of a workload and of a destination behind
 //! a waypoint, merged from the widest to the most special, section by section.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use l7::ir;
@@ -96,5 +96,19 @@ fn merged(chain: &[&Telemetry]) -> ir::Telemetry {
 fn side(chain: &[&Telemetry], side: Side) -> ir::TelemetrySide {
     let logging = chain.iter().flat_map(|it| &it.logging).rfind(|entry| entry.mode.covers(side));
     let log = logging.map(|entry| ir::LogRule { disabled: entry.disabled, filter: entry.filter.clone() });
-    ir::TelemetrySide { log: log.unwrap_or_default() }
+    ir::TelemetrySide { log: log.unwrap_or_default(), metrics: metrics(chain, side), ..Default::default() }
+}
+
+/// What all overrides together say, the later ones before the earlier ones, field by field and label by label.
+fn metrics(chain: &[&Telemetry], side: Side) -> BTreeMap<ir::Metric, ir::MetricRule> {
+    let mut rules = BTreeMap::<ir::Metric, ir::MetricRule>::new();
+    for written in chain.iter().flat_map(|it| &it.metrics).filter(|it| it.mode.covers(side)) {
+        for metric in &written.metrics {
+            let rule = rules.entry(*metric).or_default();
+            rule.disabled = written.disabled.unwrap_or(rule.disabled);
+            rule.tags.extend(written.tags.clone());
+        }
+    }
+    rules.retain(|_, rule| *rule != ir::MetricRule::default());
+    rules
 }

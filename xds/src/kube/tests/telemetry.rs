@@ -1,6 +1,6 @@
 //! Telemetry: how objects are read, and what of several is in force for whom.
 
-use l7::ir::{LogRule, Telemetry};
+use l7::ir::{LogRule, Metric, Telemetry};
 
 use super::{findings, load};
 use crate::kube::convert::telemetry::{Waypoint, of_destination, of_mesh, of_namespaces, of_workload};
@@ -88,6 +88,27 @@ fn of_several_entries_the_last_that_covers_a_side_counts() {
 }
 
 #[test]
+fn overrides_of_metrics_add_up_from_the_widest_to_the_most_special() {
+    let wide = "metrics: [{overrides: [{tagOverrides: {source_app: {operation: REMOVE}, team: {value: \"'a'\"}}}, \
+                {match: {metric: REQUEST_SIZE, mode: CLIENT}, disabled: true}]}]";
+    let narrow = "selector: {matchLabels: {app: web}}, metrics: [{providers: [{name: prometheus}], overrides: [\
+                  {match: {metric: REQUEST_SIZE}, disabled: false}, {match: {metric: TCP_SENT_BYTES}, disabled: true}, \
+                  {match: {metric: REQUEST_COUNT}, tagOverrides: {team: {operation: UPSERT, value: \"'b'\"}}}]}]";
+    let catalog = catalog(&[("istio-system", "all", wide), ("app", "web", narrow)]);
+    let labels: Labels = [("app".into(), "web".into())].into();
+    let subject = Subject { namespace: "app", labels: &labels, services: &[] };
+    let wide = of_mesh(&catalog, &mesh()).unwrap();
+    assert!(wide.client.metrics[&Metric::RequestSize].disabled);
+    assert!(!wide.server.metrics[&Metric::RequestSize].disabled);
+    let own = of_workload(&catalog, &mesh(), subject).unwrap();
+    assert!(!own.client.metrics[&Metric::RequestSize].disabled);
+    assert!(own.client.metrics[&Metric::TcpSent].disabled && own.server.metrics[&Metric::TcpSent].disabled);
+    let team = |metric| own.server.metrics[&metric].tags["team"].as_deref();
+    assert_eq!((team(Metric::RequestCount), team(Metric::TcpFailed)), (Some("b"), Some("a")));
+    assert!(Metric::ALL.iter().all(|metric| own.client.metrics[metric].tags["source_app"].is_none()));
+}
+
+#[test]
 fn a_selector_of_the_root_namespace_reaches_all_and_others_their_own() {
     let selecting = format!("selector: {{matchLabels: {{app: web}}}}, {OFF}");
     assert_eq!(of_web(&catalog(&[("istio-system", "all", &selecting)])), Some((SILENT, SILENT)));
@@ -157,6 +178,22 @@ fn what_is_not_served_is_refused_where_it_stands() {
         ("accessLogging: [{match: {mode: BOTH}}]", "spec.accessLogging[0].match.mode"),
         ("accessLogging: [{disabled: 'yes'}]", "spec.accessLogging[0].disabled"),
         ("accesslogging: []", "did you mean accessLogging?"),
+        ("metrics: [{reportingInterval: 5s}]", "reportingInterval is not supported yet"),
+        ("metrics: [{overrides: [{match: {customMetric: x}}]}]", "customMetric is not supported yet"),
+        (
+            "metrics: [{overrides: [{match: {metric: REQUESTS}}]}]",
+            "spec.metrics[0].overrides[0].match.metric",
+        ),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {operation: REMOVE, value: b}}}]}]",
+            "has no value | remove value",
+        ),
+        ("metrics: [{overrides: [{tagOverrides: {a: {}}}]}]", "the label has no value"),
+        (
+            "metrics: [{overrides: [{tagOverrides: {a: {value: request.host}}}]}]",
+            "only a text is, the same for all",
+        ),
+        ("metrics: [{overrides: [{tagOverrides: {1a: {operation: REMOVE}}}]}]", "cannot name a label"),
         ("metrics: [{providers: [{name: stackdriver}]}]", "the provider \"stackdriver\" is not supported"),
         ("selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: x}]", "exclude each other"),
     ] {
