@@ -91,7 +91,7 @@ fn export(address: &str, records: &[&Record]) -> (u64, u64) {
 
 /// Routed at the client's proxy and authorized at the server's, with a server that answers with the head it got.
 fn bed(traces: Option<Sampling>) -> Bed {
-    let yaml = pods() + ROUTE + &policy("paths", "ALLOW", "[{ to: [{ operation: { paths: ['/v1/*'] } }] }]");
+    let yaml = yaml();
     let options = NodeOptions { traces, ..NodeOptions::default() };
     let bed = Bed::with(&yaml, &Setup { options, ..Setup::default() });
     bed.serve("server", 8080, |socket, _| {
@@ -108,6 +108,10 @@ fn bed(traces: Option<Sampling>) -> Bed {
         }
     });
     bed
+}
+
+fn yaml() -> String {
+    pods() + ROUTE + &policy("paths", "ALLOW", "[{ to: [{ operation: { paths: ['/v1/*'] } }] }]")
 }
 
 /// Asks, and gives what the server got, by name; and both proxies' records, the client's first.
@@ -237,5 +241,36 @@ fn spans_that_no_collector_takes_are_counted() {
             .collect();
         assert_eq!(sizes.iter().sum::<usize>(), dataplane::trace::export::SPANS_MAX);
         assert!(sizes.iter().all(|size| *size <= dataplane::trace::export::BATCH_MAX), "{sizes:?}");
+    });
+}
+
+#[test]
+fn telemetry_decides_which_requests_have_spans_on_which_side() {
+    inside("telemetry_decides_which_requests_have_spans_on_which_side", || {
+        let mut bed = bed(Sampling::of_percent(0.0));
+        let of = |tracing: &str| {
+            yaml()
+                + "---\napiVersion: telemetry.istio.io/v1\nkind: Telemetry\n\
+                   metadata: { name: all, namespace: istio-system }\nspec: { tracing: ["
+                + tracing
+                + "] }\n"
+        };
+        let has_spans = |records: [Record; 2]| records.map(|it| it.http.unwrap().span.is_some());
+        let (got, records) = ask(&mut bed, "/v1/before", "");
+        assert_eq!((has_spans(records), got.get("traceparent")), ([false, false], None));
+        bed.apply(&of("{ randomSamplingPercentage: 100 }"));
+        let (_, records) = ask(&mut bed, "/v1/all", "");
+        assert_eq!(has_spans(records), [true, true]);
+        // The server's proxy takes the client's for the parent of what it does not tell of itself.
+        bed.apply(&of(
+            "{ randomSamplingPercentage: 100 }, { match: { mode: SERVER }, disableSpanReporting: true }",
+        ));
+        let (got, records) = ask(&mut bed, "/v1/client", "");
+        let of_client = records[0].http.as_ref().unwrap().span.unwrap();
+        assert_eq!(got["traceparent"], of_client.context().to_string());
+        assert_eq!(has_spans(records), [true, false]);
+        bed.apply(&of("{ randomSamplingPercentage: 0 }"));
+        let (_, records) = ask(&mut bed, "/v1/none", "");
+        assert_eq!(has_spans(records), [false, false]);
     });
 }

@@ -6,6 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use l7::ir::TagValue;
 use model::Workload;
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue};
@@ -50,7 +51,7 @@ pub fn span(record: &Record) -> Option<(Origin, Span)> {
         .into(),
         start_time_unix_nano: nanoseconds(facts.began),
         end_time_unix_nano: nanoseconds(facts.began + record.duration),
-        attributes: attributes(record, http, own),
+        attributes: told(record, http, attributes(record, http, own)),
         status: Some(status(http)),
         ..Span::default()
     };
@@ -131,6 +132,33 @@ fn attributes(record: &Record, http: &HttpFacts, own: &Party) -> Vec<KeyValue> {
     all
 }
 
+/// With the tags that telemetry asks for, which go before ours, and without those that it does not want.
+fn told(record: &Record, http: &HttpFacts, mut attributes: Vec<KeyValue>) -> Vec<KeyValue> {
+    let Some(telemetry) = &record.telemetry else { return attributes };
+    let rule = &telemetry.rules().tracing;
+    if rule.without_istio_tags {
+        attributes.retain(|it| !it.key.starts_with("istio."));
+    }
+    for tag in &rule.tags {
+        let value = match &tag.value {
+            TagValue::Literal(value) => value.to_string(),
+            TagValue::Environment { name, default } => {
+                std::env::var(&**name).unwrap_or_else(|_| default.to_string())
+            }
+            TagValue::Header { name, default } => {
+                let sent = http.headers.iter().find(|(header, _)| header == name).map(|(_, value)| &**value);
+                sent.unwrap_or(default).to_owned()
+            }
+        };
+        // As Envoy: what has no value is no tag.
+        if !value.is_empty() {
+            attributes.retain(|it| it.key != *tag.name);
+            attributes.push(text(&tag.name, value));
+        }
+    }
+    attributes
+}
+
 fn party(all: &mut Vec<KeyValue>, side: &str, party: &Party) {
     let mut add = |what: &str, value: &str| {
         if !value.is_empty() {
@@ -182,6 +210,8 @@ fn nanoseconds(at: SystemTime) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
+    use l7::ir::{CustomTag, TelemetrySide, TracingRule};
 
     use super::*;
     use crate::access_log::CloseCause;
@@ -240,6 +270,42 @@ mod tests {
             assert_eq!(attributes.get(key), Some(&value), "{key} in {attributes:?}");
         }
         assert!(!attributes.contains_key("error") && !attributes.contains_key("grpc.path"));
+    }
+
+    #[test]
+    fn telemetry_adds_tags_and_takes_those_of_istio_away() {
+        let tag = |name: &str, value| CustomTag { name: name.into(), value };
+        let header =
+            |name: &str, default: &str| TagValue::Header { name: name.into(), default: default.into() };
+        let environment = |default: &str| TagValue::Environment {
+            name: "CORELANE_NO_SUCH".into(),
+            default: default.into(),
+        };
+        let tracing = TracingRule {
+            without_istio_tags: true,
+            tags: vec![
+                tag("team", TagValue::Literal("blue".into())),
+                tag("component", TagValue::Literal("web".into())),
+                tag("user", header("x-user", "nobody")),
+                tag("tenant", header("x-tenant", "nobody")),
+                tag("node", environment("n1")),
+                tag("zone", environment("")),
+            ],
+            ..TracingRule::default()
+        };
+        let side = l7::telemetry::Side::compile(TelemetrySide { tracing, ..TelemetrySide::default() });
+        let mut record = sampled(Direction::Outbound, CloseCause::Finished, 200);
+        record.telemetry = Some(std::sync::Arc::new(side.unwrap()));
+        record.http.as_mut().unwrap().headers.push(("x-user".into(), "u1".into()));
+        let (_, span) = span(&record).unwrap();
+        let attributes = attributes(&span);
+        for (key, value) in
+            [("team", "blue"), ("component", "web"), ("user", "u1"), ("tenant", "nobody"), ("node", "n1")]
+        {
+            assert_eq!(attributes.get(key), Some(&value), "{key} in {attributes:?}");
+        }
+        assert!(!attributes.contains_key("zone") && attributes.contains_key("http.url"));
+        assert!(attributes.keys().all(|key| !key.starts_with("istio.")), "{attributes:?}");
     }
 
     #[test]

@@ -37,6 +37,11 @@ impl Sampling {
         Self::of_ratio(percent / 100.0)
     }
 
+    /// Of requests of a million.
+    pub fn of_millionths(share: u32) -> Self {
+        Self(share.min(Self::WHOLE))
+    }
+
     /// The span of a request. Who has a span already decides for those whom it asks; who has none leaves it to the
     /// sampling. `random` gives numbers that are evenly spread.
     pub fn begin(
@@ -100,6 +105,8 @@ mod tests {
             assert!(expected.contains(&count), "{percent}%: {count}");
         }
         assert_eq!(Sampling::of_percent(1.0), Some(Sampling::DEFAULT));
+        assert_eq!(Sampling::of_millionths(10_000), Sampling::DEFAULT);
+        assert_eq!(Some(Sampling::of_millionths(u32::MAX)), Sampling::of_percent(100.0));
         assert!(
             [-0.1, 100.1, f64::NAN, f64::INFINITY].into_iter().all(|it| Sampling::of_percent(it).is_none())
         );

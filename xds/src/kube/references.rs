@@ -16,7 +16,7 @@ use super::convert::backend_policy::authority;
 use super::convert::route::{ParentError, parent_error, resolve_backend};
 use super::gateway::{BackendRef, HttpRoute};
 use super::istio::{Attached, AuthorizationPolicy, PeerAuthentication, PolicyTarget, TargetRef};
-use super::mesh::MESH_CONFIG_MAP;
+use super::mesh::{MESH_CONFIG_MAP, ProviderKind};
 use super::problem::{Problem, Severity};
 use super::reader::closest;
 use super::telemetry::Telemetry;
@@ -46,6 +46,7 @@ pub fn check_references(catalog: &Catalog, mesh: &MeshSettings) -> Vec<Problem> 
     for telemetry in catalog.telemetries.values() {
         checker.attached(Kind::Telemetry, &**telemetry);
         checker.outranked(telemetry);
+        checker.tracing_providers(telemetry);
     }
     for policy in catalog.peer_authentications.values() {
         checker.peer_authentication(policy);
@@ -234,6 +235,26 @@ impl Checker<'_> {
         let fix = String::from("merge the two, or give one of them a selector");
         let meta = &telemetry.meta;
         self.warn(Kind::Telemetry, meta, start(meta), "spec", message, fix);
+    }
+
+    /// Spans go out by OTLP only, to where the proxy is told.
+    fn tracing_providers(&mut self, telemetry: &Telemetry) {
+        for provider in telemetry.tracing.iter().filter_map(|entry| entry.provider.as_ref()) {
+            let mesh = self.catalog.mesh_config(self.mesh);
+            let mut named = mesh.into_iter().flat_map(|(_, mesh)| &mesh.providers);
+            let found = named.find(|it| it.name == provider.name).map(|it| &it.kind);
+            if matches!(found, Some(ProviderKind::Other(kind)) if &**kind == "opentelemetry") {
+                continue;
+            }
+            let name = &provider.name;
+            let message =
+                format!("{name:?} is no provider of kind opentelemetry: spans go by OTLP all the same");
+            let root = &self.mesh.root_namespace;
+            let fix = format!(
+                "name one under extensionProviders of the mesh ConfigMap {root}/{MESH_CONFIG_MAP}, or none"
+            );
+            self.warn(Kind::Telemetry, &telemetry.meta, provider.at, &provider.field, message, fix);
+        }
     }
 
     /// What MeshConfig says about the installation itself, which is not for it to say here.

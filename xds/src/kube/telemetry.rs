@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use l7::ir::Metric;
+use l7::ir::{CustomTag, Metric};
 
-use super::catalog::Meta;
+use super::catalog::{Meta, Position};
 use super::istio::{Attached, PolicyTarget};
 
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +15,8 @@ pub struct Telemetry {
     pub logging: Vec<AccessLogging>,
     /// `metrics[].overrides[]`: later ones go before earlier ones, field by field.
     pub metrics: Vec<MetricOverride>,
+    /// `tracing[]`: what later ones say goes before what earlier ones do, field by field.
+    pub tracing: Vec<Tracing>,
 }
 
 /// `accessLogging[]`: later entries go before earlier ones.
@@ -33,6 +35,27 @@ pub struct MetricOverride {
     pub disabled: Option<bool>,
     /// What stands in the place of labels; `None`: they are left out.
     pub tags: BTreeMap<Arc<str>, Option<Arc<str>>>,
+}
+
+/// What is `None` is not written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracing {
+    pub mode: Mode,
+    pub provider: Option<TracingProvider>,
+    pub disabled: Option<bool>,
+    /// Requests of a million.
+    pub sampling: Option<u32>,
+    pub tags: Option<Vec<CustomTag>>,
+    pub istio_tags: Option<bool>,
+}
+
+/// Who is named to take spans. They go to the collector that the proxy knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TracingProvider {
+    pub name: Arc<str>,
+    pub at: Position,
+    /// Path within the object.
+    pub field: Arc<str>,
 }
 
 /// `match.mode`: whose side of the traffic is meant.

@@ -14,7 +14,7 @@ use crate::access_log::cause::CloseCause;
 use crate::access_log::record::{HttpFacts, Record, kept};
 use crate::metrics::{GrpcStatus, RequestProtocol};
 use crate::session::connection::Connection;
-use crate::trace::request_id;
+use crate::trace::{Sampling, request_id};
 
 /// What the log line of one request will say. Closed by [`Books::close`]; dropped before, the request was cut with its
 /// connection, and the line says so.
@@ -135,13 +135,21 @@ impl<'c> Books<'c> {
             self.facts.request_id = kept(&id);
             add("x-request-id", &id);
         }
-        if let Some(sampling) = node.options.traces {
+        if let Some(sampling) = self.sampling() {
             self.facts.span = sampling.begin(self.facts.caller, SystemTime::now(), || node.random());
         }
         if let Some(span) = &self.facts.span {
             add("traceparent", &span.context());
         }
         chain.put_own(own);
+    }
+
+    /// Of the proxy, where telemetry says nothing else; `None`: no spans are made.
+    fn sampling(&self) -> Option<Sampling> {
+        let configured = self.connection.node.options.traces?;
+        let Some(telemetry) = &self.record.telemetry else { return Some(configured) };
+        let rule = &telemetry.rules().tracing;
+        (!rule.disabled).then(|| rule.sampling.map_or(configured, Sampling::of_millionths))
     }
 
     /// Counts bytes that went to the upstream.

@@ -96,7 +96,11 @@ fn merged(chain: &[&Telemetry]) -> ir::Telemetry {
 fn side(chain: &[&Telemetry], side: Side) -> ir::TelemetrySide {
     let logging = chain.iter().flat_map(|it| &it.logging).rfind(|entry| entry.mode.covers(side));
     let log = logging.map(|entry| ir::LogRule { disabled: entry.disabled, filter: entry.filter.clone() });
-    ir::TelemetrySide { log: log.unwrap_or_default(), metrics: metrics(chain, side), ..Default::default() }
+    ir::TelemetrySide {
+        log: log.unwrap_or_default(),
+        metrics: metrics(chain, side),
+        tracing: tracing(chain, side),
+    }
 }
 
 /// What all overrides together say, the later ones before the earlier ones, field by field and label by label.
@@ -111,4 +115,18 @@ fn metrics(chain: &[&Telemetry], side: Side) -> BTreeMap<ir::Metric, ir::MetricR
     }
     rules.retain(|_, rule| *rule != ir::MetricRule::default());
     rules
+}
+
+/// What all entries together say, field by field; tags are replaced as a whole.
+fn tracing(chain: &[&Telemetry], side: Side) -> ir::TracingRule {
+    let mut rule = ir::TracingRule::default();
+    for written in chain.iter().flat_map(|it| &it.tracing).filter(|it| it.mode.covers(side)) {
+        rule.disabled = written.disabled.unwrap_or(rule.disabled);
+        rule.sampling = written.sampling.or(rule.sampling);
+        rule.without_istio_tags = written.istio_tags.map_or(rule.without_istio_tags, |wanted| !wanted);
+        if let Some(tags) = &written.tags {
+            rule.tags.clone_from(tags);
+        }
+    }
+    rule
 }

@@ -24,6 +24,7 @@ mod route;
 mod slice;
 mod telemetry;
 mod timeouts;
+mod tracing;
 mod virtual_match;
 mod virtual_service;
 mod virtual_traffic;

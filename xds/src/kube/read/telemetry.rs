@@ -12,9 +12,10 @@ use super::super::reader::{Fields, Findings, Item};
 use super::super::telemetry::{AccessLogging, MetricOverride, Mode, Telemetry};
 use super::super::yaml::shortened;
 use super::policy::target;
+use super::tracing::tracing;
 
 /// Bound of our own on each list.
-const ENTRIES_MAX: usize = 64;
+pub(super) const ENTRIES_MAX: usize = 64;
 
 const MODES: [(&str, Mode); 3] =
     [("CLIENT_AND_SERVER", Mode::Both), ("CLIENT", Mode::Client), ("SERVER", Mode::Server)];
@@ -39,16 +40,16 @@ const OPERATIONS: [(&str, bool); 2] = [("UPSERT", false), ("REMOVE", true)];
 
 pub(super) fn telemetry(fields: &mut Fields<'_>, meta: Meta, findings: &mut Findings) -> Option<Telemetry> {
     let Some(spec) = fields.optional("spec") else {
-        let (logging, metrics) = (Vec::new(), Vec::new());
-        return Some(Telemetry { meta, target: PolicyTarget::Namespace, logging, metrics });
+        let (logging, metrics, tracing) = (Vec::new(), Vec::new(), Vec::new());
+        return Some(Telemetry { meta, target: PolicyTarget::Namespace, logging, metrics, tracing });
     };
     let mut fields = spec.fields(findings)?;
     let target = target(&mut fields, findings)?;
     let logging = entries(&mut fields, "accessLogging", findings, access_logging);
     let metrics = entries(&mut fields, "metrics", findings, metrics).into_iter().flatten().collect();
-    fields.refuse(findings, "tracing");
+    let tracing = entries(&mut fields, "tracing", findings, tracing);
     fields.finish(findings);
-    Some(Telemetry { meta, target, logging, metrics })
+    Some(Telemetry { meta, target, logging, metrics, tracing })
 }
 
 fn entries<T>(
@@ -132,8 +133,8 @@ fn tags(item: &Item<'_>, findings: &mut Findings) -> BTreeMap<Arc<str>, Option<A
             let message = format!("{:?} cannot name a label", shortened(name));
             item.error(findings, message, "write letters, digits and underscores, not a digit first");
         }
-        if let Some(value) = tag(&item, findings) {
-            tags.insert(Arc::from(name), value);
+        if let Some(tag) = tag(&item, findings) {
+            tags.insert(Arc::from(name), tag.value());
         }
     }
     if tags.len() > ENTRIES_MAX {
@@ -143,14 +144,28 @@ fn tags(item: &Item<'_>, findings: &mut Findings) -> BTreeMap<Arc<str>, Option<A
     tags
 }
 
-/// The inner `None` takes the label away.
-fn tag(item: &Item<'_>, findings: &mut Findings) -> Option<Option<Arc<str>>> {
+/// What becomes of a label.
+enum Tag {
+    Removed,
+    Text(Arc<str>),
+}
+
+impl Tag {
+    fn value(self) -> Option<Arc<str>> {
+        match self {
+            Self::Removed => None,
+            Self::Text(text) => Some(text),
+        }
+    }
+}
+
+fn tag(item: &Item<'_>, findings: &mut Findings) -> Option<Tag> {
     let mut fields = item.fields(findings)?;
     let removes = fields.optional("operation").map_or(Some(false), |item| item.one_of(findings, &OPERATIONS));
     let value = fields.optional("value");
     fields.finish(findings);
     match (removes?, value) {
-        (true, None) => Some(None),
+        (true, None) => Some(Tag::Removed),
         (true, Some(value)) => {
             value.error(findings, "a label that is removed has no value", "remove value");
             None
@@ -168,7 +183,7 @@ fn tag(item: &Item<'_>, findings: &mut Findings) -> Option<Option<Arc<str>>> {
                     format!("{:?} is not supported: only a text is, the same for all", shortened(text));
                 value.error(findings, message, "write a text in quotes of its own, such as \"'blue'\"");
             }
-            Some(Some(literal?.into()))
+            Some(Tag::Text(literal?.into()))
         }
     }
 }
@@ -179,7 +194,7 @@ fn is_label(name: &str) -> bool {
     name.starts_with(is_letter) && name.chars().all(|it| is_letter(it) || it.is_ascii_digit())
 }
 
-fn matched_mode(fields: &mut Fields<'_>, findings: &mut Findings) -> Mode {
+pub(super) fn matched_mode(fields: &mut Fields<'_>, findings: &mut Findings) -> Mode {
     let Some(item) = fields.optional("match") else { return Mode::default() };
     let Some(mut fields) = item.fields(findings) else { return Mode::default() };
     let mode = fields.optional("mode").and_then(|item| item.one_of(findings, &MODES));

@@ -179,7 +179,7 @@ fn percentage(item: &Item<'_>, findings: &mut Findings) -> Option<Fraction> {
     }
 }
 
-fn percent(item: &Item<'_>, findings: &mut Findings) -> Option<Fraction> {
+pub(super) fn percent(item: &Item<'_>, findings: &mut Findings) -> Option<Fraction> {
     #[allow(clippy::cast_precision_loss)] // out of range anyway where it matters
     let value = match item.node.value {
         Value::Integer(value) => value as f64,

@@ -1,6 +1,6 @@
 //! Telemetry: how objects are read, and what of several is in force for whom.
 
-use l7::ir::{LogRule, Metric, Telemetry};
+use l7::ir::{CustomTag, LogRule, Metric, TagValue, Telemetry, TracingRule};
 
 use super::{findings, load};
 use crate::kube::convert::telemetry::{Waypoint, of_destination, of_mesh, of_namespaces, of_workload};
@@ -109,6 +109,48 @@ fn overrides_of_metrics_add_up_from_the_widest_to_the_most_special() {
 }
 
 #[test]
+fn what_is_said_of_spans_adds_up_field_by_field_and_tags_as_a_whole() {
+    let wide = "tracing: [{randomSamplingPercentage: 0.5, customTags: {a: {literal: {value: b}}}, enableIstioTags: false}]";
+    let narrow = "selector: {matchLabels: {app: web}}, tracing: [{match: {mode: SERVER}, disableSpanReporting: true, \
+                  useRequestIdForTraceSampling: false}, {randomSamplingPercentage: 100, customTags: \
+                  {user: {header: {name: X-User, defaultValue: nobody}}, node: {environment: {name: NODE}}}}]";
+    let catalog = catalog(&[("istio-system", "all", wide), ("app", "web", narrow)]);
+    let tag = |name: &str, value| CustomTag { name: name.into(), value };
+    let expected = TracingRule {
+        disabled: false,
+        sampling: Some(5_000),
+        tags: vec![tag("a", TagValue::Literal("b".into()))],
+        without_istio_tags: true,
+    };
+    assert_eq!(of_mesh(&catalog, &mesh()).unwrap().server.tracing, expected);
+    let labels: Labels = [("app".into(), "web".into())].into();
+    let subject = Subject { namespace: "app", labels: &labels, services: &[] };
+    let own = of_workload(&catalog, &mesh(), subject).unwrap();
+    let tags = vec![
+        tag("user", TagValue::Header { name: "x-user".into(), default: "nobody".into() }),
+        tag("node", TagValue::Environment { name: "NODE".into(), default: "".into() }),
+    ];
+    let client = TracingRule { disabled: false, sampling: Some(1_000_000), tags, without_istio_tags: true };
+    assert_eq!(own.client.tracing, client);
+    assert_eq!(own.server.tracing, TracingRule { disabled: true, ..client });
+}
+
+#[test]
+fn a_provider_of_spans_is_one_of_mesh_config() {
+    let mesh_config = "---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: istio, namespace: istio-system}\ndata:\n  \
+                       mesh: |\n    extensionProviders:\n    - {name: otel, opentelemetry: {service: c, port: 4317}}\n    \
+                       - {name: zipkin, zipkin: {service: z, port: 9411}}\n";
+    for (provider, is_known) in [("otel", true), ("zipkin", false), ("other", false)] {
+        let spec = format!("tracing: [{{providers: [{{name: {provider}}}]}}]");
+        let loaded = load(&(mesh_config.to_owned() + &object("app", "t", &spec)));
+        assert!(loaded.problems.iter().all(|it| !it.is_error()), "{:?}", loaded.problems);
+        let found = crate::kube::check_references(&loaded.catalog, &mesh());
+        let is_told = found.iter().any(|it| it.message.contains("is no provider of kind opentelemetry"));
+        assert_eq!(is_told, !is_known, "{provider}: {found:?}");
+    }
+}
+
+#[test]
 fn a_selector_of_the_root_namespace_reaches_all_and_others_their_own() {
     let selecting = format!("selector: {{matchLabels: {{app: web}}}}, {OFF}");
     assert_eq!(of_web(&catalog(&[("istio-system", "all", &selecting)])), Some((SILENT, SILENT)));
@@ -194,6 +236,13 @@ fn what_is_not_served_is_refused_where_it_stands() {
             "only a text is, the same for all",
         ),
         ("metrics: [{overrides: [{tagOverrides: {1a: {operation: REMOVE}}}]}]", "cannot name a label"),
+        ("tracing: [{providers: [{name: a}, {name: b}]}]", "more than one provider"),
+        ("tracing: [{randomSamplingPercentage: 101}]", "write a number from 0 to 100"),
+        ("tracing: [{useRequestIdForTraceSampling: true}]", "write false, or remove it"),
+        ("tracing: [{customTags: {a: {formatter: {value: '%X%'}}}}]", "formatter is not supported yet"),
+        ("tracing: [{customTags: {a: {literal: {value: b}, header: {name: c}}}}]", "a tag has one value"),
+        ("tracing: [{customTags: {a: {header: {name: 'x y'}}}}]", "names no header"),
+        ("tracing: [{disableSpanReporing: true}]", "did you mean disableSpanReporting?"),
         ("metrics: [{providers: [{name: stackdriver}]}]", "the provider \"stackdriver\" is not supported"),
         ("selector: {matchLabels: {a: b}}, targetRefs: [{kind: Service, name: x}]", "exclude each other"),
     ] {
