@@ -449,3 +449,24 @@ fn a_call_shows_the_body_and_fails_open_where_that_is_said() {
         assert_eq!(client.response().unwrap().status, 413, "not even there");
     });
 }
+
+#[test]
+fn a_drain_does_not_wait_for_connections_to_authorizers() {
+    inside("a_drain_does_not_wait_for_connections_to_authorizers", || {
+        let mut asked = Asked::new(", pathPrefix: /check");
+        let mut called = Called::new(", timeout: 1s");
+        for (bed, server, path) in
+            [(&mut asked.bed, asked.server, "/ask/allow"), (&mut called.bed, called.server, "/ask/plain")]
+        {
+            let mut client = bed.client("client", server);
+            assert_eq!(client.get(path).status, 200);
+            // Far longer than this test may take, and than a connection to an authorizer rests.
+            bed.drain(10 * PATIENCE);
+            assert_eq!(client.rest().unwrap(), b"");
+            drop(client);
+            let began = std::time::Instant::now();
+            bed.join();
+            assert!(began.elapsed() < PATIENCE, "{path}");
+        }
+    });
+}

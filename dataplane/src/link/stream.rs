@@ -375,6 +375,16 @@ impl TunnelStream {
         Ok(())
     }
 
+    /// Sends what fits: `None` if nothing does.
+    pub fn try_write(&self, bytes: &[u8]) -> Result<Option<usize>, StreamError> {
+        self.stream.send(bytes, false).map(|sent| (sent > 0).then_some(sent))
+    }
+
+    /// Waits until [`TunnelStream::try_write`] may take something.
+    pub async fn writable(&self) -> Result<(), StreamError> {
+        self.stream.wait_room().await
+    }
+
     /// Ends our direction; the peer's goes on.
     pub fn finish(&self) -> Result<(), StreamError> {
         self.stream.send(&[], true).map(drop)

@@ -256,6 +256,8 @@ impl Node {
         let hold = self.worker.hold();
         for pod in self.pods.borrow().values() {
             pod.stop_listening();
+            // Those that rest would hold the worker for as long as they may rest.
+            pod.authorizers.clear();
         }
         // Without any time left the worker is about to end: the resets must be on their way before another turn.
         if !self.is_cutting() {

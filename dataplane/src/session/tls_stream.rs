@@ -7,12 +7,12 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use futures::future::LocalBoxFuture;
 use tunnel::backend_tls::{BackendContext, BackendSession, BackendTlsError, Opened};
 
 use super::dial::Wire;
-use crate::link::Bytes;
+use crate::link;
 use crate::worker::{Signal, Worker};
 
 /// From the connection to the end of the handshake.
@@ -36,9 +36,11 @@ struct Shared {
     session: RefCell<BackendSession>,
     /// Received, and not yet opened.
     received: RefCell<BytesMut>,
+    /// Sealed, and not yet taken by the carrier. Here and not with whoever sends, who may give up midway.
+    unsent: RefCell<BytesMut>,
     /// Somebody is sending what is sealed; what is sealed meanwhile follows.
     sending: Cell<bool>,
-    /// Raised whenever everything sealed has been sent, or cannot be.
+    /// Raised whenever nobody sends any more.
     sent: Signal,
     /// Sending has failed: nothing more is taken.
     failed: Cell<bool>,
@@ -71,6 +73,7 @@ impl TlsStream {
             worker: worker.clone(),
             session: RefCell::new(context.start()?),
             received: RefCell::default(),
+            unsent: RefCell::default(),
             sending: Cell::new(false),
             sent: Signal::default(),
             failed: Cell::new(false),
@@ -98,6 +101,9 @@ impl TlsStream {
 
     pub(super) async fn write_all(&self, bytes: &[u8]) -> io::Result<()> {
         for piece in bytes.chunks(SEALED_BYTES_MAX) {
+            if self.shared.failed.get() {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
             self.shared.session.borrow_mut().write(piece);
             self.shared.flush().await?;
         }
@@ -137,7 +143,7 @@ impl TlsStream {
 }
 
 /// HTTP/2 within TLS of the backend's own.
-impl Bytes for TlsStream {
+impl link::Bytes for TlsStream {
     fn try_recv(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let mut filled = 0;
         self.shared.dry.set(false);
@@ -256,29 +262,129 @@ impl Shared {
         }
     }
 
-    /// Sends what is sealed, unless somebody does.
+    /// Sends what is sealed, unless somebody does. Whoever gives this up midway leaves the rest to the next call.
     async fn flush(&self) -> io::Result<()> {
-        if self.sending.replace(true) {
+        if self.failed.get() || self.sending.replace(true) {
             return Ok(());
         }
-        // Stays set if this is given up: what is sealed would have a gap then.
+        let _sending = Sending(self);
         let result = self.send_all().await;
-        self.sending.set(result.is_err());
         self.failed.set(result.is_err());
-        self.sent.raise();
         result
     }
 
     async fn send_all(&self) -> io::Result<()> {
-        let mut out = Vec::new();
-        loop {
-            self.session.borrow_mut().take_output(&mut out);
-            if out.is_empty() {
-                break;
+        while self.has_unsent() {
+            let sent = {
+                let mut unsent = self.unsent.borrow_mut();
+                let sent = self.carrier.try_write(&unsent)?;
+                unsent.advance(sent.unwrap_or(0));
+                sent
+            };
+            if sent.is_none() {
+                self.carrier.writable().await?;
             }
-            self.carrier.write_all(&out).await?;
-            out.clear();
         }
         if self.finishing.replace(false) { self.carrier.finish() } else { Ok(()) }
+    }
+
+    /// Fetches what is sealed once all before is sent; false if there is nothing.
+    fn has_unsent(&self) -> bool {
+        let mut unsent = self.unsent.borrow_mut();
+        if unsent.is_empty() {
+            let mut sealed = Vec::new();
+            self.session.borrow_mut().take_output(&mut sealed);
+            *unsent = Bytes::from(sealed).into();
+        }
+        !unsent.is_empty()
+    }
+}
+
+/// Somebody sends for as long as this is held.
+struct Sending<'s>(&'s Shared);
+
+impl Drop for Sending<'_> {
+    fn drop(&mut self) {
+        self.0.sending.set(false);
+        self.0.sent.raise();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream};
+    use std::sync::Arc;
+    use std::sync::mpsc::{Receiver, channel};
+
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    use rustls::{ServerConfig, ServerConnection, StreamOwned};
+    use tunnel::backend_tls::Authorities;
+
+    use super::*;
+    use crate::net::{ConnectOptions, connect, testing::on_each_driver};
+
+    const NAME: &str = "web.one.example";
+    /// Only a failure waits this long.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    /// More than the sockets between two ends hold.
+    const BYTES: usize = 32 << 20;
+
+    /// What a server is, and how it is trusted.
+    fn server() -> (Arc<ServerConfig>, BackendContext) {
+        let mut params = CertificateParams::new([]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let leaf = CertificateParams::new([NAME.to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![leaf.der().clone()], key)
+            .unwrap();
+        let authorities = Authorities::from_pem(&issuer.pem()).unwrap();
+        (Arc::new(config), BackendContext::new(&NAME.into(), &[], &authorities, &[]).unwrap())
+    }
+
+    /// Shakes hands, reads to the end once it is told to, and gives what it read, or why it could not.
+    fn read_later(config: Arc<ServerConfig>, socket: TcpStream, go: &Receiver<()>) -> io::Result<Vec<u8>> {
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let mut stream = StreamOwned::new(ServerConnection::new(config).unwrap(), socket);
+        stream.conn.complete_io(&mut stream.sock)?;
+        stream.write_all(b"!")?;
+        go.recv().unwrap();
+        let mut all = Vec::new();
+        stream.read_to_end(&mut all)?;
+        Ok(all)
+    }
+
+    #[test]
+    fn a_write_that_is_given_up_midway_leaves_no_gap_and_holds_up_nobody() {
+        on_each_driver(|worker| async move {
+            let (config, context) = server();
+            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let to = listener.local_addr().unwrap();
+            let (go, going) = channel();
+            let reading =
+                std::thread::spawn(move || read_later(config, listener.accept().unwrap().0, &going));
+            let socket = connect(to, &ConnectOptions::default()).await.unwrap();
+            let stream = TlsStream::connect(&worker, Wire::Socket(socket), &context).await.unwrap();
+            let bytes: Vec<u8> = (0_u8..251).cycle().take(BYTES).collect();
+            let given_up = monoio::time::timeout(Duration::from_millis(200), stream.write_all(&bytes)).await;
+            assert!(given_up.is_err(), "nobody reads yet");
+            go.send(()).unwrap();
+            stream.write_all(b"end").await.unwrap();
+            stream.finish();
+            while !reading.is_finished() {
+                monoio::time::sleep(Duration::from_millis(1)).await;
+            }
+            let read = reading.join().unwrap().expect("no record is missing, and the end is told");
+            let (begun, end) = read.split_at(read.len() - 3);
+            assert!(end == b"end" && bytes.starts_with(begun) && !begun.is_empty());
+        });
     }
 }

@@ -163,7 +163,7 @@ impl Asker<'_> {
             let mut upstream = self.reach(authorizer, protocol, kept, &is_new).await?;
             match asked.over(&self.node.worker, &mut upstream.way).await {
                 Ok((answer, lives)) => {
-                    if lives {
+                    if lives && !self.node.worker.drain().is_open() {
                         kept.put_back(&self.node.worker, upstream);
                     }
                     return Ok(answer);

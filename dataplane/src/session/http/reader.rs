@@ -11,7 +11,7 @@ use tunnel::h2::ErrorCode;
 use tunnel::sniff::{Sniffed, sniff};
 
 use super::Wire;
-use crate::link::StreamError;
+use crate::link::{self, StreamError};
 use crate::worker::Worker;
 
 /// From the first byte of a head to its last.
@@ -189,6 +189,25 @@ impl Wire {
             Self::Tunnel(stream) => stream.write_all(bytes).await.map_err(io_error),
             Self::Socket(socket) => socket.write_all(bytes).await,
             Self::Tls(stream) => Box::pin(stream.write_all(bytes)).await,
+        }
+    }
+
+    /// Sends what is taken at once: `None` if nothing is. For [`TlsStream`](crate::session::tls_stream::TlsStream), which is
+    /// never within another.
+    pub(in crate::session) fn try_write(&self, bytes: &[u8]) -> io::Result<Option<usize>> {
+        match self {
+            Self::Tunnel(stream) => stream.try_write(bytes).map_err(io_error),
+            Self::Socket(socket) => socket.try_send(bytes),
+            Self::Tls(stream) => link::Bytes::try_send(stream, bytes),
+        }
+    }
+
+    /// Waits until [`Wire::try_write`] may take something.
+    pub(in crate::session) async fn writable(&self) -> io::Result<()> {
+        match self {
+            Self::Tunnel(stream) => stream.writable().await.map_err(io_error),
+            Self::Socket(socket) => socket.writable().await,
+            Self::Tls(stream) => link::Bytes::writable(stream).await,
         }
     }
 
