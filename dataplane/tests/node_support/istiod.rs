@@ -17,6 +17,7 @@ use xds::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, WORKLOAD_TYP
 
 use super::Bed;
 use super::control::Resource;
+use super::node::Node;
 use super::resources::{bytes_of, gateway_of_service};
 use super::waypoint::{WAYPOINT, resource};
 
@@ -148,6 +149,16 @@ impl Bed {
         servers: [&str; 2],
         resources: impl IntoIterator<Item = Resource>,
     ) {
+        self.waypoint_under_istiod_with(servers, resources, |_| {});
+    }
+
+    /// The same, of a process that is prepared.
+    pub fn waypoint_under_istiod_with(
+        &mut self,
+        servers: [&str; 2],
+        resources: impl IntoIterator<Item = Resource>,
+        prepare: impl FnOnce(&mut Node),
+    ) {
         self.service("echo", &servers, 8080, false);
         let workloads = servers.map(|pod| {
             let workload = self.workload(pod);
@@ -156,7 +167,10 @@ impl Bed {
         self.control.put(workloads);
         self.control.put([self.endpoints_told_by_istiod(servers)]);
         self.control.put(resources);
-        self.waypoint(|node| node.set("CORELANE_LAYER_7", false));
+        self.waypoint(|node| {
+            node.set("CORELANE_LAYER_7", false);
+            prepare(node);
+        });
         self.ready();
         self.change_service("echo", |service| {
             let address = bytes_of(service_address().ip());

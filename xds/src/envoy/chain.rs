@@ -8,6 +8,7 @@ use model::NamespacedHostname;
 
 use super::names::ClusterName;
 use super::refusal::{Within, read, type_of, unpack};
+use super::telemetry::Told;
 use super::tokens::Tokens;
 use super::{Refusal, http, rbac};
 use crate::proto::waypoint::{
@@ -38,6 +39,8 @@ pub(super) struct Chain {
     pub(super) target: Target,
     pub(super) policies: Vec<Arc<AuthorizationPolicy>>,
     pub(super) carries: Carries,
+    /// What is told of its requests; `None` where it carries none.
+    pub(super) told: Option<Told>,
 }
 
 /// Whose connections the chain serves.
@@ -90,7 +93,7 @@ pub(super) fn chain(bytes: &[u8], name: &str) -> Result<Chain, Refusal> {
         None => return Err(Refusal::at("name", format!("{name:?} names no service and no workloads"))),
     };
     let (last, others) = wire.filters.split_last().ok_or_else(|| Refusal::at("filters", "there are none"))?;
-    let mut policies = Vec::new();
+    let (mut policies, mut told) = (Vec::new(), None);
     for (index, filter) in others.iter().enumerate() {
         network_filter(filter, &mut policies).within_item("filters", index)?;
     }
@@ -100,6 +103,7 @@ pub(super) fn chain(bytes: &[u8], name: &str) -> Result<Chain, Refusal> {
                 unpack(config, HTTP_CONNECTION_MANAGER).within_item("filters", others.len())?;
             let served = http::requests(&manager, name, &target).within_item("filters", others.len())?;
             policies.extend(served.policies);
+            told = Some(served.told);
             served.carries
         }
         Some(config) => {
@@ -108,7 +112,7 @@ pub(super) fn chain(bytes: &[u8], name: &str) -> Result<Chain, Refusal> {
         }
         None => return Err(Refusal::at("filters", "the last one has no configuration")),
     };
-    Ok(Chain { name: name.into(), target, policies: rbac::shared(policies), carries })
+    Ok(Chain { name: name.into(), target, policies: rbac::shared(policies), carries, told })
 }
 
 fn network_filter(filter: &NetworkFilter, policies: &mut Vec<AuthorizationPolicy>) -> Result<(), Refusal> {

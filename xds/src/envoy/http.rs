@@ -7,8 +7,9 @@ use l7::path::Normalization;
 
 use super::chain::{Carries, Target, is_telemetry};
 use super::refusal::{Within, type_of, unpack};
+use super::telemetry::Told;
 use super::tokens::Tokens;
-use super::{Refusal, authorizer, rbac, routes, tokens};
+use super::{Refusal, authorizer, rbac, routes, telemetry, tokens};
 use crate::proto::waypoint::http_connection_manager::EscapedSlashes;
 use crate::proto::waypoint::{HttpConnectionManager, HttpFault, HttpFilter, HttpRbac, JwtAuthentication};
 
@@ -31,6 +32,7 @@ const TELEMETRY: [&str; 5] = [
 pub(super) struct Requests {
     pub(super) policies: Vec<AuthorizationPolicy>,
     pub(super) carries: Carries,
+    pub(super) told: Told,
 }
 
 pub(super) fn requests(
@@ -54,7 +56,7 @@ pub(super) fn requests(
     };
     let route = routes::route(config, chain, target).within("route_config")?;
     let carries = Carries::Http { tokens: filters.tokens, route: route.map(Arc::new), normalization };
-    Ok(Requests { policies: filters.policies, carries })
+    Ok(Requests { policies: filters.policies, carries, told: telemetry::told(manager) })
 }
 
 #[derive(Default)]

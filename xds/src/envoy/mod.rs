@@ -10,7 +10,7 @@
 //! - [`listener`]: the listeners; [`destinations`]: which connections of the main one go to which filter chain.
 //! - [`cluster`], [`endpoints`]: clusters and their endpoints.
 //! - [`state`]: all of it, held; [`serve`]: what the workers get of it.
-//! - [`chain`], [`http`]: a filter chain; [`routes`], [`rbac`], [`tokens`], [`authorizer`]: what is in it.
+//! - [`chain`], [`http`]: a filter chain; [`routes`], [`rbac`], [`tokens`], [`authorizer`], [`telemetry`]: what is in it.
 
 mod authorizer;
 mod chain;
@@ -26,6 +26,7 @@ mod routes;
 mod serve;
 mod shape;
 mod state;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod text;

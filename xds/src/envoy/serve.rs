@@ -11,7 +11,8 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use l7::authz::PolicySet;
-use l7::ir::HttpRoute;
+use l7::ir::{self, HttpRoute};
+use l7::telemetry::Telemetry;
 use model::{
     AppProtocol, EndpointPort, Identity, NamespacedHostname, NetworkMode, Service, ServicePort, ServiceVip,
     Services, TunnelProtocol, Workload, WorkloadType,
@@ -124,6 +125,26 @@ impl Serving {
             Some((Arc::clone(name), Arc::clone(route)))
         });
         News::since(&mut self.told.chains, routes.collect())
+    }
+
+    /// What is told of the requests to each destination. A destination without a log has none if others have one; if
+    /// nobody has, istiod says nothing of logs.
+    pub(crate) fn telemetry(&self) -> snapshot::Map<Option<NamespacedHostname>, Telemetry> {
+        let chains =
+            || self.state.chains.iter().filter_map(|(name, held)| Some((name, held.compiled.told.as_ref()?)));
+        let any_has_log = chains().any(|(_, told)| told.has_log);
+        let mut telemetry = snapshot::Map::default();
+        for (name, told) in chains() {
+            let destination = ClusterName::parse(name).map(|name| self.known_as(&name).1);
+            let mut side = told.side.clone();
+            side.log.disabled = any_has_log && !told.has_log;
+            let written = ir::Telemetry { client: side.clone(), server: side };
+            // Expressions were compiled when they were read.
+            if let Ok(compiled) = Telemetry::compile(&written) {
+                telemetry.entry(destination).or_insert(compiled);
+            }
+        }
+        telemetry
     }
 
     /// The services that the waypoint fronts.

@@ -18,6 +18,7 @@ use super::cluster::{Endpoints, ReadCluster, ServiceCluster, cluster};
 use super::destinations::Destinations;
 use super::endpoints::{Assignment, load_assignment};
 use super::listener::{MAIN, MainListener, ReadListener, listener};
+use super::telemetry::Told;
 use crate::issuer::{Keys, Wanted};
 use crate::kube::istio::KeySource;
 
@@ -60,6 +61,8 @@ pub(super) struct CompiledChain {
     pub(super) service: Option<(NamespacedHostname, u16)>,
     pub(super) policies: Arc<PolicySet>,
     pub(super) http: Option<CompiledHttp>,
+    /// What is told of its requests; `None` where it carries none, or is not understood.
+    pub(super) told: Option<Told>,
     /// Why the chain refuses everything, where it does because it was not understood.
     pub(super) refusal: Option<Refusal>,
     /// The keys of token issuers that have to be fetched for it.
@@ -194,7 +197,11 @@ impl State {
             held.value.left_out.iter().map(move |refusal| format!("endpoints of {name}: {refusal}"))
         });
         let keys = self.keys.iter().filter_map(|(source, known)| known.complaint(source));
-        let mut problems: Vec<_> = chains.chain(endpoints).chain(keys).collect();
+        let told = self.chains.iter().flat_map(|(name, held)| {
+            let left_out = held.compiled.told.iter().flat_map(|told| &told.left_out);
+            left_out.map(move |refusal| format!("telemetry of filter chain {name}: {refusal}"))
+        });
+        let mut problems: Vec<_> = chains.chain(endpoints).chain(keys).chain(told).collect();
         problems.sort();
         problems
     }
@@ -231,6 +238,7 @@ impl CompiledChain {
                 service: chain::service(name),
                 policies,
                 http,
+                told: None,
                 refusal: Some(refusal),
                 wanted_keys: Wanted::new(),
             }
@@ -252,6 +260,6 @@ impl CompiledChain {
             }
             Carries::Tcp => (set, None),
         };
-        Ok(Self { service, policies: Arc::new(set), http, refusal: None, wanted_keys })
+        Ok(Self { service, policies: Arc::new(set), http, told: chain.told, refusal: None, wanted_keys })
     }
 }

@@ -13,8 +13,9 @@ use crate::delta::Sink;
 use crate::proto::discovery::DeltaDiscoveryResponse;
 use crate::proto::waypoint::cluster::LbPolicy;
 use crate::proto::waypoint::{
-    Cluster, FilterChain, FilterStateInput, HttpConnectionManager, HttpFilter, Listener, LoadAssignment,
-    Matcher, MatcherTree, OnMatch, OutlierDetection, RingHash, TypedExtension, matcher_tree, on_match,
+    AccessLog, Cluster, FilterChain, FilterStateInput, HttpConnectionManager, HttpFilter, Listener,
+    LoadAssignment, Matcher, MatcherTree, OnMatch, OutlierDetection, RingHash, TypedExtension, matcher_tree,
+    on_match,
 };
 use crate::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE, WORKLOAD_TYPE};
 use crate::snapshot::{Asked, Client, Served, Snapshot};
@@ -355,4 +356,37 @@ fn clusters_say_how_traffic_is_spread_and_bounded() {
     let client = Client { workload: &me, ip: me.addresses[0] };
     assert!(snapshot.resolve_backend(client, &key, 80, Some("v2"), 1).is_ok());
     assert!(snapshot.resolve_backend(client, &key, 80, Some("v3"), 1).is_err());
+}
+
+#[test]
+fn what_is_told_of_requests_follows_the_chain_and_closes_nothing() {
+    let mut store = store();
+    let echo_key = echo(&store.snapshot().unwrap()).service.unwrap();
+    let of = |store: &mut Store, listener: &Listener| {
+        put(store, listener).unwrap();
+        let snapshot = store.snapshot().unwrap();
+        let side = snapshot.telemetry().of_destination(Some(&echo_key)).unwrap().server.clone();
+        let direct = snapshot.telemetry().of_destination(None).unwrap().server.clone();
+        assert!(!is_closed(&echo(&snapshot)));
+        (side, direct, snapshot)
+    };
+    // Captured without logs: of those nothing is said, and one of a hundred requests is traced.
+    let (side, _, before) = of(&mut store, &main_listener());
+    assert!(!side.is_silent());
+    assert_eq!((side.rules().tracing.disabled, side.rules().tracing.sampling), (false, Some(10_000)));
+    // One chain has a log: the others have none.
+    let log = AccessLog { filter: None }.encode_to_vec();
+    let logged = with_chain(CHAIN, |chain| with_manager(chain, |it| it.access_log = vec![log]));
+    let (side, direct, after) = of(&mut store, &logged);
+    assert!(!side.is_silent() && direct.is_silent());
+    assert!(!Arc::ptr_eq(before.telemetry(), after.telemetry()));
+    // What is not understood of it is told, and the chain serves.
+    let odd = with_chain(CHAIN, |chain| {
+        with_manager(chain, |it| (it.access_log, it.tracing) = (vec![vec![0x12, 2, 0x4a, 0]], Vec::new()));
+    });
+    let (side, _, snapshot) = of(&mut store, &odd);
+    assert!(!side.is_silent() && side.rules().tracing.disabled);
+    let problems = snapshot.waypoint_config().unwrap().problems();
+    let place = format!("telemetry of filter chain {CHAIN}: access_log.filter: field 9");
+    assert!(problems.len() == 1 && problems[0].starts_with(&place), "{problems:?}");
 }

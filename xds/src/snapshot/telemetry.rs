@@ -51,6 +51,14 @@ impl TelemetryTable {
         self.destinations.get(&destination.cloned())
     }
 
+    pub(crate) fn has_destinations(&self, destinations: &Map<Option<NamespacedHostname>, Telemetry>) -> bool {
+        self.destinations == *destinations
+    }
+
+    pub(crate) fn set_destinations(&mut self, destinations: Map<Option<NamespacedHostname>, Telemetry>) {
+        self.destinations = destinations;
+    }
+
     pub(crate) fn get(&self, subject: &TelemetrySubject) -> Option<&Telemetry> {
         match subject {
             TelemetrySubject::Mesh => self.mesh.as_ref(),

@@ -54,6 +54,10 @@ impl Store {
         let services = serving.services();
         services.gone.iter().for_each(|key| self.remove_service(&key.to_string()));
         services.held.into_iter().for_each(|(_, service)| self.upsert_service(service));
+        let telemetry = serving.telemetry();
+        if !self.state.telemetry.has_destinations(&telemetry) {
+            Arc::make_mut(&mut self.state.telemetry).set_destinations(telemetry);
+        }
         self.envoy = Some(serving);
     }
 
