@@ -111,7 +111,7 @@ fn the_heads_of_requests_count_as_memory_for_as_long_as_they_run() {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        until("they are counted", &|held| held > 36 * 14 * 4_000);
+        until("they are counted", &|held| held > 17 * 14 * 4_000);
         drop(peer);
         until("they are given back", &|held| held < 100_000);
         bed.until_idle();

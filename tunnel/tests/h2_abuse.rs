@@ -240,8 +240,8 @@ fn window_updates_in_proportion_to_data_sent_are_welcome() {
     }
 }
 
-/// Heads with 14 references to a field of 4,001 octets that are held at the same time, beside some small ones: 2 MiB.
-const LARGE_THAT_FIT: usize = ((2 << 20) - 20_000) / (14 * 4_033 + 166);
+/// Heads with 14 references to a field of 4,001 octets that are held at the same time, beside some small ones: 1 MiB.
+const LARGE_THAT_FIT: usize = ((1 << 20) - 20_000) / (14 * 4_033 + 166);
 
 /// A block that stores a large field, then blocks that refer to it again and again.
 fn bomb_blocks(references: usize) -> (Vec<u8>, Vec<u8>) {
@@ -352,7 +352,7 @@ fn trailers_and_interim_responses_that_are_held_are_bounded_as_well() {
         }
         assert!(held.values().sum::<usize>() <= LARGE_THAT_FIT + 2);
     }
-    assert!((5..20).contains(&client.stream_count()), "others were reset");
+    assert!((3..20).contains(&client.stream_count()), "others were reset");
 }
 
 #[test]

@@ -130,7 +130,10 @@ impl Connection {
                     Err(Fault::NoRoom | Fault::TooLarge) => ErrorCode::ENHANCE_YOUR_CALM,
                     Ok(_) | Err(Fault::Malformed) => ErrorCode::PROTOCOL_ERROR,
                 };
-                self.spend_large_head(copied, now)?;
+                // What there was no room for may come again at once, and be as large as it was.
+                if code != ErrorCode::REFUSED_STREAM {
+                    self.spend_large_head(copied, now)?;
+                }
                 return self.stream_error(open.stream, code, now, out);
             }
         };

@@ -71,7 +71,7 @@ impl Limits {
         continuation_frames_max: 8,
         header_block_bytes_max: 64 * 1024,
         header_fields_max: 128,
-        held_heads_bytes_max: 2 << 20,
+        held_heads_bytes_max: 1 << 20,
         resets_burst: 500,
         resets_per_second: 50,
         overhead_burst: 1_000,

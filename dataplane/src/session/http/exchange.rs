@@ -4,6 +4,7 @@
 //! that `Expect: 100-continue` works end to end. Nothing that follows an upgrade request is passed on before
 //! the upstream has agreed to the switch (RFC 9110 section 7.8).
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::future::Future;
 use std::pin::pin;
@@ -151,20 +152,18 @@ impl Exchange<'_, '_> {
     pub(super) async fn run(&self, source: &mut Source<'_>, upstream: &mut Upstream) -> Try {
         match &mut upstream.way {
             Way::Http1(way) => {
-                let written;
                 let head = if let Some(head) = &self.plan.head {
-                    head
+                    Cow::Borrowed(head.as_slice())
                 } else {
                     let random = || self.books.connection().node.random();
-                    written = match self.received.to_http1(&self.plan.filtered.chain, random) {
-                        Ok(head) => head,
+                    match self.received.to_http1(&self.plan.filtered.chain, random) {
+                        Ok(head) => Cow::Owned(head),
                         Err(error) => return unwritable(&error),
-                    };
-                    &written
+                    }
                 };
                 way.busy = true;
                 let mut server = Server::Http1 { wire: &way.wire, reader: &mut way.reader };
-                let tried = self.carry(source, head, &mut server).await;
+                let tried = self.carry(source, Cell::new(head), &mut server).await;
                 let left = !way.reader.is_empty();
                 way.busy = !matches!(&tried, Try::Over(outcome) if outcome.upstream_is_whole);
                 lives_without(tried, left)
@@ -190,7 +189,8 @@ impl Exchange<'_, '_> {
                 match asked {
                     Ok(stream) => {
                         self.books.count_sent(size);
-                        self.carry(source, &[], &mut Server::Http2 { stream: &stream, switch }).await
+                        self.carry(source, Cell::default(), &mut Server::Http2 { stream: &stream, switch })
+                            .await
                     }
                     Err(error) => {
                         tracing::debug!(%error, "a link takes no request");
@@ -218,10 +218,15 @@ impl Exchange<'_, '_> {
         if self.replay.is_fresh() { source.is_done() } else { self.replay.is_empty_message() }
     }
 
-    async fn carry(&self, source: &mut Source<'_>, head: &[u8], server: &mut Server<'_>) -> Try {
+    async fn carry(
+        &self,
+        source: &mut Source<'_>,
+        head: Cell<Cow<'_, [u8]>>,
+        server: &mut Server<'_>,
+    ) -> Try {
         let started = Cell::new(false);
         let passed = {
-            let passing = pin!(self.pass_both_ways(source, head, server, &started));
+            let passing = pin!(self.pass_both_ways(source, &head, server, &started));
             within(self.deadline, passing).await
         };
         let (sent, responded) = match passed {
@@ -257,7 +262,7 @@ impl Exchange<'_, '_> {
     async fn pass_both_ways(
         &self,
         source: &mut Source<'_>,
-        head: &[u8],
+        head: &Cell<Cow<'_, [u8]>>,
         server: &mut Server<'_>,
         started: &Cell<bool>,
     ) -> Passed {
@@ -276,8 +281,15 @@ impl Exchange<'_, '_> {
         }
     }
 
-    /// The head of the request, where it has not gone yet, and its body.
-    async fn send(&self, source: &mut Source<'_>, head: &[u8], to: Side<'_>) -> Result<(), Broken> {
+    /// The head of the request, where it has not gone yet, and its body. Once sent the head is held no longer: the response
+    /// may be long in coming.
+    async fn send(
+        &self,
+        source: &mut Source<'_>,
+        head: &Cell<Cow<'_, [u8]>>,
+        to: Side<'_>,
+    ) -> Result<(), Broken> {
+        let head = head.take();
         // What follows is held back until the upstream has agreed to the switch. In HTTP/1.1 that is what follows the
         // body, in HTTP/2 there is no other body.
         let is_held_back = self.plan.upgrades && !source.is_http1() && matches!(to, Side::Http1(_));
@@ -285,7 +297,7 @@ impl Exchange<'_, '_> {
         if let Side::Http1(wire) = to {
             self.books.count_sent(head.len());
             if is_all {
-                wire.write_all(head).await.map_err(|_| Broken::To)?;
+                wire.write_all(&head).await.map_err(|_| Broken::To)?;
             }
         }
         if is_all {
@@ -305,7 +317,7 @@ impl Exchange<'_, '_> {
             _ => Framing::of(self.plan.body),
         };
         let meter = self.books.meter(Flow::ToServer);
-        let to = Sink::new(to, framing).after(head.to_vec());
+        let to = Sink::new(to, framing).after(head.into_owned());
         if !self.replay.is_fresh() {
             self.replay.pass(&to, meter).await?;
             if self.replay.is_complete() {
