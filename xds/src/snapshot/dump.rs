@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use l7::ir::{Action, Attribute, Condition, HttpRoute, Test};
+use l7::telemetry::Telemetry;
 use model::{
     ApplicationTunnelProtocol, GatewayAddress, GatewayDestination, Health, HealthPolicy, IpFamilies,
     LoadBalancing, LoadBalancingMode, NamespacedHostname, NetworkMode, RoutingScope, Service, TunnelProtocol,
@@ -20,11 +21,12 @@ pub fn static_config(snapshot: &Snapshot) -> Value {
     let mut state = state(snapshot);
     if let Some(fields) = state.as_object_mut() {
         fields.remove("routes");
+        fields.remove("telemetry");
     }
     state
 }
 
-/// `workloads`, `services`, `policies` and `routes` of a snapshot.
+/// `workloads`, `services`, `policies` and `routes` of a snapshot, and `telemetry` where there is any.
 pub fn state(snapshot: &Snapshot) -> Value {
     let workloads: BTreeMap<_, _> = snapshot.workloads().map(|it| (&it.uid, workload(it))).collect();
     let services: BTreeMap<_, _> = snapshot.services().map(|it| (it.key(), service(it))).collect();
@@ -41,7 +43,17 @@ pub fn state(snapshot: &Snapshot) -> Value {
     if let (Some(config), Some(fields)) = (snapshot.waypoint_config(), state.as_object_mut()) {
         fields.insert("waypoint".to_owned(), waypoint(config));
     }
+    let telemetry: Map<_, _> =
+        snapshot.telemetry().named().into_iter().map(|(name, it)| (name, told(it))).collect();
+    if let Some(fields) = state.as_object_mut().filter(|_| !telemetry.is_empty()) {
+        fields.insert("telemetry".to_owned(), telemetry.into());
+    }
     state
+}
+
+/// What is told of traffic, in our own words.
+fn told(telemetry: &Telemetry) -> Value {
+    json!({ "client": telemetry.client.rules(), "server": telemetry.server.rules() })
 }
 
 /// What a control plane that speaks Envoy's resources has told a waypoint, and what of it was not understood.

@@ -36,6 +36,20 @@ impl TelemetryTable {
         own.or(self.mesh.as_ref())
     }
 
+    /// Everything that is said, by the names of its resources, in their order.
+    pub(crate) fn named(&self) -> Vec<(String, &Telemetry)> {
+        let mesh = self.mesh.iter().map(|it| (TelemetrySubject::Mesh, it));
+        let namespaces =
+            self.namespaces.iter().map(|(name, it)| (TelemetrySubject::Namespace(name.clone()), it));
+        let workloads = self.workloads.iter().map(|(uid, it)| (TelemetrySubject::Workload(uid.clone()), it));
+        let destinations =
+            self.destinations.iter().map(|(key, it)| (TelemetrySubject::Destination(key.clone()), it));
+        let all = mesh.chain(namespaces).chain(workloads).chain(destinations);
+        let mut all: Vec<_> = all.map(|(subject, it)| (subject.to_string(), it)).collect();
+        all.sort_by(|(one, _), (other, _)| one.cmp(other));
+        all
+    }
+
     /// Whether anything is said of metrics. Looks at everything that is said.
     pub fn is_about_metrics(&self) -> bool {
         let said = self.mesh.iter().chain(self.namespaces.values()).chain(self.workloads.values());

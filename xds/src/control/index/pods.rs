@@ -54,8 +54,11 @@ pub(super) fn publish(
         if !pod_view.ips.is_empty() {
             desired.insert_workload(workload(context, pod, &pod_view));
             publish_labels(context, &pod_view.uid, &pod.meta.labels, desired);
-            let (_, services) = services(context, pod);
-            publish_of_workload(context, &pod_view.uid, &pod.meta, &services, desired, problems);
+            // Who stands behind which service is asked only where anything is said of anybody.
+            if !context.catalog.telemetries.is_empty() {
+                let (_, services) = services(context, pod);
+                publish_of_workload(context, &pod_view.uid, &pod.meta, &services, desired, problems);
+            }
         }
         view.pods.insert(name.clone(), pod_view);
     }
