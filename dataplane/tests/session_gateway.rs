@@ -39,6 +39,21 @@ spec:
     - type: CORS
       cors: { allowOrigins: ['https://*.example'], allowMethods: [PUT], allowCredentials: true }
     backendRefs: [{ name: web, port: 8000 }]
+  - matches: [{ path: { value: /backend } }, { path: { value: /again } }]
+    backendRefs:
+    - name: kept
+      port: 8000
+      filters: [{ type: CORS, cors: { allowOrigins: ['https://b.example'], allowMethods: [PUT] } }]
+---
+apiVersion: v1
+kind: Service
+metadata: { name: kept, namespace: app }
+spec: { clusterIP: 10.96.1.3, selector: { tier: back }, ports: [{ port: 8000, targetPort: 8080 }] }
+---
+apiVersion: gateway.networking.x-k8s.io/v1alpha1
+kind: XBackendTrafficPolicy
+metadata: { name: kept, namespace: app }
+spec: { targetRefs: [{ group: '', kind: Service, name: kept }], sessionPersistence: { type: Cookie } }
 ";
 
 /// Two servers, `server` and `other`, behind one Service.
@@ -111,6 +126,45 @@ fn a_cookie_keeps_its_endpoint_and_its_backend() {
         assert!(field(&moved, "set-cookie").is_some());
         // What nobody wrote leads nowhere in particular.
         assert_eq!(pod(&ask(&bed, "GET /cookie/a", "Cookie: sid=forged\r\n")), "server");
+    });
+}
+
+#[test]
+fn the_policy_of_a_backend_keeps_its_endpoint_on_every_path() {
+    inside("the_policy_of_a_backend_keeps_its_endpoint_on_every_path", || {
+        let bed = bed();
+        let mut reached = BTreeSet::new();
+        for _ in 0..40 {
+            let first = ask(&bed, "GET /backend/a", "");
+            let cookie = field(&first, "set-cookie").unwrap();
+            let is_named = cookie.starts_with("corelane-session-app-kept-8000=");
+            assert!(is_named && cookie.ends_with("; Path=/; HttpOnly"), "{cookie}");
+            let sent = format!("Cookie: {}\r\n", cookie.split(';').next().unwrap());
+            for path in ["/backend/b", "/again", "/backend/c"] {
+                let again = ask(&bed, &format!("GET {path}"), &sent);
+                assert_eq!((pod(&again), field(&again, "set-cookie")), (pod(&first), None), "{path}");
+            }
+            reached.insert(pod(&first));
+        }
+        assert_eq!(reached.len(), 2, "sessions go everywhere: {reached:?}");
+    });
+}
+
+#[test]
+fn a_backend_answers_preflights_of_its_own() {
+    inside("a_backend_answers_preflights_of_its_own", || {
+        let bed = bed();
+        let origin = |name: &str| format!("Origin: https://{name}.example\r\n");
+        let asks = "Access-Control-Request-Method: PUT\r\n";
+        let answered = ask(&bed, "OPTIONS /backend/a", &(origin("b") + asks));
+        assert_eq!((answered.status, answered.body.len()), (200, 0));
+        assert_eq!(field(&answered, "access-control-allow-origin"), Some("https://b.example"));
+        assert_eq!(field(&answered, "access-control-allow-methods"), Some("PUT"));
+        let refused = ask(&bed, "OPTIONS /backend/a", &(origin("a") + asks));
+        assert_eq!((refused.body.len(), field(&refused, "access-control-allow-origin")), (0, None));
+        let shared = ask(&bed, "PUT /backend/a", &(origin("b") + "Content-Length: 0\r\n"));
+        assert_eq!(field(&shared, "access-control-allow-origin"), Some("https://b.example"));
+        pod(&shared);
     });
 }
 

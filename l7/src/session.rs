@@ -11,7 +11,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use model::NamespacedHostname;
 
-use crate::ir::{Header, HeaderValue, HttpMatch, PathMatch, SessionCarrier, SessionPersistence};
+use crate::ir::{
+    BackendTarget, Header, HeaderValue, HttpMatch, PathMatch, SessionCarrier, SessionPersistence,
+};
 
 /// Longest reference that is read: longer is no name that we have written.
 const ENCODED_BYTES_MAX: usize = 2048;
@@ -61,6 +63,14 @@ impl Bond {
         let (port, endpoint) = (part()?.parse().ok()?, Arc::from(part()?));
         let (began, used) = (part()?.parse().ok()?, part()?.parse().ok()?);
         parts.next().is_none().then_some(Self { service, port, endpoint, began, used })
+    }
+
+    /// Whether it is with an endpoint of this backend.
+    pub fn is_to(&self, target: &BackendTarget) -> bool {
+        match target {
+            BackendTarget::Service { service, port } => *service == self.service && *port == self.port,
+            BackendTarget::Invalid(_) => false,
+        }
     }
 
     fn is_in_force(&self, policy: &SessionPersistence, now: u64) -> bool {

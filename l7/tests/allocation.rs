@@ -51,8 +51,15 @@ fn route(number: usize, path: PathMatch, headers: Vec<ValueMatch>) -> Arc<HttpRo
     let matches = vec![HttpMatch { path, headers, ..HttpMatch::default() }];
     let service = model::NamespacedHostname::new("app", "echo.app.svc.cluster.local");
     let target = BackendTarget::Service { service, port: 80 };
-    let backends =
-        vec![Backend { target, subset: None, weight: 1, filters: None, tls: None, retry_budget: None }];
+    let backends = vec![Backend {
+        target,
+        subset: None,
+        weight: 1,
+        filters: None,
+        tls: None,
+        retry_budget: None,
+        session: None,
+    }];
     Arc::new(HttpRoute {
         kind: l7::ir::RouteKind::Http,
         namespace: "app".into(),

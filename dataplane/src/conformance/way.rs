@@ -97,7 +97,7 @@ impl Way {
         let RouteMatch::Matched(found) = self.router.route(head) else {
             return alone(Went::Refused(404));
         };
-        let verdict = found.cors.map_or(CorsVerdict::Pass, |cors| cors.judge(head.method, head.headers));
+        let verdict = found.judge_origin(head);
         if let CorsVerdict::Answer(fields) = &verdict {
             return alone(Went::Answered(effect::answered(fields)?));
         }
@@ -106,9 +106,15 @@ impl Way {
             Taken::Redirected(filters) => {
                 alone(Went::Redirected(effect::redirected(head, &filters, self.has_tls, self.port)?))
             }
-            Taken::Forwarded { service, mut filters, .. } => {
-                if let CorsVerdict::Share(edits) = verdict {
-                    filters.edit_response(edits);
+            Taken::Forwarded { service, backend, mut filters, .. } => {
+                for verdict in [verdict, found.judge_origin_at(backend, head)] {
+                    match verdict {
+                        CorsVerdict::Pass => {}
+                        CorsVerdict::Share(edits) => filters.edit_response(edits),
+                        CorsVerdict::Answer(fields) => {
+                            return alone(Went::Answered(effect::answered(&fields)?));
+                        }
+                    }
                 }
                 let copies = filters.mirrors(|| random).filter_map(|mirror| match &mirror.target {
                     BackendTarget::Service { service, .. } => Some(names(service)),

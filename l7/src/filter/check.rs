@@ -57,8 +57,6 @@ pub enum FilterFault {
     Status(u16),
     #[error("{0:?} cannot be a name or an origin of CORS")]
     Cors(Arc<str>),
-    #[error("CORS can only be decided for a rule, not for one of its backends")]
-    CorsOfBackend,
     #[error("a copy of a request cannot be a share of {0}")]
     Share(String),
     #[error("a rule that redirects every request cannot have backends")]
@@ -73,12 +71,8 @@ pub fn check(rule: &HttpRule) -> Result<(), FilterFault> {
             return Err(FilterFault::RedirectWithBackends);
         }
     }
-    rule.backends.iter().filter_map(|backend| backend.filters.as_deref()).try_for_each(|filters| {
-        if filters.cors.is_some() {
-            return Err(FilterFault::CorsOfBackend);
-        }
-        check_filters(filters, rule)
-    })
+    let of_backends = rule.backends.iter().filter_map(|backend| backend.filters.as_deref());
+    of_backends.into_iter().try_for_each(|filters| check_filters(filters, rule))
 }
 
 fn check_filters(filters: &Filters, rule: &HttpRule) -> Result<(), FilterFault> {

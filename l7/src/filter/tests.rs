@@ -50,6 +50,7 @@ fn backend(filters: Option<Arc<Filters>>) -> Backend {
         filters,
         tls: None,
         retry_budget: None,
+        session: None,
     }
 }
 

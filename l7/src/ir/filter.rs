@@ -20,7 +20,7 @@ pub struct Filters {
     /// Each gets a copy of the request, and its answer is thrown away.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub mirrors: Vec<Mirror>,
-    /// Only on rules.
+    /// Of a rule it is asked before a backend is chosen; then, if the request goes on, that of the backend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cors: Option<Arc<Cors>>,
 }

@@ -214,6 +214,9 @@ pub struct Backend {
     /// Bounds the further tries of all requests to the target together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_budget: Option<RetryBudget>,
+    /// Of requests whose rule has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Arc<SessionPersistence>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -38,12 +38,9 @@ impl<'a> MatchedRoute<'a> {
     /// The same for a request that is bound: it goes to the backend of its session, if the rule still has it. One that
     /// gets no new sessions, its weight being 0, keeps those that it has.
     pub fn take_bound(&self, bond: &Bond, random: u64) -> Taken<'a> {
-        let is_bound = |backend: &&'a Backend| match &backend.target {
-            BackendTarget::Service { service, port } => *service == bond.service && *port == bond.port,
-            BackendTarget::Invalid(_) => false,
-        };
         self.take_of(|rule| {
-            rule.backends.iter().find(is_bound).map_or_else(|| pick_backend(rule, random), Picked::Backend)
+            let bound = rule.backends.iter().find(|backend| bond.is_to(&backend.target));
+            bound.map_or_else(|| pick_backend(rule, random), Picked::Backend)
         })
     }
 
@@ -95,6 +92,7 @@ mod tests {
             filters: None,
             tls: None,
             retry_budget: None,
+            session: None,
         });
         HttpRule { backends: backends.collect(), ..HttpRule::default() }
     }

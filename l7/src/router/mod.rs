@@ -32,10 +32,10 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::filter::{self, CorsPolicy, FilterFault};
+use crate::filter::{self, CorsPolicy, CorsVerdict, FilterFault};
 #[cfg(doc)]
 use crate::ir::RouteOrder;
-use crate::ir::{HttpMatch, HttpRoute, HttpRule, Labels, RequestHead, RouteKind};
+use crate::ir::{Backend, Filters, HttpMatch, HttpRoute, HttpRule, Labels, RequestHead, RouteKind};
 use condition::Names;
 use hosts::Hosts;
 
@@ -52,8 +52,8 @@ pub struct Router {
     /// The rules of all routes side by side, so that finding one touches nothing of its route: with many routes that
     /// is what a lookup costs.
     rules: Box<[HttpRule]>,
-    /// Of the rules that have one, by their position among the rules.
-    cors: HashMap<u32, Arc<CorsPolicy>, RandomState>,
+    /// Of the rules that have any, by their position among the rules.
+    cors: HashMap<u32, RuleCors, RandomState>,
     /// The first that takes a request decides; none is empty.
     tiers: Box<[Hosts]>,
     answers_itself: bool,
@@ -74,6 +74,14 @@ struct Asked<'a> {
     sender: Sender<'a>,
 }
 
+/// What a rule and its backends say of requests of other origins.
+#[derive(Debug, PartialEq)]
+struct RuleCors {
+    of_rule: Option<CorsPolicy>,
+    /// By the backend's position in the rule.
+    of_backends: Vec<(usize, CorsPolicy)>,
+}
+
 /// Where a request goes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RouteMatch<'a> {
@@ -89,8 +97,7 @@ pub struct MatchedRoute<'a> {
     /// `NAMESPACE/NAME` of the route.
     pub name: &'a Arc<str>,
     pub rule: &'a HttpRule,
-    /// To be asked before the request is [taken](Self::take): it may answer.
-    pub cors: Option<&'a Arc<CorsPolicy>>,
+    cors: Option<&'a RuleCors>,
     /// Index of `rule` in the route.
     pub rule_index: usize,
     /// Index of the match that holds in the rule.
@@ -159,7 +166,7 @@ impl Router {
         let mut rules: Vec<HttpRule> = Vec::new();
         let mut tiers: BTreeMap<Tier, Hosts> = BTreeMap::new();
         let mut field_names = Names::default();
-        let mut policies: HashMap<u32, Arc<CorsPolicy>, RandomState> = HashMap::default();
+        let mut policies: HashMap<u32, RuleCors, RandomState> = HashMap::default();
         for (route_index, route) in routes.iter().enumerate() {
             let tier = tiers.entry(tier(route)).or_default();
             for (rule_index, rule) in route.rules.iter().enumerate() {
@@ -172,9 +179,8 @@ impl Router {
                     cause,
                 };
                 filter::check(rule).map_err(|fault| refused(fault.into()))?;
-                if let Some(cors) = rule.filters.as_ref().and_then(|filters| filters.cors.as_ref()) {
-                    let policy = CorsPolicy::compile(cors).map_err(|error| refused(error.into()))?;
-                    policies.insert(slot, Arc::new(policy));
+                if let Some(cors) = RuleCors::compile(rule).map_err(|error| refused(error.into()))? {
+                    policies.insert(slot, cors);
                 }
                 for (entry_index, entry) in rule.matches.iter().enumerate() {
                     let [route_at, rule_at, entry_at] = [route_index, rule_index, entry_index].map(index);
@@ -225,10 +231,44 @@ impl Router {
     }
 }
 
+// === impl MatchedRoute, RuleCors ===
+
 impl<'a> MatchedRoute<'a> {
+    /// What the rule says of a request of another origin. Asked before the request is [taken](Self::take): it may answer.
+    pub fn judge_origin(&self, request: &RequestHead<'_>) -> CorsVerdict {
+        let policy = self.cors.and_then(|cors| cors.of_rule.as_ref());
+        policy.map_or(CorsVerdict::Pass, |policy| policy.judge(request.method, request.headers))
+    }
+
+    /// What the backend says that has taken it, which may answer as well.
+    pub fn judge_origin_at(&self, backend: &Backend, request: &RequestHead<'_>) -> CorsVerdict {
+        let Some(cors) = self.cors.filter(|cors| !cors.of_backends.is_empty()) else {
+            return CorsVerdict::Pass;
+        };
+        let place = self.rule.backends.iter().position(|own| std::ptr::eq(own, backend));
+        let policy = cors.of_backends.iter().find(|(own, _)| Some(*own) == place);
+        policy.map_or(CorsVerdict::Pass, |(_, policy)| policy.judge(request.method, request.headers))
+    }
+
     /// The one of the rule's matches that holds.
     pub fn matched(&self) -> Option<&'a HttpMatch> {
         self.rule.matches.get(self.match_index)
+    }
+}
+
+impl RuleCors {
+    /// `None` where nothing is said.
+    fn compile(rule: &HttpRule) -> Result<Option<Self>, PatternError> {
+        let compile = |filters: &Option<Arc<Filters>>| {
+            filters.as_ref().and_then(|filters| filters.cors.as_ref()).map(CorsPolicy::compile).transpose()
+        };
+        let of_rule = compile(&rule.filters)?;
+        let mut of_backends = Vec::new();
+        for (place, backend) in rule.backends.iter().enumerate() {
+            of_backends.extend(compile(&backend.filters)?.map(|policy| (place, policy)));
+        }
+        let says = of_rule.is_some() || !of_backends.is_empty();
+        Ok(says.then_some(Self { of_rule, of_backends }))
     }
 }
 

@@ -91,6 +91,7 @@ fn route(index: usize) -> Arc<HttpRoute> {
                 filters: None,
                 tls: None,
                 retry_budget: None,
+                session: None,
             }],
             ..HttpRule::default()
         }],

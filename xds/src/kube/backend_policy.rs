@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use l7::ir::{CertificateName, RetryBudget};
+use l7::ir::{CertificateName, RetryBudget, SessionPersistence};
 
 use super::catalog::{Meta, Position};
 
@@ -38,6 +38,8 @@ pub struct BackendTrafficPolicy {
     pub meta: Meta,
     pub targets: Vec<PolicyTargetRef>,
     pub retry_budget: Option<RetryBudget>,
+    /// Its name may be empty.
+    pub session: Option<Arc<SessionPersistence>>,
 }
 
 /// Of the policy's own namespace.

@@ -5,7 +5,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use l7::filter::{Chain, CorsVerdict};
 use l7::ir::{
-    BackendTls, HashOn, HeaderEdits, HeaderValue, HttpMatch, RequestHead, SessionCarrier, SessionPersistence,
+    Backend, BackendTls, HashOn, HeaderEdits, HeaderValue, HttpMatch, RequestHead, SessionCarrier,
+    SessionPersistence,
 };
 use l7::router::{MatchedRoute, RouteMatch, Router, Taken};
 use l7::session::{self, Bond};
@@ -62,21 +63,23 @@ impl Steered {
             return Err(Box::new(Reply::text(404, "no route matches", CloseCause::NoRoute)));
         };
         note(&matched, &mut books.facts);
-        let verdict = matched.cors.map_or(CorsVerdict::Pass, |it| it.judge(request.method, request.headers));
-        if let CorsVerdict::Answer(fields) = verdict {
-            return Err(Box::new(preflight(&fields)));
-        }
+        let told = shared(matched.judge_origin(request))?;
         let random = caller.node.random();
-        let bound = Bound::of(&matched, request);
-        let taken = match bound.as_ref().and_then(|bound| bound.carried.as_ref()) {
+        let bound = Bound::of_rule(&matched, request);
+        let bond = match &bound {
+            Some(bound) => bound.carried.clone(),
+            None => Bound::carried_to_a_backend(&matched, request),
+        };
+        let taken = match &bond {
             Some(bond) => matched.take_bound(bond, random),
             None => matched.take(random),
         };
         match taken {
             Taken::Forwarded { service, port, backend, filters: mut chain } => {
-                if let CorsVerdict::Share(edits) = verdict {
-                    chain.edit_response(edits);
-                }
+                // The backend's own word comes last.
+                let told_here = shared(matched.judge_origin_at(backend, request))?;
+                [told, told_here].into_iter().flatten().for_each(|edits| chain.edit_response(edits));
+                let bound = bound.or_else(|| Bound::of_backend(backend, bond));
                 let copies = Copies::drawn(&chain, caller, workload, state, books.protocol());
                 let retrying = Retrying::of(&matched, backend, &caller.node);
                 let filtered = filtered(chain, &matched, retrying, copies);
@@ -91,11 +94,26 @@ impl Steered {
 }
 
 impl Bound {
-    fn of(matched: &MatchedRoute<'_>, request: &RequestHead<'_>) -> Option<Self> {
+    fn of_rule(matched: &MatchedRoute<'_>, request: &RequestHead<'_>) -> Option<Self> {
         let policy = matched.rule.session.clone()?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let now = now();
         let carried = session::presented(&policy, request.headers, now);
         Some(Self { policy, carried, matched: matched.matched().cloned(), now })
+    }
+
+    /// The session that a request has with one of the rule's backends by the backend's own policy.
+    fn carried_to_a_backend(matched: &MatchedRoute<'_>, request: &RequestHead<'_>) -> Option<Bond> {
+        matched.rule.backends.iter().find_map(|backend| {
+            let bond = session::presented(backend.session.as_ref()?, request.headers, now())?;
+            bond.is_to(&backend.target).then_some(bond)
+        })
+    }
+
+    /// By the policy of the backend alone. It is the same session in whichever route the backend stands.
+    fn of_backend(backend: &Backend, carried: Option<Bond>) -> Option<Self> {
+        let policy = backend.session.clone()?;
+        let carried = carried.filter(|bond| bond.is_to(&backend.target));
+        Some(Self { policy, carried, matched: Some(HttpMatch::default()), now: now() })
     }
 
     /// The endpoint that the client names, if it is one of this port.
@@ -117,6 +135,19 @@ impl Bound {
             SessionCarrier::Header => HeaderEdits { set: vec![field], ..HeaderEdits::default() },
             _ => HeaderEdits { add: vec![field], ..HeaderEdits::default() },
         })
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// What the response to a request of another origin is told, or the answer in its place.
+fn shared(verdict: CorsVerdict) -> Result<Option<HeaderEdits>, Box<Reply>> {
+    match verdict {
+        CorsVerdict::Pass => Ok(None),
+        CorsVerdict::Share(edits) => Ok(Some(edits)),
+        CorsVerdict::Answer(fields) => Err(Box::new(preflight(&fields))),
     }
 }
 

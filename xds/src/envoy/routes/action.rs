@@ -81,7 +81,15 @@ fn backends(action: &RouteAction) -> Result<Vec<Backend>, Refusal> {
         }
         (cluster, None) if !cluster.is_empty() => {
             let (target, subset) = target(cluster).within("cluster")?;
-            Ok(vec![Backend { target, subset, weight: 1, tls: None, filters: None, retry_budget: None }])
+            Ok(vec![Backend {
+                target,
+                subset,
+                weight: 1,
+                tls: None,
+                filters: None,
+                retry_budget: None,
+                session: None,
+            }])
         }
         _ => Err(Refusal::new("either a cluster or weighted clusters must be given")),
     }
@@ -95,7 +103,7 @@ fn weighted_backend(cluster: &ClusterWeight) -> Result<Backend, Refusal> {
     }
     let filters = Some(filters).filter(|it| *it != Filters::default()).map(Arc::new);
     let weight = cluster.weight.unwrap_or(0);
-    Ok(Backend { target, subset, weight, tls: None, filters, retry_budget: None })
+    Ok(Backend { target, subset, weight, tls: None, filters, retry_budget: None, session: None })
 }
 
 fn target(cluster: &str) -> Result<(BackendTarget, Option<Arc<str>>), Refusal> {

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use l7::ir::{BackendTls, RetryBudget, Trust};
+use l7::ir::{BackendTls, RetryBudget, SessionPersistence, Trust};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 
@@ -36,6 +36,20 @@ pub fn backend_tls(
 pub fn retry_budget(catalog: &Catalog, service: &Service, port: &ServicePort) -> Option<RetryBudget> {
     let policies = &catalog.backend_traffic_policies;
     governing(policies, service, port, |it| (&it.meta, &it.targets))?.retry_budget
+}
+
+/// The sessions that clients have with a port of a Service, in whichever route. Without a name of its own a policy names
+/// them by the Service: one client may have some with several.
+pub fn session(catalog: &Catalog, service: &Service, port: &ServicePort) -> Option<Arc<SessionPersistence>> {
+    let policies = &catalog.backend_traffic_policies;
+    let policy = governing(policies, service, port, |it| (&it.meta, &it.targets))?;
+    let session = policy.session.clone()?;
+    if !session.name.is_empty() {
+        return Some(session);
+    }
+    let (namespace, name) = (&service.meta.namespace, &service.meta.name);
+    let name = format!("corelane-session-{namespace}-{name}-{}", port.port).into();
+    Some(Arc::new(SessionPersistence { name, ..(*session).clone() }))
 }
 
 fn governing<'c, T>(

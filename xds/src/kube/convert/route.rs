@@ -9,7 +9,7 @@ use super::super::catalog::{Catalog, MeshSettings, ObjectName};
 use super::super::cluster::{Service, ServicePort, ServiceType, TransportProtocol};
 use super::super::gateway::{BackendRef, HttpRoute, HttpRouteRule, MirrorRef, ParentRef};
 use super::attachment::in_namespace;
-use super::backend_policy::{backend_tls, retry_budget};
+use super::backend_policy::{backend_tls, retry_budget, session};
 
 const GATEWAY_GROUP: &str = "gateway.networking.k8s.io";
 const ISTIO_GROUP: &str = "networking.istio.io";
@@ -152,6 +152,7 @@ fn convert_backend(
         filters: with_mirrors(backend.filters.as_ref(), &backend.mirrors, route, catalog, mesh),
         tls: None,
         retry_budget: None,
+        session: None,
     };
     let name = ObjectName { namespace: backend.namespace.clone(), name: backend.name.clone() };
     if let (BackendTarget::Service { port, .. }, Some(service)) =
@@ -159,6 +160,7 @@ fn convert_backend(
         && let Some(port) = service.ports.iter().find(|it| it.port == *port && is_tcp(it))
     {
         converted.retry_budget = retry_budget(catalog, service, port);
+        converted.session = session(catalog, service, port);
         match backend_tls(catalog, service, port) {
             Ok(tls) => converted.tls = tls.map(Arc::new),
             Err(reason) => converted.target = BackendTarget::Invalid(Arc::from(reason)),

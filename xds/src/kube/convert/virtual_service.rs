@@ -124,6 +124,7 @@ fn rule(
         filters: destination.filters.clone(),
         tls: None,
         retry_budget: None,
+        session: None,
     });
     HttpRule {
         name: written.name.clone(),

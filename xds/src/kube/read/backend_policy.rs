@@ -11,7 +11,7 @@ use super::super::backend_policy::{
 use super::super::catalog::Meta;
 use super::super::reader::{Fields, Findings, Item};
 use super::super::yaml::shortened;
-use super::{names, timeouts};
+use super::{names, retry, timeouts};
 
 // Bounds of the schemas.
 const TARGETS_MAX: usize = 16;
@@ -197,12 +197,10 @@ pub(super) fn backend_traffic_policy(
     let mut fields = spec.fields(findings)?;
     let targets = targets(&mut fields, findings);
     let budget = fields.optional("retryConstraint").and_then(|item| budget(&item, findings));
-    if let Some(item) = fields.optional("sessionPersistence") {
-        let fix = "write sessionPersistence in the rules of the routes instead";
-        item.error(findings, "sessionPersistence of a backend is not supported", fix);
-    }
+    // Each Service that the policy names gives it a name of its own.
+    let session = retry::session(&mut fields, "", findings);
     fields.finish(findings);
-    Some(BackendTrafficPolicy { meta, targets, retry_budget: budget })
+    Some(BackendTrafficPolicy { meta, targets, retry_budget: budget, session })
 }
 
 fn budget(item: &Item<'_>, findings: &mut Findings) -> Option<RetryBudget> {

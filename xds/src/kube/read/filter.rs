@@ -44,8 +44,6 @@ pub(super) struct Holder<'a> {
     pub(super) kind: RouteKind,
     /// Those of the rule.
     pub(super) matches: &'a [HttpMatch],
-    /// At a backend of the rule.
-    pub(super) is_backend: bool,
 }
 
 /// The `filters` of a rule or a backend, the mirrors apart: their targets are yet to be found. `None` where none are
@@ -129,10 +127,6 @@ fn one(
         }
         FilterType::Cors => {
             let own = fields.required(findings, "cors")?;
-            if holder.is_backend {
-                let fix = "move the filter to the rule: preflights are answered before a backend is chosen";
-                type_item.error(findings, "CORS is not supported for one backend", fix);
-            }
             filters.cors = Some(cors::cors(&own, findings)?);
         }
         FilterType::Unsupported(name) => {

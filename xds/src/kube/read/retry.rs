@@ -13,9 +13,9 @@ use super::timeouts;
 const ATTEMPTS: u32 = 1;
 /// Most further tries: each waits twice as long as the one before.
 const ATTEMPTS_MAX: i64 = 100;
-const SESSION_NAME_BYTES_MAX: usize = 128;
+pub(super) const SESSION_NAME_BYTES_MAX: usize = 128;
 /// Of cookies and headers, where a route does not say.
-const SESSION_NAME: &str = "corelane-session";
+pub(super) const SESSION_NAME: &str = "corelane-session";
 
 /// `retry` (HTTPRouteRetry): beside the codes, every failure to get a response at all is tried again, as the API
 /// recommends.
@@ -50,8 +50,12 @@ pub(super) fn retry(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<
     }))
 }
 
-/// `sessionPersistence`.
-pub(super) fn session(fields: &mut Fields<'_>, findings: &mut Findings) -> Option<Arc<SessionPersistence>> {
+/// `sessionPersistence`; `unnamed` is the name of a session that has none.
+pub(super) fn session(
+    fields: &mut Fields<'_>,
+    unnamed: &str,
+    findings: &mut Findings,
+) -> Option<Arc<SessionPersistence>> {
     const TYPES: [(&str, bool); 2] = [("Cookie", true), ("Header", false)];
     const LIFETIMES: [(&str, SessionCarrier); 2] =
         [("Session", SessionCarrier::SessionCookie), ("Permanent", SessionCarrier::PermanentCookie)];
@@ -60,7 +64,7 @@ pub(super) fn session(fields: &mut Fields<'_>, findings: &mut Findings) -> Optio
     let is_cookie = fields.optional("type").and_then(|item| item.one_of(findings, &TYPES)).unwrap_or(true);
     let name = match fields.optional("sessionName") {
         Some(item) => session_name(&item, is_cookie, findings)?,
-        None => Arc::from(SESSION_NAME),
+        None => Arc::from(unnamed),
     };
     let absolute = fields.optional("absoluteTimeout").and_then(|item| seconds(&item, findings));
     let idle = fields.optional("idleTimeout").and_then(|item| seconds(&item, findings));

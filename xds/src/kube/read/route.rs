@@ -187,9 +187,8 @@ fn rule(item: &Item<'_>, meta: &Meta, kind: RouteKind, findings: &mut Findings) 
     if matches.is_empty() {
         matches.push(match_all());
     }
-    let mut holder = Holder { meta, kind, matches: &matches, is_backend: false };
+    let holder = Holder { meta, kind, matches: &matches };
     let (filters, mirrors) = filter::filters(&mut fields, &holder, findings);
-    holder.is_backend = true;
     let mut backends = Vec::new();
     if let Some(list) = fields.optional("backendRefs") {
         let items = bounded(&list, BACKENDS_MAX, findings);
@@ -208,7 +207,7 @@ fn rule(item: &Item<'_>, meta: &Meta, kind: RouteKind, findings: &mut Findings) 
         }
         RouteKind::Grpc => (Timeouts::default(), None),
     };
-    let session = retry::session(&mut fields, findings);
+    let session = retry::session(&mut fields, retry::SESSION_NAME, findings);
     fields.finish(findings);
     Some(HttpRouteRule { name, matches, filters, mirrors, backends, timeouts, retry, session })
 }

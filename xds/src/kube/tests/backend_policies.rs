@@ -1,6 +1,6 @@
 //! BackendTLSPolicy and XBackendTrafficPolicy: whom they concern, and what they amount to.
 
-use l7::ir::{Backend, BackendTarget, CertificateName, Trust};
+use l7::ir::{Backend, BackendTarget, CertificateName, SessionCarrier, Trust};
 use rcgen::{CertificateParams, KeyPair};
 
 use super::{findings, load};
@@ -132,6 +132,24 @@ fn a_budget_has_the_defaults_of_its_schema() {
 }
 
 #[test]
+fn sessions_of_a_service_are_named_by_it() {
+    let sessions = |session: &str| {
+        let text = format!(
+            "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {{name: b, namespace: app}}\n\
+             spec: {{targetRefs: [{{group: '', kind: Service, name: web}}], sessionPersistence: {session}}}\n"
+        );
+        let named = |it: &Backend| it.session.as_ref().map(|it| (it.name.to_string(), it.carrier));
+        backends(&text).iter().map(named).collect::<Vec<_>>()
+    };
+    let cookie = SessionCarrier::SessionCookie;
+    let own = sessions("{}");
+    assert_eq!(own[0], Some((String::from("corelane-session-app-web-443"), cookie)), "{own:?}");
+    assert_ne!(own[0], own[1]);
+    let written = sessions("{sessionName: X-Sid, type: Header}");
+    assert_eq!(written[1], Some((String::from("x-sid"), SessionCarrier::Header)));
+}
+
+#[test]
 fn what_cannot_be_followed_is_refused_where_it_stands() {
     let named = |name: &str| format!("{}, subjectAltNames: [{{{name}}}]", system("a"));
     for (rest, expected) in [
@@ -155,8 +173,8 @@ fn what_cannot_be_followed_is_refused_where_it_stands() {
         assert!(found.contains(expected), "{rest}:\n{found}\nmust hold {expected}");
     }
     let session = "apiVersion: gateway.networking.x-k8s.io/v1alpha1\nkind: XBackendTrafficPolicy\nmetadata: {name: b, namespace: app}\n\
-                   spec: {targetRefs: [{group: '', kind: Service, name: web}], sessionPersistence: {}}\n";
-    assert!(findings(session).join("").contains("write sessionPersistence in the rules of the routes"));
+                   spec: {targetRefs: [{group: '', kind: Service, name: web}], sessionPersistence: {type: Ip}}\n";
+    assert!(findings(session).join("").contains("sessionPersistence.type: \"Ip\" is not known here"));
     let nowhere = policy("p", 1, "name: wep", &system("a"))
         + &policy("q", 1, "name: web, sectionName: x", &system("a"));
     let catalog = load(&format!("{BASE}{nowhere}")).catalog;

@@ -222,8 +222,9 @@ fn what_cannot_be_served_is_refused_where_it_stands() {
             "rules[0]: a rule with RequestRedirect cannot have backendRefs",
         ),
         (
-            "backendRefs: [{name: web, port: 80, filters: [{type: CORS, cors: {}}]}]".into(),
-            "backendRefs[0].filters[0].type: CORS is not supported for one backend",
+            "backendRefs: [{name: web, port: 80, filters: [{type: CORS, cors: {}}, {type: CORS, cors: {}}]}]"
+                .into(),
+            "backendRefs[0].filters[1]: a filter of this type is written already",
         ),
     ] {
         let found = findings(&object(&rule)).join("\n");
