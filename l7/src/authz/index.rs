@@ -1,7 +1,8 @@
 //! Rules of one kind (all enforced DENY rules, say), found by what they ask for.
 //!
 //! A rule holds only if each of its clauses does, so it is enough to file it under one clause: under every key that
-//! could make that clause hold. The clause chosen is the most telling one whose matches all have a key. Rules
+//! could make that clause hold. The clause chosen is the most telling one whose matches all have a key: the one whose
+//! keys the fewest other rules could be filed under, for a principal that every policy names tells nothing. Rules
 //! without such a clause are looked at every time. Evaluation then visits only rules whose key fits.
 
 use std::collections::HashMap;
@@ -59,8 +60,8 @@ struct Networks {
     table: Table<IpNet>,
 }
 
-/// What a rule is filed under. Declared from the most telling to the least.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+/// What a rule is filed under.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Key {
     Path(Box<[u8]>),
     Host(Box<[u8]>),
@@ -72,6 +73,10 @@ enum Key {
     Port(u16),
 }
 
+/// How many conditions of a table's rules have each key.
+#[derive(Default)]
+struct Crowds(HashMap<Key, u32, RandomState>);
+
 // === impl RuleTable ===
 
 impl RuleTable {
@@ -80,6 +85,7 @@ impl RuleTable {
         wanted: &dyn Fn(&ir::AuthorizationPolicy) -> bool,
     ) -> Result<Self, CompileError> {
         let mut table = Self::default();
+        let crowds = Crowds::of(policies.iter().filter(|policy| wanted(policy)).flat_map(|it| &it.rules));
         for (policy_index, policy) in policies.iter().enumerate().filter(|(_, policy)| wanted(policy)) {
             for (rule_index, rule) in policy.rules.iter().enumerate() {
                 let compiled = Rule::compile(rule).map_err(|cause| CompileError {
@@ -89,18 +95,17 @@ impl RuleTable {
                     cause,
                 })?;
                 let id = RuleId { policy: position(policy_index), rule: position(rule_index) };
-                table.add(id, compiled, rule);
+                table.add(id, compiled, rule, &crowds);
             }
         }
         Ok(table)
     }
 
-    fn add(&mut self, id: RuleId, compiled: Rule, rule: &ir::Rule) {
+    fn add(&mut self, id: RuleId, compiled: Rule, rule: &ir::Rule, crowds: &Crowds) {
         let at = position(self.rules.len());
         self.rules.push((id, compiled));
-        let clauses = rule.clauses.iter().filter_map(clause_keys);
-        // The least telling key of a clause is what bounds its use.
-        let Some(keys) = clauses.min_by_key(|keys| keys.iter().max().map(Key::rank)) else {
+        let clauses = rule.clauses.iter().filter_map(|clause| crowds.clause_keys(clause));
+        let Some(keys) = crowds.most_telling(clauses) else {
             self.scanned.push(at);
             return;
         };
@@ -226,23 +231,43 @@ fn position(index: usize) -> u32 {
     u32::try_from(index).unwrap_or(u32::MAX)
 }
 
-// === impl Key ===
+// === impl Crowds ===
 
-/// The keys of a clause; `None` if some match of it could hold without any key, or if it always holds.
-fn clause_keys(clause: &ir::Clause) -> Option<Vec<Key>> {
-    if clause.matches.is_empty() {
-        return None;
+impl Crowds {
+    fn of<'a>(rules: impl Iterator<Item = &'a ir::Rule>) -> Self {
+        let mut crowds = Self::default();
+        let clauses = rules.flat_map(|rule| &rule.clauses);
+        for condition in clauses.flat_map(|clause| &clause.matches).flat_map(|entry| &entry.conditions) {
+            for key in condition_keys(condition).into_iter().flatten() {
+                *crowds.0.entry(key).or_default() += 1;
+            }
+        }
+        crowds
     }
-    let mut keys = Vec::new();
-    // A match without conditions never holds and so needs no key.
-    for entry in clause.matches.iter().filter(|entry| !entry.conditions.is_empty()) {
-        let of_conditions = entry.conditions.iter().filter_map(condition_keys);
-        keys.extend(of_conditions.min_by_key(|keys| keys.iter().max().map(Key::rank))?);
+
+    /// The keys of a clause; `None` if some match of it could hold without any key, or if it always holds.
+    fn clause_keys(&self, clause: &ir::Clause) -> Option<Vec<Key>> {
+        if clause.matches.is_empty() {
+            return None;
+        }
+        let mut keys = Vec::new();
+        // A match without conditions never holds and so needs no key.
+        for entry in clause.matches.iter().filter(|entry| !entry.conditions.is_empty()) {
+            keys.extend(self.most_telling(entry.conditions.iter().filter_map(condition_keys))?);
+        }
+        // Keys of connections only or of requests only: otherwise a pending request could hide a rule.
+        let l7 = keys.iter().filter(|key| key.is_l7()).count();
+        (l7 == 0 || l7 == keys.len()).then_some(keys)
     }
-    // Keys of connections only or of requests only: otherwise a pending request could hide a rule.
-    let l7 = keys.iter().filter(|key| key.is_l7()).count();
-    (l7 == 0 || l7 == keys.len()).then_some(keys)
+
+    /// Those of several sets of keys that are shared least. The least telling key of a set is what bounds its use.
+    fn most_telling(&self, sets: impl Iterator<Item = Vec<Key>>) -> Option<Vec<Key>> {
+        let crowd = |key: &Key| (self.0.get(key).copied().unwrap_or_default(), key.rank());
+        sets.min_by_key(|keys| keys.iter().map(crowd).max())
+    }
 }
+
+// === impl Key ===
 
 /// The keys one of which a connection or request must have for the condition to hold.
 fn condition_keys(condition: &ir::Condition) -> Option<Vec<Key>> {
@@ -281,7 +306,7 @@ impl Key {
         }
     }
 
-    /// Lower is more telling.
+    /// Lower is more telling, of keys that are shared alike.
     fn rank(&self) -> u8 {
         match self {
             Self::Path(_) => 0,
@@ -342,5 +367,70 @@ impl Networks {
                 visit(positions);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Identity;
+
+    use super::*;
+    use crate::ir::{
+        Action, AuthorizationPolicy, Clause, Condition, ConnectionAttributes, Match, RequestHead,
+    };
+
+    fn policy(principal: &str, paths: &[String]) -> Arc<AuthorizationPolicy> {
+        let clause = |attribute, any_of| {
+            let condition = Condition { attribute, any_of, none_of: Vec::new() };
+            Clause { matches: vec![Match { conditions: vec![condition] }] }
+        };
+        let principal = Test::Exact(principal.into());
+        let paths = paths.iter().map(|path| Test::Template((&**path).into())).collect();
+        let clauses =
+            vec![clause(Attribute::SourcePrincipal, vec![principal]), clause(Attribute::RequestPath, paths)];
+        Arc::new(AuthorizationPolicy {
+            namespace: "ns".into(),
+            name: "p".into(),
+            action: Action::Allow,
+            dry_run: false,
+            rules: vec![ir::Rule { clauses }],
+            authorizer: None,
+            source: None,
+        })
+    }
+
+    /// Rules that are looked at for a request of `client-7` for `path`.
+    fn visited(policies: &[Arc<AuthorizationPolicy>], path: &str) -> usize {
+        let table = RuleTable::compile(policies, &|_| true).unwrap();
+        let identity = Identity::new("cluster.local", "app", "client-7").unwrap();
+        let connection = ConnectionAttributes {
+            source: Some(&identity),
+            source_ip: "10.0.0.1".parse().unwrap(),
+            destination_ip: "10.0.0.2".parse().unwrap(),
+            destination_port: 80,
+            sni: None,
+        };
+        let head =
+            RequestHead { method: "GET", authority: "h", path, query: None, headers: &[], token: None };
+        let subject = Subject::new(&connection, Some(&head));
+        let mut visited = 0;
+        table.visit_by_connection(&subject, &mut |positions| visited += positions.len());
+        table.visit_by_request(&subject, &mut |positions| visited += positions.len());
+        visited
+    }
+
+    #[test]
+    fn rules_are_filed_under_what_tells_them_apart() {
+        let client = |number| format!("cluster.local/ns/app/sa/client-{number}");
+        let of_one_client: Vec<_> = (0..100)
+            .map(|number| {
+                policy(&client(7), &[format!("/team-{number}/{{*}}/users"), format!("/t{number}/{{*}}/edit")])
+            })
+            .collect();
+        assert_eq!(visited(&of_one_client, "/team-99/1/users"), 1);
+        assert_eq!(visited(&of_one_client, "/elsewhere"), 0);
+        let of_one_path: Vec<_> =
+            (0..100).map(|number| policy(&client(number), &["/api/{*}".to_owned()])).collect();
+        assert_eq!(visited(&of_one_path, "/api/1"), 1);
     }
 }

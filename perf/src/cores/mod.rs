@@ -57,6 +57,7 @@ pub const WORKS: &[Work] = &[
     timed("router/each of 10000 in turn", || router::scattered(10_000)),
     counted("policy/last template of 1", || policy::last(1)),
     counted("policy/last template of 100", || policy::last(100)),
+    counted("policy/last template of 100 of one client", || policy::last_of_client(100)),
     timed("policy/last template of 1000", || policy::last(1_000)),
     counted("path/clean", || policy::path("/v1/users/7/orders")),
     counted("path/dotted", || policy::path("/v1/./users/%37/../8")),

@@ -13,11 +13,21 @@ use model::Identity;
 
 use super::{Step, black_box};
 
-/// The last of so many policies, each with a principal and a path template.
+/// The last of so many policies, each with a path template and with a principal of its own.
 pub(super) fn last(count: usize) -> Step {
-    let set = PolicySet::compile((0..count).map(allow)).expect("the policies are sound");
+    step(count, |index| format!("client-{index}"))
+}
+
+/// The same with one principal in all of them.
+pub(super) fn last_of_client(count: usize) -> Step {
+    step(count, |_| "client".to_owned())
+}
+
+fn step(count: usize, client: fn(usize) -> String) -> Step {
+    let policies = (0..count).map(|index| allow(index, &client(index)));
+    let set = PolicySet::compile(policies).expect("the policies are sound");
     let last = count - 1;
-    let identity = Identity::new("cluster.local", "app", &format!("client-{last}")).expect("an identity");
+    let identity = Identity::new("cluster.local", "app", &client(last)).expect("an identity");
     let path = format!("/svc/{last}/v1/users/7");
     Box::new(move || {
         let head = RequestHead {
@@ -48,10 +58,10 @@ pub(super) fn path(path: &str) -> Step {
     })
 }
 
-fn allow(index: usize) -> Arc<AuthorizationPolicy> {
+fn allow(index: usize, client: &str) -> Arc<AuthorizationPolicy> {
     let condition = |attribute, test| Condition { attribute, any_of: vec![test], none_of: Vec::new() };
     let clause = |condition| Clause { matches: vec![Match { conditions: vec![condition] }] };
-    let principal = Test::Exact(Arc::from(format!("cluster.local/ns/app/sa/client-{index}")));
+    let principal = Test::Exact(Arc::from(format!("cluster.local/ns/app/sa/{client}")));
     let template = Test::Template(Arc::from(format!("/svc/{index}/{{*}}/users/{{**}}")));
     Arc::new(AuthorizationPolicy {
         namespace: Arc::from("app"),
