@@ -16,6 +16,7 @@ mod handle;
 mod mailbox;
 mod memory;
 mod signal;
+mod slice;
 mod spare;
 mod supervisor;
 mod tick;

@@ -15,6 +15,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::driver::WorkerRuntime;
 use super::handle::JobQueue;
+use super::slice;
 use super::{Driver, DriverChoice, PostError, Worker, WorkerHandle};
 use crate::preflight::IoUringUnavailable;
 
@@ -161,6 +162,9 @@ impl Thread {
             && !core_affinity::set_for_current(core)
         {
             tracing::warn!(worker = self.index, core = core.id, "the worker runs unpinned");
+        }
+        if let Err(error) = slice::shorten() {
+            tracing::debug!(worker = self.index, %error, "the worker keeps the scheduler's usual time slice");
         }
         let mut runtime = match WorkerRuntime::build(self.driver) {
             Ok(runtime) => runtime,

@@ -151,6 +151,8 @@ fn serve(
     told: &mpsc::Sender<Started>,
     stopped: oneshot::Receiver<()>,
 ) -> Result<(), Failure> {
+    // It shares a CPU with the load and is not what is measured: it gets what the load leaves.
+    rustix::process::nice(19)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut config = ControlConfig::new(yaml, &state, NODES[0]);
