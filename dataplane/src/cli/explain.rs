@@ -1,6 +1,7 @@
 //! `corelane explain`: what becomes of a request, and why.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -43,6 +44,14 @@ pub(super) struct ExplainArguments {
     #[arg(long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
 
+    /// Have policies see this SPIFFE identity as the client's, in the place of the pod's.
+    #[arg(long, value_name = "URI")]
+    identity: Option<String>,
+
+    /// Have policies and routes see this address as the client's, in the place of the pod's.
+    #[arg(long, value_name = "ADDRESS")]
+    ip: Option<IpAddr>,
+
     /// Trust domain of the mesh.
     #[arg(long, value_name = "NAME", default_value = "cluster.local")]
     trust_domain: String,
@@ -64,6 +73,8 @@ impl ExplainArguments {
             method: self.method,
             path: self.path,
             headers: self.headers,
+            identity: self.identity,
+            ip: self.ip,
             mesh: MeshSettings {
                 trust_domain: Arc::from(self.trust_domain),
                 root_namespace: Arc::from(self.root_namespace),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use l7::authz::DENIED_STATUS;
 use l7::filter::{Chain, Dialled};
 use l7::ir::{self, BackendTarget, RouteKind, Scheme};
-use l7::router::{MatchedRoute, RouteMatch, Router};
+use l7::router::{MatchedRoute, RouteMatch, Router, Sender};
 use model::{NamespacedHostname, TunnelProtocol, Workload};
 use xds::control::PodView;
 use xds::snapshot::resolve::{Candidate, Client, Destination, Transport};
@@ -16,7 +16,7 @@ use super::report::{self, Backend, Decision, Endpoint, Explanation, Pod, Policy,
 use super::request::Asked;
 use super::server::Arrival;
 use super::world::World;
-use super::{ExplainError, Resolved};
+use super::{ExplainError, Resolved, Source};
 use crate::session::governed;
 
 /// No route takes a request.
@@ -30,6 +30,7 @@ pub(super) struct Asking<'a> {
     pub(super) world: &'a World,
     pub(super) pod: &'a PodView,
     pub(super) ip: IpAddr,
+    pub(super) source: &'a Source,
     pub(super) destination: &'a Resolved,
     pub(super) asked: &'a Asked,
 }
@@ -103,7 +104,7 @@ impl Asking<'_> {
             Ok(route) => route,
             Err(refusal) => match self.candidates(client, &destination) {
                 none if none.is_empty() => return Ok(Said::refused(refusal.to_string())),
-                some => return Ok(Said::of(vec![self.backend(client, some, self.whole())?])),
+                some => return Ok(Said::of(vec![self.backend(some, self.whole())?])),
             },
         };
         let kind = route.kind;
@@ -115,13 +116,13 @@ impl Asking<'_> {
             way: Ok(route),
         };
         if kind == snapshot::RouteKind::Waypoint {
-            return self.to_waypoint(client, direct);
+            return self.to_waypoint(direct);
         }
         let mut candidates = self.candidates(client, &destination);
         if candidates.is_empty() {
             candidates.push(direct);
         }
-        Ok(Said::of(vec![self.backend(client, candidates, self.whole())?]))
+        Ok(Said::of(vec![self.backend(candidates, self.whole())?]))
     }
 
     fn candidates(&self, client: Client<'_>, destination: &Destination<'_>) -> Vec<Candidate> {
@@ -147,9 +148,9 @@ impl Asking<'_> {
         Said { decision: Decision::Passthrough, reason, ..Said::of(Vec::new()) }
     }
 
-    fn to_waypoint(&self, client: Client<'_>, candidate: Candidate) -> Result<Said, ExplainError> {
+    fn to_waypoint(&self, candidate: Candidate) -> Result<Said, ExplainError> {
         let name = format!("{}/{}", candidate.workload.namespace, candidate.workload.name);
-        let mut backend = self.backend(client, vec![candidate], self.whole())?;
+        let mut backend = self.backend(vec![candidate], self.whole())?;
         backend.decision = Decision::Waypoint;
         backend.reason = format!("the destination has a waypoint, {name}: its routes and policies decide");
         let reason = backend.reason.clone();
@@ -178,13 +179,13 @@ impl Asking<'_> {
                 Err(refusal) => return Ok(Said::refused(refusal.to_string())),
             }
         }
-        Ok(Said::of(vec![self.backend(client, candidates, self.whole())?]))
+        Ok(Said::of(vec![self.backend(candidates, self.whole())?]))
     }
 
     // --- The request ---
 
     fn routed(&self, client: Client<'_>, router: &Router) -> Result<Said, ExplainError> {
-        self.asked.view(|request| match router.route(request) {
+        self.asked.view(|request| match router.route_from(request, self.sender(client)) {
             RouteMatch::NotFound => {
                 let names: Vec<_> = router.routes().iter().map(|it| self.name_of(it)).collect();
                 let reason =
@@ -197,6 +198,16 @@ impl Asking<'_> {
                 Ok(Said { route: Some(self.route(&matched)), ..Said::of(backends) })
             }
         })?
+    }
+
+    /// Whom routes take the client for: whoever has its address.
+    fn sender(&self, client: Client<'_>) -> Sender<'_> {
+        let snapshot = &self.world.snapshot;
+        let owner = snapshot.workload_by_address(&client.workload.network, self.source.ip.to_canonical());
+        owner.map_or_else(Sender::default, |owner| Sender {
+            namespace: owner.identity.namespace(),
+            labels: snapshot.labels_of(owner).map(AsRef::as_ref),
+        })
     }
 
     fn name_of(&self, route: &ir::HttpRoute) -> String {
@@ -268,7 +279,7 @@ impl Asking<'_> {
         let asked = self.asked.filtered(&chain)?;
         let candidates = self.world.snapshot.candidates(client, service, port, None);
         let taken = Share { target, part: share, asked: &asked, reads: Reads::Requests };
-        let mut said = self.backend(client, candidates, taken)?;
+        let mut said = self.backend(candidates, taken)?;
         said.filters.clone_from(&backend.filters);
         said.forwarded = Some(asked.shown()?).filter(|_| !chain.is_empty());
         Ok(said)
@@ -302,16 +313,11 @@ impl Asking<'_> {
 
     // --- The endpoints ---
 
-    fn backend(
-        &self,
-        client: Client<'_>,
-        candidates: Vec<Candidate>,
-        taken: Share<'_>,
-    ) -> Result<Backend, ExplainError> {
+    fn backend(&self, candidates: Vec<Candidate>, taken: Share<'_>) -> Result<Backend, ExplainError> {
         let Share { target, part, asked, reads } = taken;
         let mut endpoints = candidates
             .into_iter()
-            .map(|candidate| self.endpoint(client, &candidate, asked))
+            .map(|candidate| self.endpoint(&candidate, asked))
             .collect::<Result<Vec<_>, _>>()?;
         endpoints.sort_by(|one, other| one.pod.name.cmp(&other.pod.name));
         let mut backend = Backend::answered(target, part, 0, String::new());
@@ -320,12 +326,7 @@ impl Asking<'_> {
         Ok(backend)
     }
 
-    fn endpoint(
-        &self,
-        client: Client<'_>,
-        candidate: &Candidate,
-        asked: &Asked,
-    ) -> Result<Endpoint, ExplainError> {
+    fn endpoint(&self, candidate: &Candidate, asked: &Asked) -> Result<Endpoint, ExplainError> {
         let workload = &candidate.workload;
         let mut endpoint = Endpoint {
             pod: self.pod_of(workload),
@@ -345,8 +346,9 @@ impl Asking<'_> {
         let (transport, arrives) = self.transport(&route.transport);
         endpoint.transport = Some(transport);
         if let Some(to) = arrives.filter(|_| workload.tunnel_protocol == TunnelProtocol::Hbone) {
-            let source = self.pod.enrolled.then_some(&client.workload.identity);
-            let arrival = Arrival { world: self.world, workload, source, source_ip: self.ip, to };
+            let Source { identity, ip } = self.source;
+            let source = identity.as_ref();
+            let arrival = Arrival { world: self.world, workload, source, source_ip: *ip, to };
             endpoint.policy = Some(arrival.decide(asked)?);
         }
         Ok(endpoint)
@@ -387,9 +389,9 @@ impl Asking<'_> {
     fn from(&self) -> Pod {
         Pod {
             name: format!("{}/{}", self.pod.namespace, self.pod.name),
-            address: Some(self.ip),
+            address: Some(self.source.ip),
             in_mesh: self.pod.enrolled,
-            identity: self.pod.enrolled.then(|| self.pod.identity.uri().to_owned()),
+            identity: self.source.identity.as_ref().map(|identity| identity.uri().to_owned()),
             node: self.pod.node.clone(),
             source: Some(self.pod.source.clone()),
         }

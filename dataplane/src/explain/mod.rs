@@ -11,10 +11,11 @@ mod server;
 mod text;
 mod world;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use l7::http1::Http1Error;
+use model::Identity;
 use xds::kube::{MeshSettings, Problem};
 
 pub use report::{Decision, Explanation};
@@ -35,6 +36,10 @@ pub struct Question {
     pub path: String,
     /// `NAME: VALUE` of each; `host` takes the place of HOST:PORT as the authority.
     pub headers: Vec<String>,
+    /// What policies take for the identity that the client has proved, in the place of the pod's.
+    pub identity: Option<String>,
+    /// What policies and routes take for the client's address, in the place of the pod's.
+    pub ip: Option<IpAddr>,
     pub mesh: MeshSettings,
 }
 
@@ -58,6 +63,8 @@ pub enum ExplainError {
     UnknownHost { asked: String, tried: String },
     #[error("--to {0:?}: {1} has no address that the pod could dial")]
     Unreachable(String, String),
+    #[error("--identity {0:?} is not spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/ACCOUNT: {1}")]
+    Identity(String, String),
     #[error("--header {0:?} is not NAME: VALUE")]
     Header(String),
     #[error("the request cannot be sent: {0}; look at --method, --path and --header")]
@@ -74,8 +81,23 @@ pub fn explain(folder: &Path, question: &Question) -> Result<Explanation, Explai
         *pod.ips.first().ok_or_else(|| ExplainError::NoAddress(format!("{}/{}", pod.namespace, pod.name)))?;
     let destination = world.destination(pod, &question.to)?;
     let asked = Asked::new(question)?;
-    let asking = Asking { world: &world, pod, ip, destination: &destination, asked: &asked };
+    let proved = match &question.identity {
+        None => pod.enrolled.then(|| pod.identity.clone()),
+        Some(text) => {
+            Some(text.parse().map_err(|error| ExplainError::Identity(text.clone(), format!("{error}")))?)
+        }
+    };
+    let source = Source { identity: proved, ip: question.ip.unwrap_or(ip) };
+    let asking = Asking { world: &world, pod, ip, source: &source, destination: &destination, asked: &asked };
     asking.explain()
+}
+
+/// Whom policies and routes take the client for.
+#[derive(Debug, Clone)]
+pub(in crate::explain) struct Source {
+    /// Proved by the tunnel; `None` in the clear.
+    pub(in crate::explain) identity: Option<Identity>,
+    pub(in crate::explain) ip: IpAddr,
 }
 
 /// Where the pod connects to.

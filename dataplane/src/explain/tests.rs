@@ -246,3 +246,25 @@ fn objects_that_are_not_in_force_are_told_of() {
     let said = ask(dir.path(), &question("client", "web:80", "/v2/a"));
     assert!(said["problems"][0].as_str().unwrap().contains("pahts"), "{said:#}");
 }
+
+#[test]
+fn policies_see_the_source_that_is_asked_about() {
+    let rules = "  rules:\n  - from: [{ source: { principals: [partner.example/ns/shop/sa/cart] } }]\n  \
+                 - from: [{ source: { ipBlocks: [203.0.113.0/24] } }]\n";
+    let (head, _) = POLICY.split_once("  rules:\n").unwrap();
+    let dir = folder(&format!("{PODS}{head}{rules}"));
+    let ask = |identity: Option<&str>, ip: Option<&str>| {
+        let (identity, ip) = (identity.map(str::to_owned), ip.map(|ip| ip.parse().unwrap()));
+        let said = ask(dir.path(), &Question { identity, ip, ..question("client", "v1:80", "/x") });
+        let rule = said.pointer("/backends/0/endpoints/0/policy/rule/rule").cloned();
+        (said["decision"].clone(), rule, said["from"]["identity"].clone())
+    };
+    let own = "spiffe://cluster.local/ns/app/sa/client";
+    let partner = "spiffe://partner.example/ns/shop/sa/cart";
+    assert_eq!(ask(None, None), (json!("denied"), None, json!(own)));
+    assert_eq!(ask(Some(partner), None), (json!("allowed"), Some(json!(0)), json!(partner)));
+    assert_eq!(ask(None, Some("203.0.113.7")), (json!("allowed"), Some(json!(1)), json!(own)));
+    let stranger = Question { identity: Some(String::from("cart")), ..question("client", "v1:80", "/x") };
+    let error = explain(dir.path(), &stranger).unwrap_err().to_string();
+    assert!(error.starts_with("--identity \"cart\" is not spiffe://"), "{error}");
+}
