@@ -1,5 +1,6 @@
 //! The table of a report for a README.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 use super::plot::shown;
@@ -53,14 +54,26 @@ pub(crate) fn markdown(report: &Report) -> String {
     }
     out.push_str("\nNames that end in `-ns`, and our node proxies, stand in network namespaces, the others on one loopback.\n");
     targets(report, &mut out);
-    let lost: Vec<String> = super::lost(report)
-        .map(|ratio| format!("{} at {} ({} {})", ratio.peer, ratio.work, ratio.figure, ratio.value))
-        .collect();
-    if !lost.is_empty() {
-        // The reader is told where the choice is another one.
-        let _infallible = write!(out, "\nWhere another proxy does better than ours: {}.\n", lost.join("; "));
-    }
+    lost(report, &mut out);
     out
+}
+
+/// The reader is told where the choice is another one: each figure of each pair is on the page.
+fn lost(report: &Report, out: &mut String) {
+    let mut lost = BTreeMap::<_, BTreeSet<_>>::new();
+    for ratio in super::lost(report) {
+        lost.entry((&ratio.work, &ratio.peer)).or_default().insert(&*ratio.ours);
+    }
+    if lost.is_empty() {
+        return;
+    }
+    out.push_str("\nWhere another proxy does better than ours in at least one figure, one hop beside a pair included:\n\n");
+    line(out, "work", &["better", "than"].map(str::to_owned));
+    line(out, "---", &["---", "---"].map(str::to_owned));
+    for ((work, peer), ours) in lost {
+        let ours: Vec<&str> = ours.into_iter().collect();
+        line(out, work, &[peer.clone(), ours.join(", ")]);
+    }
 }
 
 fn targets(report: &Report, out: &mut String) {
