@@ -38,7 +38,10 @@ fn the_page_tells_what_was_lost_and_what_failed() {
 fn the_table_has_medians_and_says_where_others_win() {
     let table = markdown(&report());
     assert!(table.contains("| corelane-l7 | 21.0 |"), "{table}");
-    assert!(table.contains("**missed**") && table.contains("haproxy-sidecar-h2 at requests"), "{table}");
+    assert!(
+        table.contains("**missed**") && table.contains("| requests | haproxy-sidecar-h2 | corelane-l7 |"),
+        "{table}"
+    );
     assert!(!table.contains("envoy-waypoint"), "{table}");
 }
 
