@@ -8,6 +8,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, TrustAnchor};
 use rustls::sign::CertifiedKey;
 
+use super::verified::VerifiedChains;
 use super::verifier::identity_of;
 use super::{RevocationLists, VerifyError, context};
 
@@ -28,6 +29,8 @@ pub(super) struct Shared {
     pub(super) certified_key: Arc<CertifiedKey>,
     pub(super) roots: Vec<TrustAnchor<'static>>,
     pub(super) revocation: RevocationLists,
+    /// Under these roots and lists.
+    pub(super) verified: VerifiedChains,
 }
 
 /// Why certificate, key and roots do not make usable credentials.
@@ -84,6 +87,7 @@ impl Credentials {
                 certified_key: Arc::new(certified_key),
                 roots,
                 revocation: RevocationLists::default(),
+                verified: VerifiedChains::default(),
             }),
         })
     }
@@ -103,6 +107,7 @@ impl Credentials {
                 certified_key: Arc::new(certified_key),
                 roots: anchors(roots).unwrap(),
                 revocation: RevocationLists::default(),
+                verified: VerifiedChains::default(),
             }),
         }
     }
@@ -117,6 +122,7 @@ impl Credentials {
                 certified_key: Arc::new(CertifiedKey::new(victim.chain().to_vec(), key)),
                 roots: victim.shared.roots.clone(),
                 revocation: RevocationLists::default(),
+                verified: VerifiedChains::default(),
             }),
         }
     }
@@ -136,6 +142,7 @@ impl Credentials {
                 certified_key: Arc::clone(&self.shared.certified_key),
                 roots: self.shared.roots.clone(),
                 revocation: lists.clone(),
+                verified: VerifiedChains::default(),
             }),
         }
     }

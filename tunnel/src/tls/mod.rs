@@ -17,6 +17,7 @@ mod handshake;
 pub mod record;
 mod revocation;
 mod suite;
+mod verified;
 mod verifier;
 
 pub use context::{ClientContext, CryptoPolicy, ServerContext};

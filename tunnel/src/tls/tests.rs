@@ -8,6 +8,7 @@ use super::record::{Opened, Output, Records, record_length};
 use super::testing::{Authority, CLIENT, Leaf, SERVER, client, expecting, server, uri};
 use super::*;
 
+mod again;
 mod interop;
 mod openssl;
 mod tls12;

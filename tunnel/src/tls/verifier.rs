@@ -18,6 +18,7 @@ use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credentials::Credentials;
+use super::verified::Role;
 use super::{VerifyError, context};
 
 /// The identity of a peer that proved itself in a finished handshake.
@@ -80,26 +81,23 @@ impl Verifier {
         Self { credentials, expectation, algorithms }
     }
 
+    /// Whether the peer of a handshake is one that may be.
     fn check(
         &self,
         leaf: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
-        usage: KeyUsage,
+        role: Role,
         now: UnixTime,
     ) -> Result<(), VerifyError> {
         let shared = &self.credentials.shared;
-        let certificate = EndEntityCert::try_from(leaf).map_err(|e| webpki_error(&e))?;
-        let lists: Vec<_> = shared.revocation.iter().collect();
-        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
-            builder
-                .with_depth(RevocationCheckDepth::Chain)
-                .with_status_policy(UnknownStatusPolicy::Allow)
-                .build()
-        });
-        certificate
-            .verify_for_usage(self.algorithms.all, &shared.roots, intermediates, now, usage, revocation, None)
-            .map_err(|e| webpki_error(&e))?;
-        let peer = identity_of(leaf)?;
+        let peer = match shared.verified.find(leaf, intermediates, role, now) {
+            Some(peer) => peer,
+            None => {
+                let peer = self.verify(leaf, intermediates, role, now)?;
+                shared.verified.keep(leaf, intermediates, role, &peer);
+                peer
+            }
+        };
         match &self.expectation {
             Expectation::OwnTrustDomain => {
                 let own = shared.identity.trust_domain();
@@ -114,6 +112,33 @@ impl Verifier {
             }
         }
         Ok(())
+    }
+
+    /// Whom the chain names, if it holds now.
+    fn verify(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        role: Role,
+        now: UnixTime,
+    ) -> Result<Identity, VerifyError> {
+        let shared = &self.credentials.shared;
+        let certificate = EndEntityCert::try_from(leaf).map_err(|e| webpki_error(&e))?;
+        let lists: Vec<_> = shared.revocation.iter().collect();
+        let revocation = RevocationOptionsBuilder::new(&lists).ok().map(|builder| {
+            builder
+                .with_depth(RevocationCheckDepth::Chain)
+                .with_status_policy(UnknownStatusPolicy::Allow)
+                .build()
+        });
+        let usage = match role {
+            Role::Client => KeyUsage::client_auth(),
+            Role::Server => KeyUsage::server_auth(),
+        };
+        certificate
+            .verify_for_usage(self.algorithms.all, &shared.roots, intermediates, now, usage, revocation, None)
+            .map_err(|e| webpki_error(&e))?;
+        identity_of(leaf)
     }
 }
 
@@ -237,7 +262,7 @@ impl ServerCertVerifier for Verifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, KeyUsage::server_auth(), now).map_err(rustls_error)?;
+        self.check(end_entity, intermediates, Role::Server, now).map_err(rustls_error)?;
         Ok(ServerCertVerified::assertion())
     }
 
@@ -276,7 +301,7 @@ impl ClientCertVerifier for Verifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.check(end_entity, intermediates, KeyUsage::client_auth(), now).map_err(rustls_error)?;
+        self.check(end_entity, intermediates, Role::Client, now).map_err(rustls_error)?;
         Ok(ClientCertVerified::assertion())
     }
 
