@@ -90,14 +90,12 @@ impl Verifier {
         now: UnixTime,
     ) -> Result<(), VerifyError> {
         let shared = &self.credentials.shared;
-        let peer = match shared.verified.find(leaf, intermediates, role, now) {
-            Some(peer) => peer,
-            None => {
-                let peer = self.verify(leaf, intermediates, role, now)?;
-                shared.verified.keep(leaf, intermediates, role, &peer);
-                peer
-            }
-        };
+        let known = shared.verified.find(leaf, intermediates, role, now);
+        let is_new = known.is_none();
+        let peer = known.map_or_else(|| self.verify(leaf, intermediates, role, now), Ok)?;
+        if is_new {
+            shared.verified.keep(leaf, intermediates, role, &peer);
+        }
         match &self.expectation {
             Expectation::OwnTrustDomain => {
                 let own = shared.identity.trust_domain();

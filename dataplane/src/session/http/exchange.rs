@@ -218,6 +218,14 @@ impl Exchange<'_, '_> {
         if self.replay.is_fresh() { source.is_done() } else { self.replay.is_empty_message() }
     }
 
+    /// Before a message is begun. Between two sockets the packets of a batch leave together. Next to a tunnel they leave one
+    /// by one: what it brings comes in batches already, and whoever is sent the first may begin while the others are read.
+    async fn end_of_batch(&self, server: Side<'_>) {
+        if self.downstream.is_socket() && server.is_socket() {
+            self.worker().flush_list().end_of_batch().await;
+        }
+    }
+
     async fn carry(
         &self,
         source: &mut Source<'_>,
@@ -266,6 +274,7 @@ impl Exchange<'_, '_> {
         server: &mut Server<'_>,
         started: &Cell<bool>,
     ) -> Passed {
+        self.end_of_batch(server.side()).await;
         let mut sending = pin!(self.send(source, head, server.side()));
         let mut responding = pin!(self.respond(server, started));
         match select(sending.as_mut(), responding.as_mut()).await {
@@ -342,6 +351,7 @@ impl Exchange<'_, '_> {
             {
                 return Err(Stopped::Again(head.status, pause));
             }
+            self.end_of_batch(server.side()).await;
             // While a head is on its way, an interim one as well, no other may be begun.
             started.set(true);
             let ResponseHead { status, upstream_lives, downstream_lives, .. } = head;

@@ -61,6 +61,11 @@ impl Side<'_> {
         }
     }
 
+    /// Whether bytes go to a socket as they are.
+    pub(super) fn is_socket(self) -> bool {
+        matches!(self, Self::Http1(Wire::Socket(_)))
+    }
+
     /// Resolves when the peer has broken off. Never, as long as it is quiet, has ended in order, or has sent more.
     pub(super) async fn broken_off(self) {
         match self {
