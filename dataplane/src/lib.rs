@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod net;
 pub mod preflight;
 pub mod proxy;
+mod resident;
 pub mod session;
 pub mod trace;
 pub mod worker;

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use crossbeam_channel::{Receiver, TrySendError};
 
 use super::record::Record;
 use super::writer::is_wanted;
+use crate::worker::{Outbox, outbox};
 
 /// Records waiting at most. At 400 bytes each that is 4 MB for the whole process, and 12 MB where
 /// all are of requests.
@@ -19,7 +20,7 @@ const _: () = assert!(RECORDS_PER_TURN_MAX <= RECORDS_MAX);
 /// The workers' end. Cloned once for each worker.
 #[derive(Debug, Clone)]
 pub struct Recorder {
-    sender: Sender<Record>,
+    sender: Outbox<Record>,
     /// What the log filter does not want is not queued, unless it is a span as well.
     follows_filter: bool,
     dropped: Arc<AtomicU64>,
@@ -38,7 +39,7 @@ pub fn queue() -> (Recorder, Records) {
 }
 
 fn queue_of(records_max: usize) -> (Recorder, Records) {
-    let (sender, receiver) = bounded(records_max);
+    let (sender, receiver) = outbox(records_max);
     let dropped = Arc::new(AtomicU64::new(0));
     (Recorder { sender, follows_filter: false, dropped: Arc::clone(&dropped) }, Records { receiver, dropped })
 }

@@ -4,12 +4,16 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use tokio::sync::Notify;
+
 /// Names of tasks that are pending. Shared on the control thread.
 #[derive(Debug, Clone, Default)]
 pub struct Readiness {
     /// With how many holders each.
     pending: Rc<RefCell<BTreeMap<String, usize>>>,
     reservation: Rc<RefCell<Option<String>>>,
+    /// Told when nothing is pending any more.
+    reached: Rc<Notify>,
 }
 
 /// Something is pending for as long as this lives.
@@ -45,6 +49,13 @@ impl Readiness {
     pub fn is_ready(&self) -> bool {
         self.pending.borrow().is_empty()
     }
+
+    /// Waits until nothing is pending. For one task.
+    pub async fn reached(&self) {
+        while !self.is_ready() {
+            self.reached.notified().await;
+        }
+    }
 }
 
 impl Drop for Pending {
@@ -55,6 +66,9 @@ impl Drop for Pending {
             if *holders == 0 {
                 pending.remove(&self.task);
             }
+        }
+        if pending.is_empty() {
+            self.readiness.reached.notify_one();
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::link::{
 use crate::net::{
     Congestion, ConnectOptions, KEEPALIVE, ListenOptions, Listener, Socket, SocketOptions, connect,
 };
+use crate::resident;
 use crate::worker::{BoxError, DriverChoice, Supervisor, Worker, WorkerOptions};
 
 const STATUS_DENIED: u16 = 401;
@@ -172,6 +173,7 @@ impl CommonArguments {
             congestion = congestion.map_or_else(|| "unknown".into(), |name| name.to_string()),
             "listening"
         );
+        resident::let_go_of_the_start();
         run_until_signal(supervisor, Duration::from_secs(self.grace))
     }
 }

@@ -37,7 +37,7 @@ use crate::admin::{Pending, Readiness};
 use crate::config::Upstream;
 use crate::metrics::{ControlCounter, Metrics, TerminationReason, metrics};
 use crate::session::{Demander, LocalPod, NodeOptions, NodeState, PodEvent, Role};
-use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle};
+use crate::worker::{DriverChoice, StartError, Supervisor, WorkerHandle, outbox};
 use crate::zds::Pods;
 
 /// How often the workers' events are taken and old states are freed.
@@ -142,7 +142,7 @@ impl NodeProxy {
         let (demander, demands) = Demander::new();
         config.options.demander = config.on_demand.then_some(demander);
         let (worker_metrics, metrics) = metrics(workers::count(config.workers));
-        let (events, told) = crossbeam_channel::bounded(EVENTS_WAITING_MAX);
+        let (events, told) = outbox(EVENTS_WAITING_MAX);
         let mut publisher = Publisher::new();
         let supervisor = workers::start(workers::Parts {
             driver: config.driver,

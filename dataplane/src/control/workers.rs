@@ -4,14 +4,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::{Mutex, PoisonError};
 
-use crossbeam_channel::Sender;
 use xds::publish::Publisher;
 
 use super::node::NodeError;
 use crate::access_log::Recorder;
 use crate::metrics::WorkerMetrics;
 use crate::session::{Node, NodeOptions, NodeParts, NodeState, PodEvent};
-use crate::worker::{DriverChoice, StartError, Supervisor, WorkerOptions};
+use crate::worker::{DriverChoice, Outbox, StartError, Supervisor, WorkerOptions};
 
 thread_local! {
     /// The node proxy's part of the calling worker, for jobs that the control thread posts.
@@ -29,7 +28,7 @@ pub(super) struct Parts<'a> {
     pub(super) options: NodeOptions,
     pub(super) metrics: Vec<WorkerMetrics>,
     pub(super) recorder: Recorder,
-    pub(super) events: Sender<PodEvent>,
+    pub(super) events: Outbox<PodEvent>,
     pub(super) publisher: &'a mut Publisher<NodeState>,
 }
 

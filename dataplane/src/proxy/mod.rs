@@ -22,6 +22,7 @@ use crate::admin::Pending;
 use crate::config::{Config, Mode, WorkloadName};
 use crate::control::{LogPump, NodeError, NodeProxy};
 use crate::net::{NamespaceError, NetworkNamespace};
+use crate::resident;
 use crate::session::LocalPod;
 use crate::trace::{Exporter, ExporterError};
 use crate::zds::{self, AgentError};
@@ -71,6 +72,11 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
     let pump = LogPump::new(records).write_to(writer).counted_in(node.metrics()).exporting_to(exporter);
     let pump = tokio::task::spawn_local(pump.run());
     let pages = pages::open(&config, &node).await?;
+    let readiness = node.readiness();
+    let settling = tokio::task::spawn_local(async move {
+        readiness.reached().await;
+        resident::let_go_of_the_start();
+    });
     tracing::info!(
         node = %config.node_name,
         workers = config.workers,
@@ -101,6 +107,7 @@ pub async fn run(mut config: Config) -> Result<(), ProxyError> {
         // The exporter has gone with the pump, so this ends when what waits is sent.
         drop(tokio::time::timeout(LAST_SPANS, sending).await);
     }
+    settling.abort();
     drop(pages);
     ended
 }

@@ -67,7 +67,7 @@ pub(super) struct Shared {
     /// What policy decided about; only of inbound connections that were authorized.
     pub(super) authorized: RefCell<Option<Authorized>>,
     /// The requests in flight that policy has let pass.
-    pub(super) running: RefCell<Slab<(Allowed, Rc<RequestCut>)>>,
+    pub(super) running: RefCell<Slab<Rc<RequestInFlight>>>,
     cut: Signal,
     cut_cause: Cell<Option<CloseCause>>,
 }
@@ -109,30 +109,32 @@ impl Authorized {
     }
 }
 
-/// A request in flight, which is decided again when policies change.
+/// A request in flight, for as long as it is decided again when policies change.
 #[derive(Debug)]
 pub(super) struct Running<'s> {
     shared: &'s Shared,
     key: usize,
-    cut: Rc<RequestCut>,
+    request: Rc<RequestInFlight>,
 }
 
-/// Ends one request. Without somebody who waits for it the connection has to end instead.
-#[derive(Debug, Default)]
-pub(super) struct RequestCut {
+/// What is decided again, and how that request ends. Without somebody who waits for its cut the connection has to end
+/// instead.
+#[derive(Debug)]
+pub(super) struct RequestInFlight {
+    pub(super) allowed: Allowed,
     cause: Cell<Option<CloseCause>>,
-    raised: Signal,
+    cut: Signal,
     heard: Cell<bool>,
 }
 
 impl Running<'_> {
     /// Runs `work` until it is done or the request is cut.
     pub(super) async fn until_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, CloseCause> {
-        self.cut.heard.set(true);
+        self.request.heard.set(true);
         let mut work = pin!(work);
         poll_fn(|context| {
-            if self.cut.raised.poll_wait(context).is_ready()
-                && let Some(cause) = self.cut.cause.get()
+            if self.request.cut.poll_wait(context).is_ready()
+                && let Some(cause) = self.request.cause.get()
             {
                 return Poll::Ready(Err(cause));
             }
@@ -150,21 +152,22 @@ impl Drop for Running<'_> {
 
 impl Shared {
     /// Notes a request that policy has let pass, for as long as it runs.
-    pub(super) fn run(&self, request: Allowed) -> Running<'_> {
-        let cut = Rc::<RequestCut>::default();
-        let key = self.running.borrow_mut().insert((request, cut.clone()));
-        Running { shared: self, key, cut }
+    pub(super) fn run(&self, allowed: Allowed) -> Running<'_> {
+        let (cause, cut, heard) = (Cell::default(), Signal::default(), Cell::default());
+        let request = Rc::new(RequestInFlight { allowed, cause, cut, heard });
+        let key = self.running.borrow_mut().insert(request.clone());
+        Running { shared: self, key, request }
     }
 
     /// Ends those of the requests in flight for which `holds` is false: alone where that can be, else with the connection.
     pub(super) fn cut_requests(&self, cause: CloseCause, holds: impl Fn(&Allowed) -> bool) {
-        for (_, (request, cut)) in self.running.borrow().iter() {
-            if holds(request) {
+        for (_, request) in self.running.borrow().iter() {
+            if holds(&request.allowed) {
                 continue;
             }
-            if cut.heard.get() {
-                cut.cause.set(Some(cause));
-                cut.raised.raise();
+            if request.heard.get() {
+                request.cause.set(Some(cause));
+                request.cut.raise();
             } else {
                 self.cut(cause);
             }

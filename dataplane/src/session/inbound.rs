@@ -21,7 +21,7 @@ use super::pod::Pod;
 use super::state::{NodeState, TlsContexts};
 use super::waypoint;
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Authority, Direction, HttpFacts, Party};
+use crate::access_log::record::{Authority, Direction, Party};
 use crate::link::CloseCause::TlsCertificateRevoked;
 use crate::link::{Flow, Handler, IncomingRequest, Link, LinkEnd, ServerOptions, TunnelStream};
 use crate::metrics::{Counter, Reporter};
@@ -137,7 +137,6 @@ impl Handler for Gate {
                 Err(cause) => connection.end(cause),
                 Ok(Ready { arrival, stream, application, target, admission: Admission::ByRequest }) => {
                     connection.established();
-                    mark_http(&connection);
                     let worker = node.worker.clone();
                     let application = http::Application { node, pod, target, socket: application };
                     worker.spawn(http::serve(connection, arrival, http::Wire::Tunnel(stream), application));
@@ -312,11 +311,6 @@ fn describe_parties(
     record.service = named
         .and_then(|hostname| state.snapshot.service_by_host(hostname, workload.identity.namespace()))
         .map(|entry| entry.service.clone());
-}
-
-/// From here on requests have lines of their own.
-pub(super) fn mark_http(connection: &Connection) {
-    connection.record.borrow_mut().http = Some(Box::<HttpFacts>::default());
 }
 
 pub(super) fn log_authority(authority: &tunnel::hbone::Authority) -> Authority {

@@ -7,7 +7,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender;
 use model::{Identity, Workload};
 use socket2::TcpKeepalive;
 use tunnel::h2::Config;
@@ -32,7 +31,7 @@ use crate::net::{
     take_exhaustions,
 };
 use crate::trace::Sampling;
-use crate::worker::{BoxError, Latch, TICK, Worker};
+use crate::worker::{BoxError, Latch, Outbox, TICK, Worker};
 
 /// How long a captured connection waits for its own pod to be known to the control plane.
 const WORKLOAD_WAIT: Duration = Duration::from_secs(5);
@@ -177,7 +176,7 @@ pub struct NodeParts {
     pub metrics: WorkerMetrics,
     pub recorder: Recorder,
     /// Where the listeners' fate is told. Never waited for: a full queue drops the event.
-    pub events: Sender<PodEvent>,
+    pub events: Outbox<PodEvent>,
 }
 
 /// The part of a node proxy that lives on one worker.
@@ -200,7 +199,7 @@ pub struct Node {
     pub(super) clusters: Clusters,
     /// Copies of requests that are under way.
     pub(super) copies: Rc<Cell<usize>>,
-    events: Sender<PodEvent>,
+    events: Outbox<PodEvent>,
     state: RefCell<Arc<NodeState>>,
     /// Opens when the next state is in force.
     superseded: RefCell<Rc<Latch>>,

@@ -8,7 +8,6 @@ use super::admission::{Admission, Arrival, admit};
 use super::application::dial_application;
 use super::connection::Connection;
 use super::http;
-use super::inbound::mark_http;
 use super::node::Node;
 use super::outbound::carry_plain;
 use super::pod::Pod;
@@ -33,7 +32,6 @@ pub(super) fn serve(node: Rc<Node>, pod: Rc<Pod>, socket: Socket, remote: Socket
             }
             Ok(Ready { arrival, application, admission: Admission::ByRequest }) => {
                 connection.established();
-                mark_http(&connection);
                 let application =
                     http::Application { node, pod, target: arrival.destination, socket: application };
                 worker_here.spawn(http::serve(connection, arrival, http::Wire::Socket(socket), application));

@@ -37,7 +37,7 @@ use dataplane::net::NetworkNamespace;
 use dataplane::session::{
     DNS_PORT, LocalPod, Node, NodeOptions, NodeParts, NodeState, PodEvent, ResolvConf, TlsContexts,
 };
-use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions};
+use dataplane::worker::{DriverChoice, Supervisor, Worker, WorkerOptions, outbox};
 use model::{Identity, Service, Workload};
 use tunnel::tls::{Credentials, CryptoPolicy};
 use xds::control::desired::ResourceKind;
@@ -120,7 +120,7 @@ impl Bed {
     pub fn with(yaml: &str, setup: &Setup) -> Self {
         let (parts, metrics) = metrics(setup.workers);
         let (recorder, log) = queue();
-        let (tell, events) = crossbeam_channel::bounded(4096);
+        let (tell, events) = outbox(4096);
         let mut publisher = Publisher::new();
         let parts = parts.into_iter().map(|metrics| {
             let mailbox = publisher.subscribe().unwrap();

@@ -193,6 +193,8 @@ impl Shelf {
             if idle.len() == self.idle_max {
                 idle.remove(0);
             }
+            // One in nearly every case, kept by each connection that waits for its next request: no room for more.
+            idle.reserve_exact(1);
             idle.push(upstream);
         }
     }

@@ -28,12 +28,12 @@ use self::front::{Found, Unserved};
 use super::admission::Arrival;
 use super::connection::{Authorized, Connection};
 use super::http::{Caller, Goal, Wire, is_still_allowed as is_request_still_allowed};
-use super::inbound::{log_authority, mark_http};
+use super::inbound::log_authority;
 use super::node::{Node, workload_of};
 use super::pod::Pod;
 use super::state::NodeState;
 use crate::access_log::cause::CloseCause;
-use crate::access_log::record::{Direction, Party};
+use crate::access_log::record::{Direction, HttpFacts, Party};
 use crate::link::{IncomingRequest, TunnelStream};
 
 pub(super) use self::front::Front;
@@ -74,8 +74,8 @@ pub(super) async fn take(node: Rc<Node>, pod: Rc<Pod>, request: IncomingRequest,
     match ready.and_then(|ready| ready) {
         Err(cause) => connection.end(cause),
         Ok(Ready::Http { asked, stream }) => {
-            mark_http(&connection);
             if let Err(cause) = admitted(&connection, &asked, Reading::Requests) {
+                mark_http(&connection);
                 return connection.end(cause);
             }
             let Asked { front, arrival, own, goal, .. } = *asked;
@@ -107,6 +107,11 @@ enum Ready {
 enum Reading {
     Requests,
     Nothing,
+}
+
+/// Its end is told as that of a request. Set no sooner, for it has the room of a whole request's facts.
+fn mark_http(connection: &Connection) {
+    connection.record.borrow_mut().http = Some(Box::<HttpFacts>::default());
 }
 
 /// Notes on which grounds a connection goes on. A state that came while its way was opened may have other ones.
