@@ -93,7 +93,7 @@ Anonymous:             0 kB
     #[test]
     fn only_unwritten_pages_of_files_are_let_go() {
         assert_eq!(unwritten(MAPPINGS), [0x1000..0x3000, 0x7000..0x9000]);
-        assert_eq!(unwritten("no map at all\n"), []);
+        assert!(unwritten("no map at all\n").is_empty());
     }
 
     #[test]
