@@ -10,7 +10,7 @@ use super::writer::is_wanted;
 use crate::worker::{Outbox, outbox};
 
 /// Records waiting at most. At 400 bytes each that is 4 MB for the whole process, and 12 MB where
-/// all are of requests.
+/// all are of requests; none while none waits.
 pub const RECORDS_MAX: usize = 10_000;
 /// Records formatted in one turn of the control thread, so that a flood of them does not starve its other work.
 pub const RECORDS_PER_TURN_MAX: usize = 1_024;
