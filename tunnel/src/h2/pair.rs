@@ -397,6 +397,49 @@ fn streams_take_turns_at_the_connection_window() {
 }
 
 #[test]
+fn window_that_streams_do_not_hold_goes_round() {
+    let window = 1 << 18;
+    let server =
+        Config { initial_stream_window: window, connection_window: 4 * window, ..Config::http_server() };
+    let mut pair = Pair::new(Config::http_client(), server);
+    pair.settle();
+    let streams: Vec<u32> = (0..4).map(|_| pair.open().unwrap()).collect();
+    for &stream in &streams {
+        let Pair { client, server, .. } = &mut pair;
+        assert_eq!(client.send(server, stream, window as usize, false), window as usize);
+    }
+    // The server's consumer takes what is on the first alone, which is less than half of the connection's window.
+    let first = streams[0];
+    for sent in 1..=8 {
+        pair.settle();
+        assert_eq!(pair.server.incoming[&first].received, sent * window as usize);
+        pair.server.release(first, usize::MAX);
+        pair.settle();
+        let Pair { client, server, .. } = &mut pair;
+        assert_eq!(client.send(server, first, window as usize, false), window as usize);
+    }
+    pair.finish();
+}
+
+#[test]
+fn window_released_before_the_rest_was_used_up_goes_round() {
+    let server = Config { connection_window: 65_535, ..Config::http_server() };
+    let mut pair = Pair::new(Config::http_client(), server);
+    pair.settle();
+    let (first, second) = (pair.open().unwrap(), pair.open().unwrap());
+    let Pair { client, server, .. } = &mut pair;
+    assert_eq!(client.send(server, first, 20_000, false), 20_000);
+    pair.settle();
+    pair.server.release(first, usize::MAX);
+    // Nobody takes this.
+    let Pair { client, server, .. } = &mut pair;
+    assert_eq!(client.send(server, second, 100_000, false), 45_535);
+    pair.settle();
+    assert_eq!(pair.client.connection.send_capacity(StreamId(first)), 20_000);
+    pair.finish();
+}
+
+#[test]
 fn stream_that_has_ended_its_side_is_not_told_to_send() {
     for ends in [false, true] {
         let mut pair = Pair::with_small_windows();

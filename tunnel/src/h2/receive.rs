@@ -238,10 +238,11 @@ impl Connection {
         let Some(window) = self.receive_window.checked_sub(header.len) else {
             return Err(violation(ErrorCode::FLOW_CONTROL_ERROR, "DATA beyond the connection window"));
         };
+        self.receive_window = window;
+        self.announce_release(out);
         let Some(stream) = self.streams.get_mut(header.stream) else {
             return self.data_without_stream(header, now, out);
         };
-        self.receive_window = window;
         let len = i32::try_from(header.len).unwrap_or(i32::MAX);
         if stream.state & (state::HEADERS_RECEIVED | state::REMOTE_ENDED) != state::HEADERS_RECEIVED
             || len > stream.receive_window
@@ -375,8 +376,7 @@ impl Connection {
         if header.stream == 0 || self.is_idle(header.stream) {
             return Err(violation(ErrorCode::PROTOCOL_ERROR, "DATA on an idle stream or stream 0"));
         }
-        // The octets count for the connection window although nobody sees them.
-        self.receive_window -= header.len;
+        // The octets have counted for the connection window although nobody sees them.
         self.release_connection(header.len, out);
         self.receiver.skip(header.len);
         self.spend_overhead(1, now, "too many frames on closed streams")?;

@@ -165,7 +165,7 @@ impl Connection {
     }
 
     /// Gives received payload back to the windows, also of a stream that has ended. WINDOW_UPDATE is written in steps
-    /// of half a window.
+    /// of half a stream's window, and of half of what streams do not hold of the connection's.
     #[inline]
     pub fn release(&mut self, stream: StreamId, bytes: usize, out: &mut impl FrameSink) {
         let bytes = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.unreleased);
@@ -188,7 +188,14 @@ impl Connection {
     #[inline]
     pub(super) fn release_connection(&mut self, bytes: u32, out: &mut impl FrameSink) {
         self.release_pending += bytes;
-        if self.release_pending >= self.config.connection_window / 2 {
+        self.announce_release(out);
+    }
+
+    /// Announces what was released to the connection's window as soon as it is at least what the peer has left: where
+    /// streams hold payload that nobody takes, half of the whole window may never come together.
+    #[inline]
+    pub(super) fn announce_release(&mut self, out: &mut impl FrameSink) {
+        if self.release_pending > 0 && self.release_pending >= self.receive_window {
             put_window_update(out, 0, self.release_pending);
             self.receive_window += self.release_pending;
             self.release_pending = 0;
