@@ -48,12 +48,14 @@ fn queue_of(records_max: usize) -> (Recorder, Records) {
 
 impl Recorder {
     /// Queues only what the program's log filter lets pass for the target `access`, and sampled requests. For readers
-    /// that look at nothing else: what nobody reads costs a worker no wait in the queue, and no foreign thread its release.
+    /// that look at nothing else: what nobody reads costs a worker no wait in the queue, and no foreign thread its
+    /// release.
     pub fn following_the_filter(self) -> Self {
         Self { follows_filter: true, ..self }
     }
 
-    /// Queues the record unless its telemetry silences it, or drops it and counts the loss where the queue is full or the log is gone.
+    /// Queues the record unless its telemetry silences it; where the queue is full or the log is gone, drops it and
+    /// counts the loss.
     pub fn record(&self, record: Record) {
         let is_unwanted = record.is_silenced() || (self.follows_filter && !is_wanted(record.level()));
         if is_unwanted && !record.is_sampled() {

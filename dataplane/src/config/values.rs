@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-pub(super) const DURATION_ALLOWED: &str = "it must be a duration such as 90s, 5m, 1h30m or 250ms (units: ns, us, ms, s, m, h, d; seconds where none is given)";
+pub(super) const DURATION_ALLOWED: &str = "it must be a duration such as 90s, 5m, 1h30m or 250ms \
+    (units: ns, us, ms, s, m, h, d; seconds where none is given)";
 
 /// Longest duration taken, a hundred years: beyond it clocks overflow.
 const DURATION_MAX: Duration = Duration::from_hours(100 * 365 * 24);

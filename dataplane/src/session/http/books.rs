@@ -124,7 +124,8 @@ impl<'c> Books<'c> {
         self.facts.note_request(request, wanted);
     }
 
-    /// Gives the request an id where it has none, and a span where it is sampled, and has the request tell the upstream its id and our span.
+    /// Gives the request an id where it has none, and a span where it is sampled, and has the request tell the upstream
+    /// its id and our span.
     pub(super) fn sign(&mut self, chain: &mut Chain) {
         let node = &self.connection.node;
         let mut own = Vec::new();
