@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
+use super::defeat::defeats;
 use super::plot::shown;
 use crate::compare::result::{Report, Row, Verdict, names};
 
@@ -60,19 +61,25 @@ pub(crate) fn markdown(report: &Report) -> String {
 
 /// The reader is told where the choice is another one: each figure of each pair is on the page.
 fn lost(report: &Report, out: &mut String) {
-    let mut lost = BTreeMap::<_, BTreeSet<_>>::new();
-    for ratio in super::lost(report) {
-        lost.entry((&ratio.work, &ratio.peer)).or_default().insert(&*ratio.ours);
-    }
-    if lost.is_empty() {
-        return;
-    }
-    out.push_str("\nWhere another proxy does better than ours in at least one figure, one hop beside a pair included:\n\n");
-    line(out, "work", &["better", "than"].map(str::to_owned));
-    line(out, "---", &["---", "---"].map(str::to_owned));
-    for ((work, peer), ours) in lost {
-        let ours: Vec<&str> = ours.into_iter().collect();
-        line(out, work, &[peer.clone(), ours.join(", ")]);
+    let (lost, to_less): (Vec<_>, Vec<_>) =
+        defeats(report).into_iter().partition(|defeat| defeat.does_as_much);
+    let as_much = "Where another proxy that does as much does better than ours in at least one figure:";
+    let less = "The same of proxies that do less, one hop beside a pair or bytes beside requests:";
+    for (heading, defeats) in [(as_much, lost), (less, to_less)] {
+        let mut by_peer = BTreeMap::<_, BTreeSet<_>>::new();
+        for defeat in &defeats {
+            by_peer.entry((defeat.work, defeat.peer)).or_default().insert(defeat.ours);
+        }
+        if by_peer.is_empty() {
+            continue;
+        }
+        let _infallible = writeln!(out, "\n{heading}\n");
+        line(out, "work", &["better", "than"].map(str::to_owned));
+        line(out, "---", &["---", "---"].map(str::to_owned));
+        for ((work, peer), ours) in by_peer {
+            let ours: Vec<&str> = ours.into_iter().collect();
+            line(out, work, &[peer.to_owned(), ours.join(", ")]);
+        }
     }
 }
 
@@ -121,7 +128,6 @@ mod tests {
         assert!(put_between(BEGIN, "new\n").is_none());
     }
 
-    /// `perf report perf/results/compare.json --markdown README.md` mends it.
     #[test]
     fn the_readme_has_the_tables_of_the_recorded_run() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -131,6 +137,9 @@ mod tests {
             Ok(json) => markdown(&Report::parse(&json).unwrap()),
             Err(_) => String::new(),
         };
-        assert_eq!(put_between(&readme, &tables).expect("the README has the marks"), readme);
+        assert!(
+            put_between(&readme, &tables).expect("the README has the marks") == readme,
+            "the README is not of the recorded run: `perf report perf/results/compare.json --markdown README.md`"
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! A report as a page that stands alone: no script, no font, no picture from elsewhere.
 
+mod defeat;
 mod markdown;
 mod page;
 mod plot;
@@ -10,7 +11,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use crate::Failure;
-use crate::compare::result::{Kind, Ratio, Report, Winner};
+use crate::compare::result::Report;
 
 /// Shows what a comparison found: as a page for a browser, as a table for a README.
 #[derive(Debug, Parser)]
@@ -47,13 +48,4 @@ pub(crate) fn run(args: &Args) -> Result<(), Failure> {
         None => {}
     }
     Ok(())
-}
-
-/// Where another proxy does better than ours.
-fn lost(report: &Report) -> impl Iterator<Item = &Ratio> {
-    let is_proxy = |name: &str| {
-        let found = report.topologies.iter().find(|topology| topology.name == name);
-        found.is_some_and(|topology| matches!(topology.kind, Kind::Peer | Kind::Custom))
-    };
-    report.ratios.iter().filter(move |ratio| ratio.winner == Winner::Peer && is_proxy(&ratio.peer))
 }

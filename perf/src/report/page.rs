@@ -2,7 +2,7 @@
 
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use super::lost;
+use super::defeat::{Defeat, defeats};
 use super::plot::{Bar, Curve, bars, colour, curves, shown};
 use crate::Failure;
 use crate::compare::result::{Better, Figure, Form, Kind, Report, Row, Target, Verdict, Winner, Work, names};
@@ -86,28 +86,44 @@ fn css(kind: Kind) -> String {
 fn verdicts(report: &Report) -> Markup {
     let count = |verdict| report.targets.iter().filter(|target| target.verdict == verdict).count();
     let failed: Vec<_> = report.checks.iter().filter(|check| !check.passed).collect();
+    let (lost, to_less): (Vec<_>, Vec<_>) =
+        defeats(report).into_iter().partition(|defeat| defeat.does_as_much);
     html! {
         ul {
             li {
                 (count(Verdict::Reached)) " targets reached, " (count(Verdict::Missed)) " missed, "
                 (count(Verdict::NotMeasured)) " not measured by this run."
             }
-            @for ratio in lost(report) {
-                li class="lost" {
-                    span class="bad" { (ratio.peer) " beats " (ratio.ours) } " at " (ratio.work) ": " (worded(&ratio.figure))
-                    " of ours is " (ratio.value) " of its."
-                }
-            }
-            @if lost(report).next().is_none() { li { "No other proxy beats ours in any figure of this run." } }
+            @for defeat in &lost { li class="lost" { (told(defeat)) } }
+            @if lost.is_empty() { li { "No other proxy that does as much beats ours in any figure of this run." } }
             @for missing in &report.missing { li { "Not run: " (missing.topology) ": " (missing.reason) } }
             @if failed.is_empty() {
                 li { "All " (report.checks.len()) " self-checks passed: no reply was wrong, and neither load nor backend was the bottleneck." }
             }
             @for check in failed { li class="bad" { "SELF-CHECK FAILED: " (check.name) ": " (check.text) } }
         }
+        @if !to_less.is_empty() {
+            details {
+                summary {
+                    (to_less.len()) " more by proxies that do less: bytes where ours reads requests, or fewer proxies on the way"
+                }
+                ul { @for defeat in &to_less { li class="lost" { (told(defeat)) } } }
+            }
+        }
         details {
             summary { "Self-checks" }
             ul { @for check in &report.checks { li { (check.name) ": " (check.text) } } }
+        }
+    }
+}
+
+/// A defeat in one line; the ratios are ours over theirs.
+fn told(defeat: &Defeat<'_>) -> Markup {
+    html! {
+        span class="bad" { (defeat.peer) " beats " (defeat.ours) } " at " (defeat.work) ": ours over its "
+        @for (at, ratio) in defeat.ratios.iter().enumerate() {
+            @if at > 0 { ", " }
+            (worded(&ratio.figure)) " " (ratio.value)
         }
     }
 }
