@@ -1,7 +1,7 @@
 //! Connecting to an upstream.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, Default)]
 pub struct ConnectOptions {
     pub socket: SocketOptions,
-    /// Source address to wear, which need not be this machine's (`IP_TRANSPARENT`, `IP_FREEBIND`; CAP_NET_ADMIN).
+    /// Source address to wear, which need not be this machine's (`IP_TRANSPARENT`; CAP_NET_ADMIN).
     pub source: Option<SocketAddr>,
     /// Where the socket lives; `None` is the thread's own namespace.
     pub namespace: Option<NetworkNamespace>,
@@ -84,8 +84,7 @@ pub async fn connect(to: SocketAddr, options: &ConnectOptions) -> Result<Socket,
     Ok(socket)
 }
 
-/// Makes the socket and sends the first packet; the flag says that the answer is still to come. On loopback the
-/// whole handshake happens inside connect(2).
+/// Makes the socket and sends the first packet; the flag says that the answer is still to come.
 fn start(to: SocketAddr, options: &ConnectOptions) -> Result<(OwnedFd, bool), ConnectError> {
     let kind = Type::STREAM.nonblocking().cloexec();
     let socket = socket2::Socket::new(Domain::for_address(to), kind, Some(Protocol::TCP))
@@ -94,19 +93,26 @@ fn start(to: SocketAddr, options: &ConnectOptions) -> Result<(OwnedFd, bool), Co
     if let Some(source) = options.source {
         wear(&socket, source).map_err(|error| ConnectError::Source { source_address: source, error })?;
     }
-    match socket.connect(&to.into()) {
+    let mut connected = socket.connect(&to.into());
+    if is_pending(&connected) {
+        // Within one machine the whole handshake has happened meanwhile: to ask again costs less than to wait.
+        connected = socket.connect(&to.into());
+    }
+    match connected {
         Ok(()) => Ok((socket.into(), false)),
-        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Ok((socket.into(), true)),
+        Err(_) if is_pending(&connected) => Ok((socket.into(), true)),
         Err(error) => Err(failed(to, error)),
     }
 }
 
+/// Whether the peer's answer is still to come.
+fn is_pending(connected: &io::Result<()>) -> bool {
+    let Err(error) = connected else { return false };
+    matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::EALREADY))
+}
+
 fn wear(socket: &socket2::Socket, source: SocketAddr) -> io::Result<()> {
     set_transparent(socket, source.ip())?;
-    match source.ip() {
-        IpAddr::V4(_) => socket.set_freebind_v4(true)?,
-        IpAddr::V6(_) => socket.set_freebind_v6(true)?,
-    }
     // Leaves the choice of a port to connect(2), which may then share one among destinations.
     if source.port() == 0 {
         late_port(socket);

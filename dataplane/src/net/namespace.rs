@@ -4,6 +4,7 @@
 //! enters the pod's namespace, makes the socket, and goes back, all within [`NetworkNamespace::within`]. Only the
 //! calling thread moves: setns(2) with `CLONE_NEWNET` works on a thread, not on the process.
 
+use std::cell::Cell;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,12 +74,22 @@ impl NetworkNamespace {
         if self.is_home {
             return Ok(make());
         }
-        let home = Self::current()?;
-        enter(self.as_fd()).map_err(NamespaceError::Enter)?;
-        let result = make();
-        enter(home.as_fd()).expect("a thread in a foreign network namespace must not go on");
-        Ok(result)
+        let home = HOME.take().map_or_else(Self::current, Ok)?;
+        let entered = enter(self.as_fd()).map_err(NamespaceError::Enter);
+        let result = entered.map(|()| {
+            let result = make();
+            enter(home.as_fd()).expect("a thread in a foreign network namespace must not go on");
+            result
+        });
+        HOME.set(Some(home));
+        result
     }
+}
+
+thread_local! {
+    /// Where the thread is, once it has been away; empty while it is. To open it each time costs more than to leave and
+    /// to come back.
+    static HOME: Cell<Option<NetworkNamespace>> = const { Cell::new(None) };
 }
 
 impl AsFd for NetworkNamespace {
@@ -108,7 +119,9 @@ mod tests {
         let home = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
         let here = NetworkNamespace::current().unwrap();
         // Without CAP_SYS_ADMIN even the own namespace cannot be entered; the thread stays home either way.
-        drop(here.within(|| ()));
-        assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), home);
+        for _ in 0..2 {
+            drop(here.within(|| here.within(|| ())));
+            assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), home);
+        }
     }
 }
