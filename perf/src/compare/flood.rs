@@ -1,4 +1,5 @@
-//! A client that floods: what a hostile HTTP/2 client may send without end, again and again on new connections.
+//! A client that floods: what a hostile HTTP/2 client may send without end, again and again on new connections, or nothing
+//! but new connections.
 //!
 //! The kinds are those of the data plane's own tests (`dataplane/tests/session_floods.rs`), which pin what must come of each;
 //! here it counts what a neighbour notices.
@@ -27,10 +28,18 @@ const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// Once all is sent the connection is held so long, then it is closed and the next is opened.
-const HOLD: Duration = Duration::from_millis(100);
-/// Between two connections.
-const PAUSE: Duration = Duration::from_millis(20);
+/// What a flooder does once all is sent.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// The connection is held so long, then it is closed.
+    hold: Duration,
+    /// Until the next is opened.
+    pause: Duration,
+}
+
+const POURING: Pace = Pace { hold: Duration::from_millis(100), pause: Duration::from_millis(20) };
+/// Each connection ends as soon as it stands, and the next begins at once.
+const RECONNECTING: Pace = Pace { hold: Duration::ZERO, pause: Duration::ZERO };
 
 /// One kind, as the bytes of a connection.
 #[derive(Debug, Clone)]
@@ -39,7 +48,10 @@ pub(super) struct Flood {
     pub(super) p99: &'static str,
     /// Name of what a process grows.
     pub(super) growth: &'static str,
+    /// Name of the connections a second, where those are the flood.
+    pub(super) rate: Option<&'static str>,
     bytes: Arc<[u8]>,
+    pace: Pace,
 }
 
 /// Where it goes.
@@ -83,8 +95,16 @@ pub(super) fn floods(head: &[u8]) -> Vec<Flood> {
     let no_window = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
     let whole = |number, block: &[u8]| frame(HEADERS, END_HEADERS | END_STREAM, stream(number), block);
     let held = (1..100).flat_map(|number| whole(number, &referring));
-    let of = |p99, growth, bytes: Vec<u8>| Flood { p99, growth, bytes: bytes.into() };
+    let of =
+        |p99, growth, bytes: Vec<u8>| Flood { p99, growth, rate: None, bytes: bytes.into(), pace: POURING };
     vec![
+        Flood {
+            p99: names::FLOOD_RECONNECTS_P99,
+            growth: names::FLOOD_RECONNECTS_GROWTH,
+            rate: Some(names::FLOOD_RECONNECTS_RATE),
+            bytes: Arc::default(),
+            pace: RECONNECTING,
+        },
         of(names::FLOOD_RESETS_P99, names::FLOOD_RESETS_GROWTH, (0..20_000).flat_map(reset).collect()),
         of(
             names::FLOOD_CONTINUATION_P99,
@@ -119,7 +139,7 @@ pub(super) fn floods(head: &[u8]) -> Vec<Flood> {
 #[derive(Debug)]
 pub(super) struct Flooder {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Result<u64, String>>,
+    thread: JoinHandle<Result<f64, String>>,
 }
 
 impl Flooder {
@@ -127,29 +147,29 @@ impl Flooder {
         let stop = Arc::new(AtomicBool::new(false));
         let (victim, flood, stopped) = (victim.clone(), flood.clone(), stop.clone());
         let thread = std::thread::spawn(move || {
-            let mut connections = 0;
+            let (mut connections, from) = (0_u32, Instant::now());
             while !stopped.load(Ordering::Relaxed) {
                 // Whatever the other side does to the connection is its right, but it must take one.
                 let connected =
                     victim.network.within(|| victim.connect()).map_err(|error| error.to_string())?;
                 let mut connection =
                     connected.map_err(|error| format!("a flooder gets no connection: {error}"))?;
-                let _ended_by_the_other_side = pour(&mut *connection, &flood.bytes, &stopped);
+                let _ended_by_the_other_side = pour(&mut *connection, &flood, &stopped);
                 connections += 1;
-                std::thread::sleep(PAUSE);
+                std::thread::sleep(flood.pace.pause);
             }
-            Ok(connections)
+            if connections == 0 {
+                return Err("the flooder never had a connection".to_owned());
+            }
+            Ok(f64::from(connections) / from.elapsed().as_secs_f64())
         });
         Self { stop, thread }
     }
 
-    /// How many connections it had; at least one, or it was no flood.
-    pub(super) fn stop(self) -> Result<u64, Failure> {
+    /// How many connections it had a second; at least one in all, or it was no flood.
+    pub(super) fn stop(self) -> Result<f64, Failure> {
         self.stop.store(true, Ordering::Relaxed);
-        match self.thread.join().map_err(|_| "the flooder panicked")?? {
-            0 => Err("the flooder never had a connection".into()),
-            connections => Ok(connections),
-        }
+        Ok(self.thread.join().map_err(|_| "the flooder panicked")??)
     }
 }
 
@@ -177,9 +197,9 @@ impl Victim {
 }
 
 /// Sends all and takes what comes back, until the connection ends, it was held long enough, or a stop.
-fn pour(connection: &mut dyn Wire, flood: &[u8], stopped: &AtomicBool) -> io::Result<()> {
+fn pour(connection: &mut dyn Wire, flood: &Flood, stopped: &AtomicBool) -> io::Result<()> {
     const PIECE_BYTES: usize = 32 * 1024;
-    let bytes = [PREFACE, flood].concat();
+    let bytes = [PREFACE, &flood.bytes].concat();
     let mut rest = bytes.as_slice();
     let mut taken = [0; 16 * 1024];
     let mut sent_at = None;
@@ -192,7 +212,7 @@ fn pour(connection: &mut dyn Wire, flood: &[u8], stopped: &AtomicBool) -> io::Re
             Err(error) => return Err(error),
         }
         if rest.is_empty() {
-            if sent_at.get_or_insert_with(Instant::now).elapsed() > HOLD {
+            if sent_at.get_or_insert_with(Instant::now).elapsed() >= flood.pace.hold {
                 return Ok(());
             }
         } else {
@@ -222,7 +242,7 @@ mod tests {
     fn a_flood_is_poured_and_begins_again_when_it_is_cut() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let (network, address) = (NetworkNamespace::home().unwrap(), listener.local_addr().unwrap());
-        let flood = floods(&block(&[(":method", "GET")])).remove(0);
+        let flood = floods(&block(&[(":method", "GET")])).remove(1);
         let flooder = Flooder::start(&Victim { network, address, tls: None }, &flood);
         for _ in 0..3 {
             let (mut taken, _) = listener.accept().unwrap();
@@ -230,6 +250,21 @@ mod tests {
             taken.read_exact(&mut bytes).unwrap();
             assert!(bytes.starts_with(PREFACE) && flood.bytes.starts_with(&bytes[PREFACE.len()..]));
         }
-        assert!(flooder.stop().unwrap() >= 3);
+        assert!(flooder.stop().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn who_only_reconnects_says_the_least_and_comes_back() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (network, address) = (NetworkNamespace::home().unwrap(), listener.local_addr().unwrap());
+        let flood = floods(&[]).into_iter().find(|flood| flood.rate.is_some()).unwrap();
+        let flooder = Flooder::start(&Victim { network, address, tls: None }, &flood);
+        for _ in 0..3 {
+            let (mut taken, _) = listener.accept().unwrap();
+            let mut bytes = Vec::new();
+            taken.read_to_end(&mut bytes).unwrap();
+            assert_eq!(bytes, PREFACE);
+        }
+        assert!(flooder.stop().unwrap() > 0.0);
     }
 }

@@ -62,7 +62,7 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
         let before: Vec<u64> = running.processes.iter().map(Process::resident_bytes).collect();
         let flooder = Flooder::start(&victim, &flood);
         let outcome = neighbour(site, running, duration);
-        flooder.stop()?;
+        let rate = flooder.stop()?;
         let mut grown = 0_f64;
         for (process, before) in running.processes.iter().zip(before) {
             grown = grown.max(process.peak_bytes().saturating_sub(before) as f64);
@@ -72,6 +72,7 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
             *peak = peak.max(process.peak_bytes() as f64);
         }
         sample.figures.insert(flood.growth, grown);
+        sample.figures.extend(flood.rate.map(|name| (name, rate)));
         growth = growth.max(grown);
         match outcome {
             Ok(outcome) => {

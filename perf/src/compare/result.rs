@@ -299,6 +299,10 @@ pub(crate) mod names {
     /// A neighbour's p99 without a flood; under each, with the growth of the process that grew most; the greatest p99 over
     /// the one without.
     pub(crate) const FLOOD_QUIET_P99: &str = "no_flood_p99_us";
+    pub(crate) const FLOOD_RECONNECTS_P99: &str = "reconnects_p99_us";
+    pub(crate) const FLOOD_RECONNECTS_GROWTH: &str = "reconnects_growth_bytes";
+    /// How often the client that only reconnects did so.
+    pub(crate) const FLOOD_RECONNECTS_RATE: &str = "reconnects_per_second";
     pub(crate) const FLOOD_RESETS_P99: &str = "rapid_resets_p99_us";
     pub(crate) const FLOOD_RESETS_GROWTH: &str = "rapid_resets_growth_bytes";
     pub(crate) const FLOOD_CONTINUATION_P99: &str = "continuation_p99_us";

@@ -73,6 +73,6 @@ impl Cost {
 }
 
 /// A flood takes half a duration; there are some, and one measurement without.
-const FLOODS: f64 = 4.0;
+const FLOODS: f64 = 4.5;
 /// What comes before a measurement, as a share of it.
 const WARMING_SHARE: f64 = 0.2;

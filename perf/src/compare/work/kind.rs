@@ -148,7 +148,8 @@ impl Kind {
     }
 
     fn others_in_words(self, scale: &Scale) -> (String, String) {
-        match self {            Self::RequestsManyRules => (
+        match self {
+            Self::RequestsManyRules => (
                 "requests through many rules".to_owned(),
                 "as requests, through 1,000 routes and 100 policies of which the last ones fit".to_owned(),
             ),
@@ -174,7 +175,7 @@ impl Kind {
             ),
             Self::Flood => (
                 "a neighbour of floods".to_owned(),
-                format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second; at a tunnel's port in TLS, where requests are read in the clear"),
+                format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second, or with connections alone, one after the other; at a tunnel's port in TLS, where requests are read in the clear"),
             ),
             _ => (
                 format!("{} idle connections", scale.idle),

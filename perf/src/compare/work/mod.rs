@@ -260,7 +260,7 @@ pub(super) fn unit(figure: &str) -> (&'static str, Better) {
         | names::FLOOD_WORST
         | names::FLOOD_FAILURES => ("1", Better::Lower),
         names::HANDSHAKE_BOUND => ("us", Better::Neither),
-        names::CHANGES_PER_SECOND => ("1/s", Better::Neither),
+        names::CHANGES_PER_SECOND | names::FLOOD_RECONNECTS_RATE => ("1/s", Better::Neither),
         names::PROXY_CPU_SHARE | names::LOAD_CPU_SHARE => ("1", Better::Neither),
         name if name.ends_with("_us") || name == names::CPU_PER_REQUEST => ("us", Better::Lower),
         _ => ("bytes", Better::Lower),
