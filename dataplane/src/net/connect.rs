@@ -22,6 +22,9 @@ pub struct ConnectOptions {
     pub source: Option<SocketAddr>,
     /// Where the socket lives; `None` is the thread's own namespace.
     pub namespace: Option<NetworkNamespace>,
+    /// The peer says nothing before we do. So the last packet of the handshake goes with our first bytes, or after 200 ms:
+    /// one packet less, and the peer is woken once rather than twice.
+    pub speaks_first: bool,
     /// `None` means [`CONNECT_TIMEOUT`].
     pub timeout: Option<Duration>,
 }
@@ -92,6 +95,9 @@ fn start(to: SocketAddr, options: &ConnectOptions) -> Result<(OwnedFd, bool), Co
     options.socket.apply(&SockRef::from(&socket)).map_err(ConnectError::Socket)?;
     if let Some(source) = options.source {
         wear(&socket, source).map_err(|error| ConnectError::Source { source_address: source, error })?;
+    }
+    if options.speaks_first {
+        socket.set_tcp_quickack(false).map_err(ConnectError::Socket)?;
     }
     let mut connected = socket.connect(&to.into());
     if is_pending(&connected) {
@@ -164,6 +170,25 @@ mod tests {
             drop((accepted, listener));
             let refused = connect(at, &ConnectOptions::default()).await;
             assert!(matches!(refused, Err(ConnectError::Refused { to }) if to == at), "{refused:?}");
+        });
+    }
+
+    #[test]
+    fn who_speaks_first_is_accepted_with_its_first_bytes_and_without_them_too() {
+        on_each_driver(|_worker| async {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let at = listener.local_addr().unwrap();
+            let options = ConnectOptions { speaks_first: true, ..ConnectOptions::default() };
+            let silent = connect(at, &options).await.unwrap();
+            assert_eq!(listener.accept().unwrap().1, silent.local_address().unwrap());
+
+            let speaking = connect(at, &options).await.unwrap();
+            speaking.write_all(b"first").await.unwrap();
+            let (mut accepted, peer) = listener.accept().unwrap();
+            assert_eq!(peer, speaking.local_address().unwrap());
+            let mut first = [0; 5];
+            io::Read::read_exact(&mut accepted, &mut first).unwrap();
+            assert_eq!(&first, b"first");
         });
     }
 

@@ -7,25 +7,28 @@ use std::rc::Rc;
 use model::{ApplicationTunnel, ApplicationTunnelProtocol};
 use tunnel::proxy_protocol::ProxyHeader;
 
-use super::admission::Arrival;
+use super::admission::{Admission, Arrival};
 use super::dial::connect_cause;
 use super::node::Node;
 use super::pod::Pod;
 use crate::access_log::cause::CloseCause;
 use crate::net::{ConnectError, ConnectOptions, Socket, connect};
 
-/// Connects to the application, wearing the client's address unless that is the pod's own.
+/// Connects to the application, wearing the client's address unless that is the pod's own. Where requests are read, it
+/// says nothing before it has one.
 pub(super) async fn dial_application(
     node: &Rc<Node>,
     pod: &Rc<Pod>,
     arrival: &Arrival,
     to: SocketAddr,
+    admission: Admission,
 ) -> Result<Socket, CloseCause> {
     let client = arrival.source_address.ip();
     // A connection from the pod to itself with the pod's own address twice would meet its own reply.
     let wears = pod.wears_clients.get() && client != to.ip() && client.is_ipv4() == to.is_ipv4();
     let source = wears.then(|| SocketAddr::new(client, 0));
-    let options = ConnectOptions { source, ..node.connect_options(&pod.local.network) };
+    let speaks_first = admission == Admission::ByRequest;
+    let options = ConnectOptions { source, speaks_first, ..node.connect_options(&pod.local.network) };
     let connected = match connect(to, &options).await {
         Err(error) if source.is_some() && may_go_without(node, &error) => {
             tracing::warn!(pod = %pod.local.uid, %error, "applications of this pod see the proxy as their client");
@@ -55,6 +58,7 @@ pub(super) async fn dial_application_tunnel(
     tunnel: ApplicationTunnel,
     target: SocketAddr,
     asked: SocketAddr,
+    admission: Admission,
 ) -> Result<Socket, CloseCause> {
     let application = if node.options.localhost_application_tunnel {
         // From loopback to loopback: an application that listens there trusts what the header says.
@@ -66,7 +70,7 @@ pub(super) async fn dial_application_tunnel(
         let to = SocketAddr::new(loopback, target.port());
         connect(to, &options).await.map_err(|error| connect_cause(&error))?
     } else {
-        dial_application(node, pod, arrival, target).await?
+        dial_application(node, pod, arrival, target, admission).await?
     };
     if tunnel.protocol == ApplicationTunnelProtocol::Proxy {
         let header = ProxyHeader {

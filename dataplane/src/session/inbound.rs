@@ -249,10 +249,10 @@ async fn prepare(
         Err(cause) => return refuse(request, &DestinationError::Denied, cause),
     };
     let opened = match destination.application_tunnel {
-        None => dial_application(node, pod, &arrival, destination.target).await,
+        None => dial_application(node, pod, &arrival, destination.target, admission).await,
         Some(tunnel) => {
             let meant = lookup.address_of(&asked.authority).unwrap_or(destination.target);
-            dial_application_tunnel(node, pod, &arrival, tunnel, destination.target, meant).await
+            dial_application_tunnel(node, pod, &arrival, tunnel, destination.target, meant, admission).await
         }
     };
     let application = match opened {

@@ -74,6 +74,6 @@ async fn prepare(
     connection.note_telemetry(&state.snapshot);
     let arrival = Arrival { source: None, source_address: remote, destination: to };
     let admission = admit(connection, &state, &workload, &arrival)?;
-    let application = dial_application(node, pod, &arrival, to).await?;
+    let application = dial_application(node, pod, &arrival, to, admission).await?;
     Ok(Ready { arrival, application, admission })
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
-use crate::session::admission::Arrival;
+use crate::session::admission::{Admission, Arrival};
 use crate::session::application::dial_application;
 use crate::session::connection::Connection;
 use crate::session::dial::UpstreamFacts;
@@ -113,7 +113,8 @@ impl Director for Gate {
             if let Some(first) = self.first.take().filter(Wire::is_quiet) {
                 return Ok((first, UpstreamFacts::default()));
             }
-            let dialled = dial_application(&self.node, &self.pod, &self.arrival, self.target).await;
+            let Self { node, pod, arrival, target, .. } = self;
+            let dialled = dial_application(node, pod, arrival, *target, Admission::ByRequest).await;
             let socket = dialled.map_err(|cause| Reply::text(503, "upstream connect error", cause))?;
             Ok((Wire::Socket(socket), UpstreamFacts::default()))
         };
