@@ -74,7 +74,8 @@ async fn requests<D: Director>(
 /// The head of the next request, or why there is none.
 async fn next_head(worker: &Worker, reader: &mut Reader, downstream: &Wire) -> Result<Bytes, NoRequest> {
     // A connection that only waits ends with the drain; what has been begun is finished.
-    match worker.unless_draining(reader.begun(worker, downstream)).await {
+    let begun = worker.unless_draining(pin!(reader.begun(worker, downstream))).await;
+    match begun {
         None => {
             Box::pin(downstream.close(worker)).await;
             return Err(NoRequest::Closed(CloseCause::Drained));

@@ -184,13 +184,14 @@ pub(super) async fn converse<D: Director>(
     let wants_http2 = is_http2(director.declared());
     let begun = {
         let worker = &connection.node.worker;
-        let reading = async {
+        // Of its own, for as long as it takes: the connection must not keep the room.
+        let reading = Box::pin(async {
             if wants_http2 {
                 reader.first_line(worker, &downstream).await
             } else {
                 reader.preface(worker, &downstream).await
             }
-        };
+        });
         let begun = pin!(worker.unless_draining(reading));
         connection.until_cut(begun).await
     };
@@ -215,7 +216,8 @@ impl Begun {
         let mut reader = Reader::default();
         {
             let worker = &connection.node.worker;
-            let begun = pin!(worker.unless_draining(reader.first_line(worker, downstream)));
+            // Of its own, for as long as it takes: the connection must not keep the room.
+            let begun = pin!(worker.unless_draining(Box::pin(reader.first_line(worker, downstream))));
             let _begun = connection.until_cut(begun).await?;
         }
         Ok(Self { reader })
