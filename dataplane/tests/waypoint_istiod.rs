@@ -4,7 +4,7 @@
 
 mod node_support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,7 +14,10 @@ use std::time::Instant;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
-use node_support::istiod::{any, cluster, http_filter, listener, routes, service_address, tcp_listener};
+use node_support::istiod::{
+    TCP_CHAIN, any, cluster, http_filter, listener, routes, service_address, subset, subset_name,
+    tcp_listener, tcp_listener_of,
+};
 use node_support::raw::RawClient;
 use node_support::resources::identity;
 use node_support::waypoint::{Answer, WAYPOINT, ask, read_head};
@@ -22,14 +25,17 @@ use node_support::{Bed, PATIENCE, inside, traffic};
 use prost_types::Duration;
 use serde_json::{Value, json};
 use tunnel::h2::Headers;
+use xds::proto::waypoint::cluster::LbPolicy;
 use xds::proto::waypoint::jwt_provider::JwksSourceSpecifier;
 use xds::proto::waypoint::jwt_requirement::RequiresType;
 use xds::proto::waypoint::jwt_rule::RequirementType;
 use xds::proto::waypoint::remote_jwks::KeysUri;
 use xds::proto::waypoint::route_match::PathSpecifier;
+use xds::proto::waypoint::tcp_hash_policy::SourceIp;
+use xds::proto::waypoint::tcp_weighted_clusters::Share;
 use xds::proto::waypoint::{
     HttpFilter, JwtAuthentication, JwtProvider, JwtRequirement, JwtRequirements, JwtRule, NetworkFilter,
-    RemoteJwks, RouteMatch,
+    RemoteJwks, RouteMatch, TcpHashPolicy, TcpProxy, TcpWeightedClusters,
 };
 
 const SERVERS: [&str; 2] = ["server", "second"];
@@ -119,6 +125,65 @@ fn what_is_not_understood_refuses_requests_with_403_and_connections_with_401() {
         assert_eq!(connected(&bed), 401);
         bed.nodes[WAYPOINT]
             .until_logged(&["|tcp|", "envoy.extensions.filters.network.wasm.v3.Wasm is not supported"]);
+    });
+}
+
+// === Where connections without requests go ===
+
+/// Waits until these servers, and no others, take a client's connections; of forty each gets at least one.
+fn until_taken_by(bed: &Bed, servers: &[&str]) {
+    let ask = |_| {
+        let answer = bed.http("client", service_address(), "/", &[]);
+        answer.map_or_else(
+            |error| error.to_string(),
+            |answer| answer.body.split(' ').next().unwrap_or_default().to_owned(),
+        )
+    };
+    let expected: BTreeSet<String> = servers.iter().map(ToString::to_string).collect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let taken: BTreeSet<String> = (0..40).map(ask).collect();
+        if taken == expected {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{taken:?} is not {expected:?}\n{}", bed.nodes[WAYPOINT].log());
+    }
+}
+
+/// A chain that gives each subset its share.
+fn shared_out(shares: &[(&str, u32)]) -> TcpProxy {
+    let share = |(subset, weight): &(&str, u32)| Share { name: subset_name(subset), weight: *weight };
+    let clusters = shares.iter().map(share).collect();
+    TcpProxy { weighted_clusters: Some(TcpWeightedClusters { clusters }), ..TcpProxy::default() }
+}
+
+#[test]
+fn connections_are_shared_out_by_weight_and_hashed_by_their_client_where_that_is_said() {
+    inside("connections_are_shared_out_by_weight_and_hashed_by_their_client_where_that_is_said", || {
+        let mut bed = bed();
+        let endpoints = [bed.endpoint_of_subset("v1", "server"), bed.endpoint_of_subset("v2", "second")];
+        let to = |proxy: &TcpProxy| tcp_listener_of(proxy, |_| {});
+        let own = TcpProxy { cluster: TCP_CHAIN.into(), ..TcpProxy::default() };
+        let told = [cluster(|_| {}), subset("v1"), subset("v2"), to(&own)];
+        bed.waypoint_under_istiod(SERVERS, told.into_iter().chain(endpoints));
+        until_taken_by(&bed, &SERVERS);
+        bed.apply([to(&shared_out(&[("v1", 1), ("v2", 0)]))]);
+        until_taken_by(&bed, &["server"]);
+        bed.apply([to(&shared_out(&[("v1", 0), ("v2", 5)]))]);
+        until_taken_by(&bed, &["second"]);
+        bed.apply([to(&shared_out(&[("v1", 1), ("v2", 1)]))]);
+        until_taken_by(&bed, &SERVERS);
+        bed.apply([to(&TcpProxy { cluster: subset_name("v1"), ..TcpProxy::default() })]);
+        until_taken_by(&bed, &["server"]);
+
+        // Of a cluster that chooses by hash, connections that are hashed by nothing go anywhere.
+        bed.apply([cluster(|it| it.lb_policy = LbPolicy::Maglev.into()), to(&own)]);
+        until_taken_by(&bed, &SERVERS);
+        let hash_policy = vec![TcpHashPolicy { source_ip: Some(SourceIp {}) }];
+        bed.apply([to(&TcpProxy { hash_policy, ..own })]);
+        let bound = || bed.http("client", service_address(), "/", &[]).unwrap().body;
+        let first = bound().split(' ').next().unwrap().to_owned();
+        until_taken_by(&bed, &[&first]);
     });
 }
 

@@ -48,6 +48,19 @@ pub fn cluster(change: impl FnOnce(&mut Cluster)) -> Resource {
     resource(CHAIN, CLUSTER_TYPE, &cluster)
 }
 
+/// The same of a subset of its endpoints, with endpoints of its own.
+pub fn subset(name: &str) -> Resource {
+    let mut cluster: Cluster = captured("004-00-initial-resp-CDS.pb", CHAIN);
+    cluster.name = subset_name(name);
+    cluster.eds_cluster_config.as_mut().unwrap().service_name = subset_name(name);
+    resource(&subset_name(name), CLUSTER_TYPE, &cluster)
+}
+
+/// The name of the cluster of a subset, where the port carries no HTTP.
+pub fn subset_name(subset: &str) -> String {
+    TCP_CHAIN.replace("|tcp|", &format!("|tcp/{subset}|"))
+}
+
 /// The main listener with one route, which takes everything to the service itself, and what `change` makes of it.
 pub fn listener(change: impl FnOnce(&mut HttpConnectionManager)) -> Resource {
     let mut listener: Listener = captured("007-00-initial-resp-LDS.pb", "main_internal");
@@ -66,9 +79,14 @@ pub fn listener(change: impl FnOnce(&mut HttpConnectionManager)) -> Resource {
 /// The main listener with one filter chain for the service's port, of connections that carry no HTTP; its filters lead to
 /// the service itself, and `change` makes more of them.
 pub fn tcp_listener(change: impl FnOnce(&mut FilterChain)) -> Resource {
-    let mut listener: Listener = captured("007-00-initial-resp-LDS.pb", "main_internal");
     let proxy = TcpProxy { cluster: TCP_CHAIN.into(), ..TcpProxy::default() };
-    let typed_config = Some(any("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", &proxy));
+    tcp_listener_of(&proxy, change)
+}
+
+/// The same with this at the end of the chain.
+pub fn tcp_listener_of(proxy: &TcpProxy, change: impl FnOnce(&mut FilterChain)) -> Resource {
+    let mut listener: Listener = captured("007-00-initial-resp-LDS.pb", "main_internal");
+    let typed_config = Some(any("envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy", proxy));
     let filters = vec![NetworkFilter { name: "envoy.filters.network.tcp_proxy".into(), typed_config }];
     let mut chain = FilterChain { name: TCP_CHAIN.into(), filters, ..FilterChain::default() };
     change(&mut chain);
@@ -141,6 +159,16 @@ impl Bed {
             own.endpoint_id = format!("{}:8080", self.v4(pod));
         }
         resource(CHAIN, LOAD_ASSIGNMENT_TYPE, &assignment)
+    }
+
+    /// The endpoint of a subset of the service: this pod.
+    pub fn endpoint_of_subset(&self, subset: &str, server: &str) -> Resource {
+        let name = subset_name(subset);
+        let own = self.endpoints_told_by_istiod([server; 2]);
+        let mut assignment = LoadAssignment::decode(&*own.body.value).unwrap();
+        assignment.endpoints.truncate(1);
+        assignment.cluster_name.clone_from(&name);
+        resource(&name, LOAD_ASSIGNMENT_TYPE, &assignment)
     }
 
     /// Starts a waypoint that is told these resources beside the endpoints, and leads the clients to it.

@@ -32,7 +32,7 @@ pub enum Taken<'a> {
 impl<'a> MatchedRoute<'a> {
     /// Picks a backend of the rule as [`pick_backend`] does, unless the rule redirects.
     pub fn take(&self, random: u64) -> Taken<'a> {
-        self.take_of(|rule| pick_backend(rule, random))
+        self.take_of(|rule| pick_backend(&rule.backends, random))
     }
 
     /// The same for a request that is bound: it goes to the backend of its session, if the rule still has it. One that
@@ -40,7 +40,7 @@ impl<'a> MatchedRoute<'a> {
     pub fn take_bound(&self, bond: &Bond, random: u64) -> Taken<'a> {
         self.take_of(|rule| {
             let bound = rule.backends.iter().find(|backend| bond.is_to(&backend.target));
-            bound.map_or_else(|| pick_backend(rule, random), Picked::Backend)
+            bound.map_or_else(|| pick_backend(&rule.backends, random), Picked::Backend)
         })
     }
 
@@ -65,12 +65,12 @@ impl<'a> MatchedRoute<'a> {
     }
 }
 
-/// Picks a backend of `rule`; with `random` evenly distributed, each in proportion to its weight.
-pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
-    let total: u64 = rule.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+/// Picks one of `backends`; with `random` evenly distributed, each in proportion to its weight.
+pub fn pick_backend(backends: &[Backend], random: u64) -> Picked<'_> {
+    let total: u64 = backends.iter().map(|backend| u64::from(backend.weight)).sum();
     // Scaling by multiplication spreads the remainder evenly and needs no division; below 2^64 as `random` is.
     let mut point = u64::try_from((u128::from(random) * u128::from(total)) >> 64).unwrap_or_default();
-    for backend in &rule.backends {
+    for backend in backends {
         let weight = u64::from(backend.weight);
         if point < weight {
             return Picked::Backend(backend);
@@ -84,7 +84,7 @@ pub fn pick_backend(rule: &HttpRule, random: u64) -> Picked<'_> {
 mod tests {
     use super::*;
 
-    fn rule(weights: &[u32]) -> HttpRule {
+    fn backends(weights: &[u32]) -> Vec<Backend> {
         let backends = weights.iter().enumerate().map(|(index, weight)| Backend {
             target: BackendTarget::Invalid(index.to_string().into()),
             weight: *weight,
@@ -94,16 +94,17 @@ mod tests {
             retry_budget: None,
             session: None,
         });
-        HttpRule { backends: backends.collect(), ..HttpRule::default() }
+        backends.collect()
     }
 
     fn shares(weights: &[u32]) -> Vec<u32> {
-        let rule = rule(weights);
+        let backends = backends(weights);
         let mut counts = vec![0; weights.len()];
         for step in 0..1000_u64 {
-            if let Picked::Backend(backend) = pick_backend(&rule, step * (u64::MAX / 1000) + u64::MAX / 2000)
+            if let Picked::Backend(backend) =
+                pick_backend(&backends, step * (u64::MAX / 1000) + u64::MAX / 2000)
             {
-                counts[rule.backends.iter().position(|own| own == backend).unwrap()] += 1;
+                counts[backends.iter().position(|own| own == backend).unwrap()] += 1;
             }
         }
         counts
@@ -120,8 +121,8 @@ mod tests {
 
     #[test]
     fn without_a_weight_there_is_none() {
-        assert_eq!(pick_backend(&rule(&[]), 0), Picked::None);
-        assert_eq!(pick_backend(&rule(&[0, 0]), u64::MAX), Picked::None);
-        assert!(matches!(pick_backend(&rule(&[0, 1]), u64::MAX), Picked::Backend(_)));
+        assert_eq!(pick_backend(&backends(&[]), 0), Picked::None);
+        assert_eq!(pick_backend(&backends(&[0, 0]), u64::MAX), Picked::None);
+        assert!(matches!(pick_backend(&backends(&[0, 1]), u64::MAX), Picked::Backend(_)));
     }
 }

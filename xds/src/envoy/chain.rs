@@ -10,14 +10,12 @@ use super::names::ClusterName;
 use super::refusal::{Within, read, type_of, unpack};
 use super::telemetry::Told;
 use super::tokens::Tokens;
-use super::{Refusal, http, rbac};
-use crate::proto::waypoint::{
-    FilterChain, HttpConnectionManager, NetworkFilter, NetworkRbac, TcpProxy, TypedStruct,
-};
+use super::{Refusal, http, rbac, tcp};
+use crate::proto::waypoint::{FilterChain, HttpConnectionManager, NetworkFilter, NetworkRbac, TypedStruct};
+use crate::snapshot::TcpWay;
 
 const HTTP_CONNECTION_MANAGER: &str =
     "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager";
-const TCP_PROXY: &str = "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy";
 const RBAC: &str = "envoy.extensions.filters.network.rbac.v3.RBAC";
 
 /// Filters that tell others about the connection, and change nothing of it.
@@ -39,8 +37,8 @@ pub(super) struct Chain {
     pub(super) target: Target,
     pub(super) policies: Vec<Arc<AuthorizationPolicy>>,
     pub(super) carries: Carries,
-    /// What is told of its requests; `None` where it carries none.
-    pub(super) told: Option<Told>,
+    /// What is told of its requests, or of its connections where it carries none.
+    pub(super) told: Told,
 }
 
 /// Whose connections the chain serves.
@@ -54,7 +52,7 @@ pub(super) enum Target {
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Carries {
     Http { tokens: Option<Tokens>, route: Option<Arc<HttpRoute>>, normalization: Normalization },
-    Tcp,
+    Tcp(TcpWay),
 }
 
 /// The chains of names that tell nothing of services.
@@ -93,22 +91,21 @@ pub(super) fn chain(bytes: &[u8], name: &str) -> Result<Chain, Refusal> {
         None => return Err(Refusal::at("name", format!("{name:?} names no service and no workloads"))),
     };
     let (last, others) = wire.filters.split_last().ok_or_else(|| Refusal::at("filters", "there are none"))?;
-    let (mut policies, mut told) = (Vec::new(), None);
+    let mut policies = Vec::new();
     for (index, filter) in others.iter().enumerate() {
         network_filter(filter, &mut policies).within_item("filters", index)?;
     }
-    let carries = match &last.typed_config {
+    let (carries, told) = match &last.typed_config {
         Some(config) if type_of(config) == HTTP_CONNECTION_MANAGER => {
             let manager: HttpConnectionManager =
                 unpack(config, HTTP_CONNECTION_MANAGER).within_item("filters", others.len())?;
             let served = http::requests(&manager, name, &target).within_item("filters", others.len())?;
             policies.extend(served.policies);
-            told = Some(served.told);
-            served.carries
+            (served.carries, served.told)
         }
         Some(config) => {
-            tcp(config, &target).within_item("filters", others.len())?;
-            Carries::Tcp
+            let served = tcp::connections(config, &target).within_item("filters", others.len())?;
+            (Carries::Tcp(served.way), served.told)
         }
         None => return Err(Refusal::at("filters", "the last one has no configuration")),
     };
@@ -141,24 +138,5 @@ pub(super) fn is_telemetry(config: &prost_types::Any, kinds: &[&str]) -> Result<
         Ok(true)
     } else {
         Err(Refusal::new(format!("{inner} is not supported here")))
-    }
-}
-
-/// The end of a chain for plain connections, which must lead to the chain's own service or workload.
-fn tcp(config: &prost_types::Any, target: &Target) -> Result<(), Refusal> {
-    let proxy: TcpProxy = unpack(config, TCP_PROXY)?;
-    if !proxy.tunneling_config.is_empty() {
-        return Err(Refusal::at("tunneling_config", "is not supported here"));
-    }
-    let own = match target {
-        Target::Service(service) => {
-            ClusterName::parse(&proxy.cluster).is_some_and(|cluster| cluster.is_port_of(service))
-        }
-        Target::Workloads => proxy.cluster == ENCAP,
-    };
-    if own {
-        Ok(())
-    } else {
-        Err(Refusal::at("cluster", format!("{:?} is not supported here", proxy.cluster)))
     }
 }

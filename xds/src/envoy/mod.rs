@@ -26,6 +26,7 @@ mod routes;
 mod serve;
 mod shape;
 mod state;
+mod tcp;
 mod telemetry;
 #[cfg(test)]
 mod tests;

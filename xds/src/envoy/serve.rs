@@ -19,6 +19,7 @@ use model::{
 };
 
 use super::Refusal;
+use super::chain;
 use super::cluster::{ReadCluster, ServiceCluster};
 use super::destinations::Chains;
 use super::endpoints::{Endpoint, Host};
@@ -27,7 +28,7 @@ use super::state::{CompiledChain, State};
 use crate::issuer::{Keys, Wanted};
 use crate::proto::{CLUSTER_TYPE, LISTENER_TYPE, LOAD_ASSIGNMENT_TYPE};
 use crate::snapshot::waypoint::{Cluster, ClusterKey};
-use crate::snapshot::{self, Served, ServedHttp, ServiceEntry, Snapshot, WaypointConfig};
+use crate::snapshot::{self, Served, ServedHttp, ServedTcp, ServiceEntry, Snapshot, WaypointConfig};
 
 /// What a waypoint under istiod holds and serves.
 #[derive(Debug, Default)]
@@ -127,14 +128,16 @@ impl Serving {
         News::since(&mut self.told.chains, routes.collect())
     }
 
-    /// What is told of the requests to each destination. A destination without a log has none if others have one; if
+    /// What is told of the traffic to each destination: of its requests, where any of its ports has them. A destination without a log has none if others have one; if
     /// nobody has, istiod says nothing of logs.
     pub(crate) fn telemetry(&self) -> snapshot::Map<Option<NamespacedHostname>, Telemetry> {
         let chains =
             || self.state.chains.iter().filter_map(|(name, held)| Some((name, held.compiled.told.as_ref()?)));
         let any_has_log = chains().any(|(_, told)| told.has_log);
         let mut telemetry = snapshot::Map::default();
-        for (name, told) in chains() {
+        let (of_requests, of_connections): (Vec<_>, Vec<_>) =
+            chains().partition(|(name, _)| chain::is_http(name));
+        for (name, told) in of_requests.into_iter().chain(of_connections) {
             let destination = ClusterName::parse(name).map(|name| self.known_as(&name).1);
             let mut side = told.side.clone();
             side.log.disabled = any_has_log && !told.has_log;
@@ -252,8 +255,8 @@ impl Serving {
             None => ServedHttp { policies: missing(name), router: None, normalization: <_>::default() },
         });
         let tcp = chains.tcp.as_ref().map(|name| match held(name) {
-            Some(chain) => Arc::clone(&chain.policies),
-            None => missing(name),
+            Some(chain) => ServedTcp { policies: Arc::clone(&chain.policies), way: chain.tcp.clone() },
+            None => ServedTcp { policies: missing(name), way: None },
         });
         Served { service: named(chains).map(|name| self.known_as(&name).1), port, http, tcp }
     }

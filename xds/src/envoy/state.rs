@@ -21,6 +21,7 @@ use super::listener::{MAIN, MainListener, ReadListener, listener};
 use super::telemetry::Told;
 use crate::issuer::{Keys, Wanted};
 use crate::kube::istio::KeySource;
+use crate::snapshot::TcpWay;
 
 /// What is held of istiod's resources.
 #[derive(Debug, Default)]
@@ -61,7 +62,9 @@ pub(super) struct CompiledChain {
     pub(super) service: Option<(NamespacedHostname, u16)>,
     pub(super) policies: Arc<PolicySet>,
     pub(super) http: Option<CompiledHttp>,
-    /// What is told of its requests; `None` where it carries none, or is not understood.
+    /// How its connections go on; `None` where it carries requests, or is not understood.
+    pub(super) tcp: Option<Arc<TcpWay>>,
+    /// What is told of its requests or connections; `None` where it is not understood.
     pub(super) told: Option<Told>,
     /// Why the chain refuses everything, where it does because it was not understood.
     pub(super) refusal: Option<Refusal>,
@@ -238,6 +241,7 @@ impl CompiledChain {
                 service: chain::service(name),
                 policies,
                 http,
+                tcp: None,
                 told: None,
                 refusal: Some(refusal),
                 wanted_keys: Wanted::new(),
@@ -252,14 +256,15 @@ impl CompiledChain {
             Target::Workloads => None,
         };
         let mut wanted_keys = Wanted::new();
-        let (set, http) = match chain.carries {
+        let (set, http, tcp) = match chain.carries {
             Carries::Http { tokens, route, normalization } => {
                 wanted_keys = tokens.as_ref().map_or(wanted_keys, |tokens| tokens.wanted.clone());
                 let tokens = Authenticator::compile(tokens.map(|tokens| tokens.with(keys)).as_ref());
-                (set.with_tokens(tokens), Some(CompiledHttp { route, normalization }))
+                (set.with_tokens(tokens), Some(CompiledHttp { route, normalization }), None)
             }
-            Carries::Tcp => (set, None),
+            Carries::Tcp(way) => (set, None, Some(Arc::new(way))),
         };
-        Ok(Self { service, policies: Arc::new(set), http, told: chain.told, refusal: None, wanted_keys })
+        let (policies, told) = (Arc::new(set), Some(chain.told));
+        Ok(Self { service, policies, http, tcp, told, refusal: None, wanted_keys })
     }
 }

@@ -1,4 +1,4 @@
-//! What is told of the requests of a chain: `access_log` and `tracing` of its HTTP connection manager.
+//! What is told of the requests of a chain, or of its connections: `access_log` and `tracing` of its last filter.
 //!
 //! What is not understood of them is left out and told as a problem; it closes no chain, for it decides about no request.
 
@@ -32,11 +32,20 @@ pub(super) struct Told {
 }
 
 pub(super) fn told(manager: &HttpConnectionManager) -> Told {
+    of(&manager.access_log, &manager.tracing)
+}
+
+/// What is told of connections that carry no requests. They have a log, and no spans.
+pub(super) fn of_connections(access_log: &[Vec<u8>]) -> Told {
+    of(access_log, &[])
+}
+
+fn of(access_log: &[Vec<u8>], traced: &[u8]) -> Told {
     let mut left_out = Vec::new();
-    let log = LogRule { disabled: false, filter: log_filter(&manager.access_log, &mut left_out) };
-    let tracing = tracing(&manager.tracing, &mut left_out);
+    let log = LogRule { disabled: false, filter: log_filter(access_log, &mut left_out) };
+    let tracing = tracing(traced, &mut left_out);
     let side = TelemetrySide { log, tracing, ..TelemetrySide::default() };
-    Told { side, has_log: !manager.access_log.is_empty(), left_out }
+    Told { side, has_log: !access_log.is_empty(), left_out }
 }
 
 /// A line stands if any of the logs wants it; `None`: all do.

@@ -65,7 +65,7 @@ fn waypoint(config: &WaypointConfig) -> Value {
                 .http
                 .iter()
                 .flat_map(|http| http.policies.policies())
-                .chain(served.tcp.iter().flat_map(|set| set.policies()))
+                .chain(served.tcp.iter().flat_map(|tcp| tcp.policies.policies()))
                 .map(|policy| format!("{}/{}", policy.namespace, policy.name))
                 .collect();
             policies.sort();

@@ -49,7 +49,7 @@ pub(crate) use routes::ServiceRoutes;
 pub use telemetry::TelemetryTable;
 pub use traffic::Governed;
 pub(crate) use vip_blocks::VipBlocks;
-pub use waypoint::{Asked, Served, ServedHttp, WaypointConfig};
+pub use waypoint::{Asked, Served, ServedHttp, ServedTcp, TcpWay, WaypointConfig};
 pub(crate) use workloads::Workloads;
 
 /// A persistent map with the hasher of this crate.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use equivalent::Equivalent;
 use ipnet::IpNet;
 use l7::authz::PolicySet;
-use l7::ir::TrafficSettings;
+use l7::ir::{Backend, TrafficSettings};
 use l7::path::Normalization;
 use l7::router::Router;
 use model::NamespacedHostname;
@@ -32,8 +32,25 @@ pub struct Served {
     pub service: Option<NamespacedHostname>,
     pub port: u16,
     pub http: Option<ServedHttp>,
-    /// The policies on a connection that does not carry HTTP.
-    pub tcp: Option<Arc<PolicySet>>,
+    /// How a connection is served that does not carry HTTP.
+    pub tcp: Option<ServedTcp>,
+}
+
+/// How a connection is served that is not read.
+#[derive(Debug, Clone)]
+pub struct ServedTcp {
+    pub policies: Arc<PolicySet>,
+    /// `None`: it goes to the service, or to the workload, as the traffic policy there says.
+    pub way: Option<Arc<TcpWay>>,
+}
+
+/// Where a control plane that speaks Envoy's resources has connections go.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TcpWay {
+    /// Each has its share; of those that are not valid it is closed. None: the service, or the workload.
+    pub backends: Vec<Backend>,
+    /// Where endpoints are chosen by hash, it is by that of the client's address; else by none.
+    pub by_client: bool,
 }
 
 /// How the requests of a connection are served.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use l7::path::Normalization;
 use model::{AppProtocol, Workload};
 use tunnel::hbone::{Authority, Host};
-use xds::snapshot::{Asked, Served, ServedHttp, ServiceEntry};
+use xds::snapshot::{Asked, Served, ServedHttp, ServedTcp, ServiceEntry};
 
 use crate::session::lookup::Lookup;
 use crate::session::state::NodeState;
@@ -127,14 +127,11 @@ impl Front {
 }
 
 /// With both, the first bytes decide.
-fn by_protocol(
-    declared: AppProtocol,
-    http: ServedHttp,
-) -> (Option<ServedHttp>, Option<Arc<l7::authz::PolicySet>>) {
-    let policies = http.policies.clone();
+fn by_protocol(declared: AppProtocol, http: ServedHttp) -> (Option<ServedHttp>, Option<ServedTcp>) {
+    let tcp = ServedTcp { policies: http.policies.clone(), way: None };
     match declared {
         AppProtocol::Http11 | AppProtocol::Http2 | AppProtocol::Grpc => (Some(http), None),
-        AppProtocol::Tcp | AppProtocol::Tls => (None, Some(policies)),
-        AppProtocol::Unknown => (Some(http), Some(policies)),
+        AppProtocol::Tcp | AppProtocol::Tls => (None, Some(tcp)),
+        AppProtocol::Unknown => (Some(http), Some(tcp)),
     }
 }

@@ -160,8 +160,8 @@ async fn prepare(
     let accept = |request: IncomingRequest| request.accept(&answer).map_err(|_| CloseCause::ClientReset);
     match (&asked.found.served.http, &asked.found.served.tcp) {
         (Some(_), None) => Ok(Ready::Http { asked: Box::new(asked), stream: accept(request)? }),
-        (None, Some(policies)) => {
-            if !tcp::is_allowed(node, policies, &asked.arrival) {
+        (None, Some(served)) => {
+            if !tcp::is_allowed(node, &served.policies, &asked.arrival) {
                 request.refuse(STATUS_DENIED);
                 return Err(CloseCause::PolicyDenied);
             }
@@ -175,12 +175,12 @@ async fn prepare(
                 }
             }
         }
-        (Some(_), Some(policies)) => {
+        (Some(_), Some(served)) => {
             let downstream = accept(request)?;
             if speaks_http(&downstream).await {
                 return Ok(Ready::Http { asked: Box::new(asked), stream: downstream });
             }
-            let opened = if tcp::is_allowed(node, policies, &asked.arrival) {
+            let opened = if tcp::is_allowed(node, &served.policies, &asked.arrival) {
                 tcp::reach(connection, node, pod, &asked, remote).await
             } else {
                 Err(CloseCause::PolicyDenied)
@@ -327,7 +327,7 @@ pub(super) fn is_still_allowed(
         });
         return true;
     }
-    found.served.tcp.is_some_and(|policies| policies.evaluate(&attributes, None).is_allowed())
+    found.served.tcp.is_some_and(|served| served.policies.evaluate(&attributes, None).is_allowed())
 }
 
 fn cause_of(unserved: &Unserved) -> CloseCause {

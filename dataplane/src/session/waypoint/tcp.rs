@@ -3,8 +3,11 @@
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use l7::authz::PolicySet;
+use l7::ir::BackendTarget;
+use l7::router::{Picked, pick_backend};
 use tunnel::h2::ErrorCode;
 use xds::snapshot::Route;
 use xds::snapshot::resolve::{Client, Refusal};
@@ -27,6 +30,42 @@ pub(super) fn is_allowed(node: &Node, policies: &PolicySet, arrival: &Arrival) -
     policies.evaluate(&arrival.attributes(), None).is_allowed()
 }
 
+/// Whose endpoints a connection may have.
+struct Aim {
+    goal: Goal,
+    /// What was asked for, with the port of the service that it goes to.
+    to: SocketAddr,
+    subset: Option<Arc<str>>,
+    by_client: bool,
+}
+
+impl Aim {
+    /// Drawn once for a connection: a second try is one at the same backend.
+    fn draw(node: &Node, asked: &Asked) -> Result<Self, CloseCause> {
+        let to = asked.arrival.destination;
+        let way = asked.found.served.tcp.as_ref().and_then(|served| served.way.as_ref());
+        let by_client = way.is_none_or(|way| way.by_client);
+        let Some(way) = way.filter(|way| !way.backends.is_empty()) else {
+            return Ok(Self { goal: asked.goal.clone(), to, subset: None, by_client });
+        };
+        let Picked::Backend(backend) = pick_backend(&way.backends, node.random()) else {
+            return Err(CloseCause::NoHealthyEndpoint);
+        };
+        match &backend.target {
+            BackendTarget::Service { service, port } => Ok(Self {
+                goal: Goal::Service(service.clone()),
+                to: SocketAddr::new(to.ip(), *port),
+                subset: backend.subset.clone(),
+                by_client,
+            }),
+            BackendTarget::Invalid(reason) => {
+                tracing::debug!(%reason, "a connection has nowhere to go");
+                Err(CloseCause::NoHealthyEndpoint)
+            }
+        }
+    }
+}
+
 /// Opens the way to an endpoint. One that takes no connection is told from one that breaks one off: nothing has been sent
 /// to it, so another one is tried, once.
 pub(super) async fn reach(
@@ -38,18 +77,19 @@ pub(super) async fn reach(
 ) -> Result<Wire, CloseCause> {
     let dialler = Dialler { node, pod, workload: &asked.own, client: remote };
     let client = Client { workload: &asked.own, ip: remote.ip() };
-    let cluster = match &asked.goal {
+    let aim = Aim::draw(node, asked)?;
+    let cluster = match &aim.goal {
         Goal::Service(service) => {
-            let (port, namespace) = (asked.arrival.destination.port(), asked.own.identity.namespace());
-            node.clusters.of(&asked.state, service, port, None, namespace)
+            let (port, namespace) = (aim.to.port(), asked.own.identity.namespace());
+            node.clusters.of(&asked.state, service, port, aim.subset.as_ref(), namespace)
         }
         Goal::Workload(_) => None,
     };
     let cluster = cluster.as_ref();
-    let requested = asked.arrival.destination.ip();
-    let pick = cluster.map(|it| it.pick(&asked.state, it.key_of_connection(client.ip), requested));
+    let key = |it: &Cluster| aim.by_client.then(|| it.key_of_connection(client.ip)).flatten();
+    let pick = cluster.map(|it| it.pick(&asked.state, key(it), aim.to.ip()));
     let chooser = || pick.as_ref().map_or_else(|| node.chooser(), |pick| pick.chooser(node));
-    let chosen = |chooser| asked.goal.resolve(&asked.state, client, asked.arrival.destination, None, chooser);
+    let chosen = |chooser| aim.goal.resolve(&asked.state, client, aim.to, aim.subset.as_deref(), chooser);
     let refused = |refusal: Refusal| {
         tracing::debug!(%refusal, "a connection has nowhere to go");
         refusal_cause(&refusal)
@@ -59,7 +99,7 @@ pub(super) async fn reach(
         Err(CloseCause::ConnectFailed) => first.workload,
         result => return result,
     };
-    let Some(failed) = failed.filter(|_| matches!(asked.goal, Goal::Service(_))) else {
+    let Some(failed) = failed.filter(|_| matches!(aim.goal, Goal::Service(_))) else {
         return Err(CloseCause::ConnectFailed);
     };
     match chosen(chooser().avoiding(std::slice::from_ref(&failed))) {

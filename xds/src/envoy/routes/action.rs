@@ -106,7 +106,8 @@ fn weighted_backend(cluster: &ClusterWeight) -> Result<Backend, Refusal> {
     Ok(Backend { target, subset, weight, tls: None, filters, retry_budget: None, session: None })
 }
 
-fn target(cluster: &str) -> Result<(BackendTarget, Option<Arc<str>>), Refusal> {
+/// The port of a service, or of a subset of it, that a cluster stands for.
+pub(in crate::envoy) fn target(cluster: &str) -> Result<(BackendTarget, Option<Arc<str>>), Refusal> {
     if cluster == UNKNOWN_SERVICE {
         let reason = "the backend does not exist or may not be referred to".into();
         return Ok((BackendTarget::Invalid(reason), None));

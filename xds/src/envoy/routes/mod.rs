@@ -13,6 +13,7 @@ use std::sync::Arc;
 use l7::ir::{Filters, HttpRoute, HttpRule, RouteKind, RouteOrder};
 use l7::router::Router;
 
+pub(super) use self::action::target;
 use super::Refusal;
 use super::chain::{ENCAP, Target};
 use super::refusal::Within;
