@@ -4,6 +4,7 @@
 
 mod session_support;
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -59,6 +60,37 @@ fn pods_reach_each_other_through_hbone_with_source_address_and_half_close() {
                     assert_eq!(bed.metric(&series, &labels), 2, "{series} {reporter}\n{}", bed.metrics());
                 }
                 assert_eq!(bed.metric("istio_tcp_received_bytes_total", &labels), 10);
+            }
+        });
+    });
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_even_where_its_port_is_declared_as_http() {
+    inside("a_server_that_speaks_first_is_heard_even_where_its_port_is_declared_as_http", || {
+        each_driver(|setup| {
+            let service = "---
+apiVersion: v1
+kind: Service
+metadata: { name: web, namespace: app }
+spec: { selector: { app: server }, ports: [{ port: 80, targetPort: 8080, appProtocol: http }] }
+";
+            let bed = Bed::with(&(pods() + service), setup);
+            let server = bed.serve("server", 8080, |mut socket, _| {
+                let mut answer = [0; 4];
+                socket.write_all(b"welcome").unwrap();
+                socket.read_exact(&mut answer).unwrap();
+                socket.write_all(&answer).unwrap();
+            });
+            // Through a tunnel and in plain text.
+            for from in ["client", "plain"] {
+                let mut socket = bed.connect(from, server).unwrap();
+                let mut greeting = [0; 7];
+                socket.read_exact(&mut greeting).unwrap();
+                socket.write_all(b"ping").unwrap();
+                let mut rest = Vec::new();
+                socket.read_to_end(&mut rest).unwrap();
+                assert_eq!((&greeting, rest.as_slice()), (b"welcome", b"ping".as_slice()));
             }
         });
     });

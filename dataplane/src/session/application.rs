@@ -7,27 +7,26 @@ use std::rc::Rc;
 use model::{ApplicationTunnel, ApplicationTunnelProtocol};
 use tunnel::proxy_protocol::ProxyHeader;
 
-use super::admission::{Admission, Arrival};
+use super::admission::Arrival;
 use super::dial::connect_cause;
 use super::node::Node;
 use super::pod::Pod;
 use crate::access_log::cause::CloseCause;
 use crate::net::{ConnectError, ConnectOptions, Socket, connect};
 
-/// Connects to the application, wearing the client's address unless that is the pod's own. Where requests are read, it
-/// says nothing before it has one.
+/// Connects to the application, wearing the client's address unless that is the pod's own. With `speaks_first` the
+/// application says nothing before it has heard from the client.
 pub(super) async fn dial_application(
     node: &Rc<Node>,
     pod: &Rc<Pod>,
     arrival: &Arrival,
     to: SocketAddr,
-    admission: Admission,
+    speaks_first: bool,
 ) -> Result<Socket, CloseCause> {
     let client = arrival.source_address.ip();
     // A connection from the pod to itself with the pod's own address twice would meet its own reply.
     let wears = pod.wears_clients.get() && client != to.ip() && client.is_ipv4() == to.is_ipv4();
     let source = wears.then(|| SocketAddr::new(client, 0));
-    let speaks_first = admission == Admission::ByRequest;
     let options = ConnectOptions { source, speaks_first, ..node.connect_options(&pod.local.network) };
     let connected = match connect(to, &options).await {
         Err(error) if source.is_some() && may_go_without(node, &error) => {
@@ -58,7 +57,7 @@ pub(super) async fn dial_application_tunnel(
     tunnel: ApplicationTunnel,
     target: SocketAddr,
     asked: SocketAddr,
-    admission: Admission,
+    speaks_first: bool,
 ) -> Result<Socket, CloseCause> {
     let application = if node.options.localhost_application_tunnel {
         // From loopback to loopback: an application that listens there trusts what the header says.
@@ -70,7 +69,7 @@ pub(super) async fn dial_application_tunnel(
         let to = SocketAddr::new(loopback, target.port());
         connect(to, &options).await.map_err(|error| connect_cause(&error))?
     } else {
-        dial_application(node, pod, arrival, target, admission).await?
+        dial_application(node, pod, arrival, target, speaks_first).await?
     };
     if tunnel.protocol == ApplicationTunnelProtocol::Proxy {
         let header = ProxyHeader {

@@ -237,10 +237,7 @@ async fn prepare(
     let lookup = Lookup { state: &state, workload: &workload };
     let destination = match destination(node, &lookup, &asked.authority, dialled) {
         Ok(destination) => destination,
-        Err(error) => {
-            let cause = destination_cause(&error);
-            return refuse(request, &error, cause);
-        }
+        Err(error) => return refuse(request, &error, destination_cause(&error)),
     };
     let seen = SocketAddr::new(destination.target.ip(), destination.service_target_port);
     let arrival = Arrival { source: Some(peer), source_address: remote, destination: seen };
@@ -248,11 +245,13 @@ async fn prepare(
         Ok(admission) => admission,
         Err(cause) => return refuse(request, &DestinationError::Denied, cause),
     };
+    let speaks_first = admission == Admission::ByRequest || lookup.client_begins(seen.port());
     let opened = match destination.application_tunnel {
-        None => dial_application(node, pod, &arrival, destination.target, admission).await,
+        None => dial_application(node, pod, &arrival, destination.target, speaks_first).await,
         Some(tunnel) => {
             let meant = lookup.address_of(&asked.authority).unwrap_or(destination.target);
-            dial_application_tunnel(node, pod, &arrival, tunnel, destination.target, meant, admission).await
+            dial_application_tunnel(node, pod, &arrival, tunnel, destination.target, meant, speaks_first)
+                .await
         }
     };
     let application = match opened {

@@ -48,6 +48,13 @@ impl Lookup<'_> {
         if declared.all(|other| other == first) { first } else { AppProtocol::Unknown }
     }
 
+    /// Whether what listens on a port of the workload says nothing before its client has: by what it is declared to speak.
+    /// Without a declaration it may be a protocol in which the server begins.
+    pub(super) fn client_begins(&self, port: u16) -> bool {
+        use AppProtocol::{Grpc, Http2, Http11, Tls};
+        matches!(self.declared(self.workload, port), Http11 | Http2 | Grpc | Tls)
+    }
+
     /// The key of what is not held and was not answered for, but decides what `authority` means at the address
     /// `dialled`. `None` once the validation of the request has all that there is.
     pub(super) fn unanswered(&self, authority: &Authority, dialled: IpAddr) -> Option<String> {

@@ -8,6 +8,7 @@ use super::admission::{Admission, Arrival, admit};
 use super::application::dial_application;
 use super::connection::Connection;
 use super::http;
+use super::lookup::Lookup;
 use super::node::Node;
 use super::outbound::carry_plain;
 use super::pod::Pod;
@@ -74,6 +75,8 @@ async fn prepare(
     connection.note_telemetry(&state.snapshot);
     let arrival = Arrival { source: None, source_address: remote, destination: to };
     let admission = admit(connection, &state, &workload, &arrival)?;
-    let application = dial_application(node, pod, &arrival, to, admission).await?;
+    let lookup = Lookup { state: &state, workload: &workload };
+    let speaks_first = admission == Admission::ByRequest || lookup.client_begins(to.port());
+    let application = dial_application(node, pod, &arrival, to, speaks_first).await?;
     Ok(Ready { arrival, application, admission })
 }

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::access_log::cause::CloseCause;
 use crate::net::Socket;
-use crate::session::admission::{Admission, Arrival};
+use crate::session::admission::Arrival;
 use crate::session::application::dial_application;
 use crate::session::connection::Connection;
 use crate::session::dial::UpstreamFacts;
@@ -114,7 +114,7 @@ impl Director for Gate {
                 return Ok((first, UpstreamFacts::default()));
             }
             let Self { node, pod, arrival, target, .. } = self;
-            let dialled = dial_application(node, pod, arrival, *target, Admission::ByRequest).await;
+            let dialled = dial_application(node, pod, arrival, *target, true).await;
             let socket = dialled.map_err(|cause| Reply::text(503, "upstream connect error", cause))?;
             Ok((Wire::Socket(socket), UpstreamFacts::default()))
         };
