@@ -233,8 +233,8 @@ impl Issuer {
 
     /// The filter that istiod writes for it.
     fn filter(&self, cluster: &str) -> HttpFilter {
-        let http_uri =
-            KeysUri { uri: format!("http://{}/keys?of=me", self.address), cluster: cluster.into() };
+        let uri = format!("http://{}/keys?of=me", self.address);
+        let http_uri = KeysUri { uri, cluster: cluster.into(), ..KeysUri::default() };
         let cache_duration = Some(Duration { seconds: 1, nanos: 0 });
         let keys = RemoteJwks { http_uri: Some(http_uri), cache_duration };
         let provider = JwtProvider {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use crate::issuer::{Keys, REFRESH, Wanted};
+use crate::issuer::{Keys, Pace, Wanted};
 use crate::kube::istio::{KeySource, RequestAuthentication};
 use crate::kube::{Catalog, Kind, Problem, Severity};
 
 /// The sources that a catalog's rules name.
 pub(super) fn sources(catalog: &Catalog) -> Wanted {
     let rules = catalog.request_authentications.values().flat_map(|object| &object.sources);
-    rules.filter(|source| source.is_remote()).map(|source| (source.clone(), REFRESH)).collect()
+    rules.filter(|source| source.is_remote()).map(|source| (source.clone(), Pace::default())).collect()
 }
 
 /// The catalog with the keys that are known, and what is to be said of those that are not.
@@ -66,7 +66,7 @@ mod tests {
         assert_eq!(loaded.problems, []);
         let wanted = sources(&loaded.catalog);
         let (a, b) = (KeySource::Address("http://a/keys".into()), KeySource::Issuer("https://b".into()));
-        assert_eq!(wanted, Wanted::from([(a.clone(), REFRESH), (b.clone(), REFRESH)]));
+        assert_eq!(wanted, Wanted::from([(a.clone(), Pace::default()), (b.clone(), Pace::default())]));
         let failure = Some(Arc::from("it is away"));
         let keys = Keys::from([
             (a, Known { keys: Some(JWKS.into()), failure: None }),

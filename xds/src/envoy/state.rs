@@ -113,12 +113,12 @@ impl State {
 
     // --- Keys of token issuers ---
 
-    /// What has to be fetched; of two who want the same, the one who is content with it for less time is heeded.
+    /// What has to be fetched.
     pub(crate) fn wanted_keys(&self) -> Wanted {
         let mut wanted = Wanted::new();
-        for (source, cached) in self.chains.values().flat_map(|held| &held.compiled.wanted_keys) {
-            let shortest = wanted.entry(source.clone()).or_insert(*cached);
-            *shortest = (*cached).min(*shortest);
+        for (source, pace) in self.chains.values().flat_map(|held| &held.compiled.wanted_keys) {
+            let held = wanted.entry(source.clone()).or_insert(*pace);
+            *held = held.for_both(*pace);
         }
         wanted
     }

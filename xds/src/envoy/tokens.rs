@@ -7,6 +7,7 @@
 //! fetches by way of a cluster; ours are fetched from the address itself, which that cluster must lead to.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use super::Refusal;
 use super::names::{ClusterName, Direction};
 use super::refusal::Within;
 use super::text::{self, lower};
-use crate::issuer::{Keys, Wanted};
+use crate::issuer::{Keys, Pace, Wanted};
 use crate::kube::istio::KeySource;
 use crate::proto::waypoint::data_source::Specifier;
 use crate::proto::waypoint::jwt_provider::JwksSourceSpecifier;
@@ -63,11 +64,10 @@ pub(super) fn tokens(filter: &JwtAuthentication, chain: &str) -> Result<Tokens, 
     for (name, provider) in &filter.providers {
         let place = |refusal: Refusal| refusal.within(&format!("providers[{name:?}]"));
         if let Some(JwksSourceSpecifier::RemoteJwks(keys)) = &provider.jwks_source_specifier {
-            let (source, cached) =
-                key_source(keys).map_err(|refusal| place(refusal.within("remote_jwks")))?;
+            let (source, pace) = key_source(keys).map_err(|refusal| place(refusal.within("remote_jwks")))?;
             remote.push((rules.len(), source.clone()));
-            let shortest = wanted.entry(source).or_insert(cached);
-            *shortest = cached.min(*shortest);
+            let held = wanted.entry(source).or_insert(pace);
+            *held = held.for_both(pace);
         }
         rules.push(token_rule(provider).map_err(place)?);
     }
@@ -181,8 +181,8 @@ fn inline(source: &DataSource) -> Result<String, Refusal> {
     }
 }
 
-/// Where keys are, and how long they are taken. The cluster of istiod's own making leads where the address does.
-fn key_source(keys: &RemoteJwks) -> Result<(KeySource, Duration), Refusal> {
+/// Where keys are, how long they are taken, and how long it may take to have them. The cluster of istiod's own making leads where the address does.
+fn key_source(keys: &RemoteJwks) -> Result<(KeySource, Pace), Refusal> {
     let Some(from) = &keys.http_uri else { return Err(Refusal::at("http_uri", "there is none")) };
     let wrong = |reason: String| Refusal::at("http_uri.uri", format!("{:?} {reason}", from.uri));
     let uri: Uri = from.uri.parse().map_err(|error| wrong(format!("is no address: {error}")))?;
@@ -205,7 +205,13 @@ fn key_source(keys: &RemoteJwks) -> Result<(KeySource, Duration), Refusal> {
     let cached = cached.map_or(CACHED, |length| {
         length.map_or(CACHED_MIN, |length| Duration::from_millis(length.get().into()).max(CACHED_MIN))
     });
-    Ok((KeySource::Address(from.uri.as_str().into()), cached))
+    let mut pace = Pace::every(cached);
+    if let Some(timeout) = &from.timeout {
+        let timeout = text::milliseconds(timeout).within("http_uri.timeout")?;
+        let timeout = timeout.map_or(0, NonZeroU32::get);
+        pace = pace.with_patience(Duration::from_millis(timeout.into()));
+    }
+    Ok((KeySource::Address(from.uri.as_str().into()), pace))
 }
 
 #[cfg(test)]
@@ -218,7 +224,7 @@ mod tests {
     const CLUSTER: &str = "outbound|443||Idp.example";
 
     fn from(uri: &str, cluster: &str) -> RemoteJwks {
-        let http_uri = Some(KeysUri { uri: uri.into(), cluster: cluster.into() });
+        let http_uri = Some(KeysUri { uri: uri.into(), cluster: cluster.into(), timeout: None });
         let cache_duration = Some(prost_types::Duration { seconds: 300, nanos: 0 });
         RemoteJwks { http_uri, cache_duration }
     }
@@ -249,7 +255,8 @@ mod tests {
     fn keys_that_are_fetched_are_put_into_their_rules() {
         let read = tokens(&filter(from("https://idp.example/keys", CLUSTER)), "chain").unwrap();
         let source = KeySource::Address("https://idp.example/keys".into());
-        assert_eq!(read.wanted, Wanted::from([(source.clone(), Duration::from_mins(5))]));
+        let pace = Pace::every(Duration::from_mins(5));
+        assert_eq!(read.wanted, Wanted::from([(source.clone(), pace)]));
         let of = |known: Option<Known>| {
             let keys = known.map(|known| (source.clone(), known)).into_iter().collect();
             read.clone().with(&keys).rules[0].jwks.to_string()
@@ -266,10 +273,25 @@ mod tests {
             key_source(&keys).unwrap().1
         };
         let length = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
-        assert_eq!(cached(None), CACHED);
-        assert_eq!(cached(length(0, 0)), CACHED_MIN);
-        assert_eq!(cached(length(0, 5)), CACHED_MIN);
-        assert_eq!(cached(length(90, 0)), Duration::from_secs(90));
+        assert_eq!(cached(None), Pace::every(CACHED));
+        assert_eq!(cached(length(0, 0)), Pace::every(CACHED_MIN));
+        assert_eq!(cached(length(0, 5)), Pace::every(CACHED_MIN));
+        assert_eq!(cached(length(90, 0)), Pace::every(Duration::from_secs(90)));
+    }
+
+    #[test]
+    fn fetching_may_take_as_long_as_is_said() {
+        let pace = |timeout: Option<prost_types::Duration>| {
+            let mut keys = from("http://idp.example:443/", CLUSTER);
+            keys.http_uri.as_mut().unwrap().timeout = timeout;
+            key_source(&keys).map(|(_, pace)| pace)
+        };
+        let length = |seconds, nanos| Some(prost_types::Duration { seconds, nanos });
+        let usual = Pace::every(Duration::from_mins(5));
+        assert_eq!(pace(None), Ok(usual));
+        assert_eq!(pace(length(2, 500_000_000)), Ok(usual.with_patience(Duration::from_millis(2500))));
+        assert_eq!(pace(length(0, 0)), Ok(usual.with_patience(Duration::ZERO)));
+        assert!(pace(length(-1, 0)).unwrap_err().to_string().starts_with("http_uri.timeout: "));
     }
 
     #[test]

@@ -17,15 +17,13 @@ use tokio_rustls::TlsConnector;
 use crate::kube::istio::KeySource;
 use crate::transport::Roots;
 
-/// How long an issuer may take.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest document that is read.
 const DOCUMENT_BYTES_MAX: usize = 1 << 20;
 /// Where an issuer describes itself, after its own address.
 const DISCOVERY_PATH: &str = "/.well-known/openid-configuration";
 
-/// The JWKS of a source.
-pub(super) async fn keys(source: &KeySource, roots: &Roots) -> Result<String, String> {
+/// The JWKS of a source, which may take this long.
+pub(super) async fn keys(source: &KeySource, patience: Duration, roots: &Roots) -> Result<String, String> {
     let fetching = async {
         match source {
             KeySource::Written => Err(String::from("they are not fetched")),
@@ -37,8 +35,8 @@ pub(super) async fn keys(source: &KeySource, roots: &Roots) -> Result<String, St
             }
         }
     };
-    let late = || format!("no answer within {} s", PATIENCE.as_secs());
-    tokio::time::timeout(PATIENCE, fetching).await.map_err(|_| late())?
+    let late = || format!("no answer within {patience:?}");
+    tokio::time::timeout(patience, fetching).await.map_err(|_| late())?
 }
 
 /// OpenID Connect Discovery 1.0, section 3.

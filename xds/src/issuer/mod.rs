@@ -31,8 +31,45 @@ const RETRY_MAX: Duration = Duration::from_mins(5);
 /// Most issuers that are asked.
 const SOURCES_MAX: usize = 256;
 
-/// What is to be fetched, and for how long good keys are taken before the issuer is asked again.
-pub(crate) type Wanted = BTreeMap<KeySource, Duration>;
+/// How long an issuer may take, where nothing else is said; and at most, for the others wait for the slowest.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE_MAX: Duration = Duration::from_secs(30);
+
+/// What is to be fetched.
+pub(crate) type Wanted = BTreeMap<KeySource, Pace>;
+
+/// How an issuer is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// For how long good keys are taken before it is asked again.
+    refresh: Duration,
+    /// How long it may take, never longer than [`PATIENCE_MAX`].
+    patience: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { refresh: REFRESH, patience: PATIENCE }
+    }
+}
+
+impl Pace {
+    pub(crate) fn every(refresh: Duration) -> Self {
+        Self { refresh, ..Self::default() }
+    }
+
+    /// Zero stands for as long as possible.
+    pub(crate) fn with_patience(self, patience: Duration) -> Self {
+        let patience = if patience.is_zero() { PATIENCE_MAX } else { patience.min(PATIENCE_MAX) };
+        Self { patience, ..self }
+    }
+
+    /// What serves two who want the same keys: the newest, and the one who waits longer.
+    pub(crate) fn for_both(self, other: Self) -> Self {
+        let Self { refresh, patience } = self;
+        Self { refresh: refresh.min(other.refresh), patience: patience.max(other.patience) }
+    }
+}
 
 /// What is known of each source.
 pub(crate) type Keys = BTreeMap<KeySource, Known>;
@@ -58,7 +95,7 @@ pub(crate) struct Fetcher {
 struct Due {
     at: Instant,
     failures: u32,
-    refresh: Duration,
+    pace: Pace,
 }
 
 impl Fetcher {
@@ -98,9 +135,9 @@ impl Fetcher {
             );
         }
         let now = Instant::now();
-        for (source, refresh) in wanted.iter().take(SOURCES_MAX) {
-            let new = Due { at: now, failures: 0, refresh: *refresh };
-            self.due.entry(source.clone()).or_insert(new).refresh = *refresh;
+        for (source, pace) in wanted.iter().take(SOURCES_MAX) {
+            let new = Due { at: now, failures: 0, pace: *pace };
+            self.due.entry(source.clone()).or_insert(new).pace = *pace;
         }
         self.keys.send_if_modified(|keys| {
             let gone = keys.keys().any(|source| !wanted.contains_key(source));
@@ -113,16 +150,17 @@ impl Fetcher {
 
     async fn fetch_due(&mut self) {
         let now = Instant::now();
-        let due = self.due.iter().filter(|(_, due)| due.at <= now).map(|(source, _)| source.clone());
-        let due: Vec<KeySource> = due.collect();
+        let due = self.due.iter().filter(|(_, due)| due.at <= now);
+        let due: Vec<_> = due.map(|(source, due)| (source.clone(), due.pace.patience)).collect();
         let roots = &self.roots.clone();
         let mut fetching: FuturesUnordered<_> = due
             .into_iter()
-            .map(|source| async move {
-                let fetched = fetch::keys(&source, roots).await.and_then(|text| match check_jwks(&text) {
-                    Ok(()) => Ok(text),
-                    Err(error) => Err(error.to_string()),
-                });
+            .map(|(source, patience)| async move {
+                let fetched =
+                    fetch::keys(&source, patience, roots).await.and_then(|text| match check_jwks(&text) {
+                        Ok(()) => Ok(text),
+                        Err(error) => Err(error.to_string()),
+                    });
                 (source, fetched)
             })
             .collect();
@@ -135,7 +173,7 @@ impl Fetcher {
         let Some(due) = self.due.get_mut(source) else { return };
         let known = match fetched {
             Ok(text) => {
-                *due = Due { at: Instant::now() + due.refresh, failures: 0, ..*due };
+                *due = Due { at: Instant::now() + due.pace.refresh, failures: 0, ..*due };
                 info!(%source, "keys fetched");
                 Known { keys: Some(text.into()), failure: None }
             }

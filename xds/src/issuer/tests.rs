@@ -40,7 +40,7 @@ fn ok(body: &str) -> String {
 }
 
 async fn fetched(source: KeySource) -> Result<String, String> {
-    fetch::keys(&source, &Roots::Pem(Arc::from(&b""[..]))).await
+    fetch::keys(&source, PATIENCE, &Roots::Pem(Arc::from(&b""[..]))).await
 }
 
 #[tokio::test]
@@ -104,9 +104,9 @@ async fn an_issuer_over_tls_must_prove_its_name() {
     });
     let roots = Roots::Pem(Arc::from(authority.pem().as_bytes()));
     let source = KeySource::Address(format!("https://localhost:{port}/").into());
-    assert_eq!(fetch::keys(&source, &roots).await.unwrap(), JWKS);
+    assert_eq!(fetch::keys(&source, PATIENCE, &roots).await.unwrap(), JWKS);
     let other_name = KeySource::Address(format!("https://127.0.0.1:{port}/").into());
-    let error = fetch::keys(&other_name, &roots).await.unwrap_err();
+    let error = fetch::keys(&other_name, PATIENCE, &roots).await.unwrap_err();
     assert!(error.contains("TLS"), "{error}");
     server.abort();
 }
@@ -115,7 +115,7 @@ async fn an_issuer_over_tls_must_prove_its_name() {
 async fn good_keys_outlive_their_issuer_and_a_failure_is_tried_again() {
     let (address, asked) = issuer(vec!["HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n".to_owned(), ok(JWKS)]);
     let source = KeySource::Address(format!("http://{address}/").into());
-    let (want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), REFRESH)])));
+    let (want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), Pace::default())])));
     let (tell, mut keys) = watch::channel(Arc::<Keys>::default());
     let fetcher = tokio::spawn(Fetcher::new(wanted, tell, Roots::System).run());
     let failed = keys.wait_for(|keys| keys.contains_key(&source)).await.unwrap()[&source].clone();
@@ -132,7 +132,7 @@ async fn good_keys_outlive_their_issuer_and_a_failure_is_tried_again() {
 #[test]
 fn a_later_failure_leaves_the_keys_in_force() {
     let source = KeySource::Address("http://issuer/keys".into());
-    let (_want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), REFRESH)])));
+    let (_want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), Pace::default())])));
     let (tell, keys) = watch::channel(Arc::<Keys>::default());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let _entered = runtime.enter();
@@ -142,4 +142,26 @@ fn a_later_failure_leaves_the_keys_in_force() {
     fetcher.note(&source, Err("gone".to_owned()));
     let known = keys.borrow()[&source].clone();
     assert_eq!((known.keys.as_deref(), known.failure.as_deref()), (Some(JWKS), Some("gone")));
+}
+
+#[tokio::test]
+async fn an_issuer_may_take_as_long_as_is_said() {
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let source = KeySource::Address(format!("http://{}/", silent.local_addr().unwrap()).into());
+    let pace = Pace::default().with_patience(Duration::from_millis(40));
+    let (_want, wanted) = watch::channel(Arc::new(Wanted::from([(source.clone(), pace)])));
+    let (tell, mut keys) = watch::channel(Arc::<Keys>::default());
+    let fetcher = tokio::spawn(Fetcher::new(wanted, tell, Roots::System).run());
+    let failed = keys.wait_for(|keys| keys.contains_key(&source)).await.unwrap()[&source].clone();
+    assert_eq!(failed.failure.as_deref(), Some("no answer within 40ms"));
+    fetcher.abort();
+}
+
+#[test]
+fn whoever_waits_longer_is_waited_for_within_bounds() {
+    let seconds = |count| Pace::default().with_patience(Duration::from_secs(count));
+    assert_eq!((seconds(0).patience, seconds(31).patience), (PATIENCE_MAX, PATIENCE_MAX));
+    let newest = Pace { refresh: Duration::from_secs(1), ..seconds(2) };
+    assert_eq!(newest.for_both(seconds(9)), Pace { refresh: Duration::from_secs(1), ..seconds(9) });
+    assert_eq!(seconds(9).for_both(newest), newest.for_both(seconds(9)));
 }
