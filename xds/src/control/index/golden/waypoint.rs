@@ -3,11 +3,13 @@
 //!
 //! Deliberate differences:
 //! - The waypoint of another class has a Service, too, which istiod puts behind a waypoint of its namespace.
-//! - Rules that stand behind one that takes everything are dropped by istiod, so a regular expression there takes nothing.
-//! - istiod adds the mesh's own tries to each route; tries, like copies and timeouts, are not compared.
+//! - Rules that stand behind one that takes everything are dropped by istiod: what a regular expression takes by the objects
+//!   has to be served by that one. So the tries and timeouts written in such a rule are in no capture.
+//! - istiod adds the mesh's tries to each rule that has none: exactly those are expected there.
+//! - A VirtualService that says nothing of tries has ours with `reset-before-request`, which the captured istiod does not write.
 
 use l7::authz::PolicySet;
-use l7::ir::{ConnectionAttributes, Header, PathMatch, RequestHead};
+use l7::ir::{ConnectionAttributes, Header, PathMatch, RequestHead, Retry, RetryOn, UrlAction};
 use l7::router::{MatchedRoute, RouteMatch, Router};
 use prost_types::Any;
 
@@ -26,18 +28,24 @@ const WAYPOINTS: [(&str, &str); 4] = [
     ("09-l7-extras", "app/waypoint"),
 ];
 
-/// Parts of objects that the comparison does not look at.
-const NOT_COMPARED: [&str; 2] = [
-    "    filters:\n    - type: RequestMirror\n      requestMirror:\n        backendRef:\n          name: echo-v2\n          port: 80\n",
-    "    retry:\n      codes:\n      - 503\n      attempts: 2\n      backoff: 100ms\n",
-];
+/// What a rule without tries of its own has by istiod: the mesh's.
+fn tries_of_mesh() -> Retry {
+    let on = RetryOn {
+        connect_failure: true,
+        refused_stream: true,
+        grpc_codes: vec![1, 14],
+        statuses: Vec::new(),
+        ..RetryOn::default()
+    };
+    Retry { attempts: 2, on, backoff_ms: None, backoff_max_ms: None }
+}
 
 /// The objects, and whether routes were left out that we do not read.
 fn objects(cluster: &Cluster) -> (Catalog, bool) {
-    let texts = cluster.0.iter().map(|([kind, namespace, name], text)| {
-        let text = NOT_COMPARED.iter().fold(text.clone(), |text, part| text.replace(part, ""));
-        (format!("{kind}/{namespace}/{name}.yaml"), text)
-    });
+    let texts = cluster
+        .0
+        .iter()
+        .map(|([kind, namespace, name], text)| (format!("{kind}/{namespace}/{name}.yaml"), text.clone()));
     let texts: Vec<_> = texts.collect();
     let loaded = load_documents(texts.iter().map(|(file, text)| (file.clone(), text.as_str())).collect());
     let complete = loaded.refused.is_empty();
@@ -193,31 +201,74 @@ fn outcome(found: &MatchedRoute<'_>) -> String {
         *weight = *weight * 1000 / total;
     }
     backends.sort();
-    let filters = found.rule.filters.as_deref().cloned().unwrap_or_default();
-    let filters = l7::ir::Filters { mirrors: Vec::new(), ..filters };
-    format!("{backends:?} {filters:?} {:?}", found.rule.fault)
+    let mut filters = found.rule.filters.as_deref().cloned().unwrap_or_default();
+    let copies: Vec<_> = std::mem::take(&mut filters.mirrors)
+        .into_iter()
+        .map(|mirror| {
+            let share =
+                u64::from(mirror.share.numerator) * 1_000_000 / u64::from(mirror.share.denominator.get());
+            format!("{:?} {:?} {share}", mirror.target, mirror.subset)
+        })
+        .collect();
+    format!("{backends:?} {filters:?} {copies:?} {:?} {:?}", found.rule.timeouts, found.rule.fault)
+}
+
+/// The tries of a rule of the objects, as the captured istiod says them.
+fn tries(found: &MatchedRoute<'_>) -> Option<Retry> {
+    let filters = found.rule.filters.as_deref();
+    let redirects = filters.is_some_and(|it| matches!(it.url, Some(UrlAction::Redirect(_))));
+    let written = found.rule.retry.as_deref().cloned();
+    if redirects || found.rule.direct.is_some() {
+        return written;
+    }
+    let mut tries = written.unwrap_or_else(tries_of_mesh);
+    let mut of_mesh = tries_of_mesh();
+    of_mesh.on.reset_before_request = true;
+    if tries == of_mesh {
+        tries = tries_of_mesh();
+    }
+    Some(tries)
+}
+
+/// The order of codes means nothing, and `5xx` has within it what our reader of VirtualServices spells out.
+fn plain(tries: Option<&Retry>) -> Option<Retry> {
+    let mut tries = tries?.clone();
+    let on = &mut tries.on;
+    if on.server_error {
+        (on.connect_failure, on.refused_stream, on.reset) = (true, true, true);
+    }
+    on.grpc_codes.sort_unstable();
+    on.statuses.sort_unstable();
+    Some(tries)
 }
 
 fn compare_routes(
     place: &str,
-    ours: Option<&Router>,
+    own: Option<&Router>,
     theirs: &Router,
     service: &model::NamespacedHostname,
 ) -> usize {
     let mut compared = 0;
     each_request(|head| {
         let RouteMatch::Matched(theirs) = theirs.route(head) else { panic!("{place}: {head:?} is routed") };
-        match ours.map(|router| router.route(head)) {
+        match own.map(|router| router.route(head)) {
             None => {
                 let target = l7::ir::BackendTarget::Service { service: service.clone(), port: 80 };
                 assert_eq!(theirs.rule.backends[0].target, target, "{place}: {head:?}");
             }
             Some(RouteMatch::Matched(ours)) => {
-                let by_expression = matches!(&ours.matched().unwrap().path, PathMatch::Regex(_));
-                if by_expression {
-                    return;
-                }
+                let is_dropped = matches!(&ours.matched().unwrap().path, PathMatch::Regex(_));
+                let catch_all = RequestHead { path: "/", ..*head };
+                let ours = match own.map(|router| router.route(&catch_all)) {
+                    Some(RouteMatch::Matched(other)) if is_dropped => other,
+                    _ => ours,
+                };
                 assert_eq!(outcome(&ours), outcome(&theirs), "{place}: {head:?}");
+                assert_eq!(
+                    plain(tries(&ours).as_ref()),
+                    plain(theirs.rule.retry.as_deref()),
+                    "{place}: {head:?}"
+                );
                 compared += 1;
             }
             Some(RouteMatch::NotFound) => panic!("{place}: {head:?} is not routed by ours"),
