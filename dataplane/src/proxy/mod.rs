@@ -3,6 +3,7 @@
 //!
 //! Runs on the control thread, inside a tokio `LocalSet`.
 
+mod memory_limit;
 mod options;
 mod own_pod;
 mod pages;

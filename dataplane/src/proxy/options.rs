@@ -12,6 +12,7 @@ use tunnel::pool::PoolConfig;
 use xds::local::LocalError;
 use xds::transport::discovery::{NodeIdentity, NodeKind, StateSources};
 
+use super::memory_limit::memory_limit;
 use super::{own_pod, pages, shown};
 use crate::config::{Config, Keepalive, LocalState, Mode};
 use crate::control::NodeConfig;
@@ -63,7 +64,7 @@ pub fn node_config(config: &Config) -> NodeConfig {
         impersonates: config.mode == Mode::Shared,
         workers: Some(config.workers),
         driver: config.own.driver,
-        options: node_options(config),
+        options: NodeOptions { memory_max: held_max(memory_limit(), config.workers), ..node_options(config) },
         crypto: config.crypto,
         crl_file: config.crl_file.clone(),
         layer_7: control.layer_7,
@@ -87,6 +88,14 @@ fn node_identity(config: &Config) -> NodeIdentity {
         node_name: config.node_name.clone(),
         metadata: texts.chain(json).collect(),
     }
+}
+
+/// What each worker may hold for others: half of what the process may have, between them. The rest is for what is not
+/// counted so: the state of the mesh, sessions, and what allocators keep.
+fn held_max(limit: Option<u64>, workers: usize) -> usize {
+    let max = NodeOptions::default().memory_max;
+    let share = |bytes: u64| usize::try_from(bytes / 2).unwrap_or(usize::MAX) / workers.max(1);
+    limit.map_or(max, |bytes| max.min(share(bytes)))
 }
 
 fn node_options(config: &Config) -> NodeOptions {
@@ -172,6 +181,14 @@ mod tests {
         let options = node_options(&config(&[]));
         let defaults = NodeOptions { dns: Some(DnsOptions::default()), ..NodeOptions::default() };
         assert_eq!(format!("{options:?}"), format!("{defaults:?}"));
+    }
+
+    #[test]
+    fn workers_hold_half_of_what_the_process_may_have() {
+        assert_eq!(held_max(Some(256 << 20), 1), 128 << 20);
+        assert_eq!(held_max(Some(256 << 20), 4), 32 << 20);
+        assert_eq!(held_max(Some(64 << 30), 2), 1 << 30);
+        assert_eq!(held_max(None, 2), 1 << 30);
     }
 
     #[test]
