@@ -2,6 +2,7 @@
 //!
 //! - [`http`] and [`grpc`]: load generators and backends.
 //! - [`handshake`], [`flood`] and [`churn`]: other loads; [`hardship`]: what a neighbour notices of them.
+//! - [`overload`]: more clients than can be served.
 //! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
 //! - [`peers`]: the topologies and their configurations.
 //! - [`work`]: what is done with each, and what is read off; [`plan`]: what of it the full form does with which.
@@ -15,6 +16,7 @@ mod handshake;
 mod hardship;
 pub(crate) mod http;
 mod mesh;
+mod overload;
 mod peers;
 mod plan;
 mod programs;

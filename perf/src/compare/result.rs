@@ -274,6 +274,8 @@ pub(crate) mod names {
     pub(crate) const CHURN: &str = "churn";
     /// A fixed rate while another client floods.
     pub(crate) const FLOOD: &str = "flood";
+    /// More clients than can be served.
+    pub(crate) const OVERLOAD: &str = "overload";
     /// Connections that are held open and do nothing, on fresh processes.
     pub(crate) const IDLE: &str = "idle";
 
@@ -322,6 +324,17 @@ pub(crate) mod names {
     pub(crate) const FLOOD_FAILURES: &str = "floods_with_failures";
     /// Most that any process grew under any flood, resident.
     pub(crate) const FLOOD_GROWTH: &str = "flood_growth_bytes";
+    /// What closed loops get; how many came over that; how many of those who came got their reply while they came, and
+    /// what lacks to the peak, as a share of it.
+    pub(crate) const OVERLOAD_PEAK: &str = "peak_per_second";
+    pub(crate) const OVERLOAD_OFFERED: &str = "offered_over_peak";
+    pub(crate) const OVERLOAD_GOODPUT: &str = "goodput_per_second";
+    pub(crate) const OVERLOAD_LOST: &str = "goodput_lost";
+    /// Shares of those who came.
+    pub(crate) const OVERLOAD_REFUSED: &str = "refused_share";
+    pub(crate) const OVERLOAD_GAVE_UP: &str = "gave_up_share";
+    /// From when nobody comes any more until one client is answered as before.
+    pub(crate) const OVERLOAD_RECOVERY: &str = "recovery_us";
     /// CPU time of all proxies over the time that passed: 1 is a whole core.
     pub(crate) const PROXY_CPU_SHARE: &str = "proxy_cpu_share";
     /// The same of load generator and backend together.

@@ -7,6 +7,7 @@
 
 pub(crate) mod backend;
 pub(super) mod client;
+pub(super) mod crowd;
 mod poll;
 #[cfg(test)]
 mod tests;

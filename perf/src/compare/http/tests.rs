@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::backend::Backend;
 use super::client::{Client, Target, status_of, until_answered, until_status};
+use super::crowd;
 use super::{Ask, Load};
 
 const SHORT: Duration = Duration::from_millis(100);
@@ -103,4 +104,25 @@ fn a_refusal_is_told_by_its_status() {
     until_status(403, Duration::ZERO, || status_of(&refusing())).unwrap();
     let error = until_status(404, Duration::ZERO, || status_of(&refusing())).unwrap_err();
     assert!(error.to_string().contains("gets 403, not 404"), "{error}");
+}
+
+#[test]
+fn a_crowd_that_can_be_served_is_served() {
+    let fared = crowd::come(&backend(), 1024, 200.0, SHORT, 100).unwrap();
+    assert_eq!((fared.came, fared.served, fared.refused, fared.gave_up), (20, 20, 0, 0));
+    assert!(fared.served_meanwhile <= 20 && fared.latencies.len() == 20);
+}
+
+#[test]
+fn of_a_crowd_some_are_refused_and_some_give_up() {
+    let refusing = server(|_| b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n".to_vec());
+    let fared = crowd::come(&refusing, 1, 1.0, SHORT, 1).unwrap();
+    assert_eq!((fared.came, fared.served, fared.refused, fared.gave_up), (1, 0, 1, 0));
+    // They are taken and never answered, and there is no room for a third.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let fared = crowd::come(&target(listener.local_addr().unwrap()), 1, 1_000.0, SHORT, 2).unwrap();
+    assert_eq!((fared.came, fared.served, fared.refused, fared.gave_up), (2, 0, 0, 2));
+    let wrong = server(|_| reply(7, &[0]));
+    let error = crowd::come(&wrong, 1, 1.0, SHORT, 1).unwrap_err();
+    assert!(error.to_string().contains("a reply to request 1 is wrong"), "{error}");
 }

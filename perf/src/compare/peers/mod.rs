@@ -209,7 +209,7 @@ impl Spec {
             Work::Flood => {
                 self.starter.takes_tunnels() || self.starter.speaks_grpc() && !self.processes.is_empty()
             }
-            Work::Idle => !self.processes.is_empty(),
+            Work::Idle | Work::Overload => !self.processes.is_empty(),
             _ => true,
         }
     }

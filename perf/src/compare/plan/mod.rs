@@ -85,7 +85,8 @@ fn works_of(spec: &Spec, args: &Args) -> Vec<Kind> {
         spec.suits(*work)
             && match &args.works {
                 named if !named.is_empty() => named.iter().any(|named| named == name),
-                _ => !args.full || full::full(&spec.name).contains(&name),
+                _ if args.full => full::full(&spec.name).contains(&name),
+                _ => !work.is_long(),
             }
     };
     work::ALL.into_iter().filter(is_wanted).collect()

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::super::hardship;
+use super::super::overload;
 use super::super::peers::Rules;
 use super::super::result::{Work, names};
 use super::{CONNECTIONS, KEEP_ALIVE_16, NEW_CONNECTION_LOOPS, RATE, REPLY_BYTES, Scale};
@@ -21,11 +22,12 @@ pub(in crate::compare) enum Kind {
     Handshakes,
     Churn,
     Flood,
+    Overload,
     Idle,
 }
 
 /// In the order in which they are done. Those on one instance of the proxies come together.
-pub(in crate::compare) const ALL: [Kind; 16] = [
+pub(in crate::compare) const ALL: [Kind; 17] = [
     Kind::Requests,
     Kind::Requests16,
     Kind::Rate,
@@ -37,6 +39,7 @@ pub(in crate::compare) const ALL: [Kind; 16] = [
     Kind::Bulk { streams: 8, up: true },
     Kind::Handshakes,
     Kind::Flood,
+    Kind::Overload,
     Kind::RequestsManyRules,
     Kind::GrpcUnary,
     Kind::GrpcStreams,
@@ -75,6 +78,7 @@ impl Kind {
             Self::Handshakes => names::HANDSHAKES,
             Self::Churn => names::CHURN,
             Self::Flood => names::FLOOD,
+            Self::Overload => names::OVERLOAD,
             Self::Idle => names::IDLE,
         }
     }
@@ -82,6 +86,11 @@ impl Kind {
     /// Whether both can be done on the same processes, one after the other.
     fn shares_instance(self, other: Self) -> bool {
         self.rules() == other.rules() && self != Self::Idle && other != Self::Idle
+    }
+
+    /// Takes many seconds with each topology, so it is done only where it is asked for or needed.
+    pub(in crate::compare) fn is_long(self) -> bool {
+        self == Self::Overload
     }
 
     /// What the proxies are told.
@@ -100,6 +109,7 @@ impl Kind {
         let duration = match self {
             Self::Bulk { .. } | Self::Idle => Duration::ZERO,
             Self::Flood => hardship::flood_duration(scale),
+            Self::Overload => overload::duration(scale),
             _ => scale.duration,
         };
         let headline = self.headline().iter().map(|name| (*name).to_owned()).collect();
@@ -177,6 +187,10 @@ impl Kind {
                 "a neighbour of floods".to_owned(),
                 format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second, or with connections alone, one after the other; at a tunnel's port in TLS, where requests are read in the clear"),
             ),
+            Self::Overload => (
+                "more clients than can be served".to_owned(),
+                format!("clients with a connection and a request each, {} times as many a second as {NEW_CONNECTION_LOOPS} closed loops are served; each gives up after a second; goodput counts replies that came while they come; then the time until one client alone is answered as before", overload::EXCESS),
+            ),
             _ => (
                 format!("{} idle connections", scale.idle),
                 format!("fresh processes, then {} connections with one request each, held open", scale.idle),
@@ -199,6 +213,14 @@ impl Kind {
             Self::Flood => {
                 &[names::FLOOD_WORST, names::FLOOD_FAILURES, names::FLOOD_GROWTH, names::FLOOD_QUIET_P99]
             }
+            Self::Overload => &[
+                names::OVERLOAD_LOST,
+                names::OVERLOAD_RECOVERY,
+                names::OVERLOAD_OFFERED,
+                names::OVERLOAD_GOODPUT,
+                names::OVERLOAD_REFUSED,
+                names::OVERLOAD_GAVE_UP,
+            ],
             Self::Idle => &[names::RESIDENT_READY, names::PRIVATE_READY, names::PRIVATE_PER_CONNECTION_SIDE],
             Self::Rate | Self::Single => {
                 &[names::LATENCY_P50, names::LATENCY_P99, names::LATENCY_P999, names::CPU_PER_REQUEST]

@@ -11,6 +11,7 @@ use super::handshake;
 use super::hardship;
 use super::http::Load;
 use super::http::client::{Client, Outcome};
+use super::overload;
 use super::peers::Running;
 use super::result::{Better, Form, names};
 use super::site::Site;
@@ -22,10 +23,10 @@ use crate::process::Process;
 pub(super) use kind::{ALL, Kind, instances};
 
 const CONNECTIONS: usize = 64;
-const NEW_CONNECTION_LOOPS: usize = 16;
+pub(super) const NEW_CONNECTION_LOOPS: usize = 16;
 pub(super) const RATE: u32 = 2000;
 const KEEP_ALIVE_16: usize = 16;
-const REPLY_BYTES: u64 = 1024;
+pub(super) const REPLY_BYTES: u64 = 1024;
 pub(super) const SMALL: Load = Load::Down(REPLY_BYTES);
 
 /// How much of it.
@@ -76,6 +77,7 @@ impl Kind {
             Self::Idle => return idle(site, running, scale),
             Self::Churn => return hardship::churn(site, running, scale),
             Self::Flood => return hardship::flood(site, running, scale),
+            Self::Overload => return overload::overload(site, running, scale),
             _ => {}
         }
         let mut meter = None;
@@ -250,7 +252,7 @@ impl<'a> Meter<'a> {
 /// Unit and direction of a figure.
 pub(super) fn unit(figure: &str) -> (&'static str, Better) {
     match figure {
-        names::REQUESTS_PER_SECOND => ("1/s", Better::Higher),
+        names::REQUESTS_PER_SECOND | names::OVERLOAD_GOODPUT => ("1/s", Better::Higher),
         names::GB_PER_SECOND => ("GB/s", Better::Higher),
         names::CPU_PER_GB => ("s/GB", Better::Lower),
         names::SWITCHES_PER_REQUEST
@@ -258,9 +260,13 @@ pub(super) fn unit(figure: &str) -> (&'static str, Better) {
         | names::HANDSHAKE_OVER_BOUND
         | names::CHURN_OVER_QUIET
         | names::FLOOD_WORST
+        | names::OVERLOAD_LOST
         | names::FLOOD_FAILURES => ("1", Better::Lower),
         names::HANDSHAKE_BOUND => ("us", Better::Neither),
-        names::CHANGES_PER_SECOND | names::FLOOD_RECONNECTS_RATE => ("1/s", Better::Neither),
+        names::CHANGES_PER_SECOND | names::FLOOD_RECONNECTS_RATE | names::OVERLOAD_PEAK => {
+            ("1/s", Better::Neither)
+        }
+        names::OVERLOAD_OFFERED | names::OVERLOAD_REFUSED | names::OVERLOAD_GAVE_UP => ("1", Better::Neither),
         names::PROXY_CPU_SHARE | names::LOAD_CPU_SHARE => ("1", Better::Neither),
         name if name.ends_with("_us") || name == names::CPU_PER_REQUEST => ("us", Better::Lower),
         _ => ("bytes", Better::Lower),
