@@ -83,6 +83,19 @@ pub(super) fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     fields.iter().flat_map(|(name, value)| [vec![0], text(name), text(value)].concat()).collect()
 }
 
+/// SETTINGS with the flag ACK.
+pub(super) const SETTINGS_ACKNOWLEDGED: &[u8] = &[0, 0, 0, SETTINGS, 1, 0, 0, 0, 0];
+
+/// The first request of a client, whose body is to follow.
+pub(super) fn request(head: &[u8]) -> Vec<u8> {
+    frame(HEADERS, END_HEADERS, stream(0), head)
+}
+
+/// A piece of that body.
+pub(super) fn data(bytes: &[u8]) -> Vec<u8> {
+    frame(DATA, 0, stream(0), bytes)
+}
+
 /// Each kind; `head` is a request that is taken.
 pub(super) fn floods(head: &[u8]) -> Vec<Flood> {
     let asked = |number| frame(HEADERS, END_HEADERS, stream(number), head);
@@ -173,11 +186,16 @@ impl Flooder {
     }
 }
 
-trait Wire: Read + Write {}
-impl<T: Read + Write> Wire for T {}
+pub(super) trait Wire: Read + Write + Send {}
+impl<T: Read + Write + Send> Wire for T {}
 
 impl Victim {
-    fn connect(&self) -> Result<Box<dyn Wire>, Failure> {
+    /// The same door, whatever is spoken there.
+    pub(super) fn in_the_clear(&self) -> Self {
+        Self { tls: None, ..self.clone() }
+    }
+
+    pub(super) fn connect(&self) -> Result<Box<dyn Wire>, Failure> {
         const PATIENCE: Duration = Duration::from_secs(5);
         let mut socket = TcpStream::connect_timeout(&self.address, PATIENCE)?;
         socket.set_nodelay(true)?;

@@ -23,13 +23,13 @@ const FLOOD_SECONDS_MIN: Duration = Duration::from_millis(300);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A neighbour's requests at a fixed rate.
-fn neighbour(site: &Site, running: &Running, duration: Duration) -> Result<Outcome, Failure> {
+pub(super) fn neighbour(site: &Site, running: &Running, duration: Duration) -> Result<Outcome, Failure> {
     let load: Load = SMALL;
     site.client
         .within(|| Client::new(&running.target)?.open_loop(CONNECTIONS, load, RATE, duration, || {}))?
 }
 
-fn p99(outcome: &Outcome) -> f64 {
+pub(super) fn p99(outcome: &Outcome) -> f64 {
     outcome.latencies.value_at_quantile(0.99) as f64 / 1e3
 }
 
@@ -38,8 +38,8 @@ pub(super) fn flood_duration(scale: &Scale) -> Duration {
     (scale.duration / 2).max(FLOOD_SECONDS_MIN)
 }
 
-/// Each kind of flood in turn, beside a neighbour; first the neighbour alone.
-pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
+/// Where a hostile client goes, and the fields of a request that is taken there.
+pub(super) fn victim(site: &Site, running: &Running) -> Result<(Victim, Vec<u8>), Failure> {
     let ask = &running.target.ask;
     let (address, head, tls) = if let Some(tunnel) = &running.tunnel {
         let authority = site.backend().dial.to_string();
@@ -51,7 +51,12 @@ pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sam
             [(":method", "POST"), (":scheme", "http"), (":path", "/v1/denied/"), (":authority", &ask.host)];
         (running.target.address, block(&head), None)
     };
-    let victim = Victim { network: site.client.clone(), address, tls };
+    Ok((Victim { network: site.client.clone(), address, tls }, head))
+}
+
+/// Each kind of flood in turn, beside a neighbour; first the neighbour alone.
+pub(super) fn flood(site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
+    let (victim, head) = victim(site, running)?;
     let duration = flood_duration(scale);
     let quiet = p99(&neighbour(site, running, duration)?);
     let (mut worst, mut growth, mut failures) = (0_f64, 0_f64, 0.0);

@@ -2,7 +2,7 @@
 //!
 //! - [`http`] and [`grpc`]: load generators and backends.
 //! - [`handshake`], [`flood`] and [`churn`]: other loads; [`hardship`]: what a neighbour notices of them.
-//! - [`overload`]: more clients than can be served.
+//! - [`overload`]: more clients than can be served; [`slow`]: clients that say next to nothing.
 //! - [`site`]: the networks, which belong to the run alone; [`mesh`] and [`agent`]: what whole node proxies need.
 //! - [`peers`]: the topologies and their configurations.
 //! - [`work`]: what is done with each, and what is read off; [`plan`]: what of it the full form does with which.
@@ -23,6 +23,7 @@ mod programs;
 pub(crate) mod result;
 mod run;
 mod site;
+mod slow;
 mod syscalls;
 mod targets;
 mod text;

@@ -276,6 +276,8 @@ pub(crate) mod names {
     pub(crate) const FLOOD: &str = "flood";
     /// More clients than can be served.
     pub(crate) const OVERLOAD: &str = "overload";
+    /// Clients that say next to nothing.
+    pub(crate) const SLOW: &str = "slow";
     /// Connections that are held open and do nothing, on fresh processes.
     pub(crate) const IDLE: &str = "idle";
 
@@ -335,6 +337,19 @@ pub(crate) mod names {
     pub(crate) const OVERLOAD_GAVE_UP: &str = "gave_up_share";
     /// From when nobody comes any more until one client is answered as before.
     pub(crate) const OVERLOAD_RECOVERY: &str = "recovery_us";
+    /// Private memory for each client whose handshake or head does not end, whose HTTP/2 does not begin, whose body trickles;
+    /// how long the last of those lived that must be ended, from its first octet.
+    pub(crate) const SLOW_UNPROVED_COST: &str = "unproved_bytes_per_connection";
+    pub(crate) const SLOW_UNPROVED_LIFE: &str = "unproved_life_us";
+    pub(crate) const SLOW_HALF_OPEN_COST: &str = "half_open_bytes_per_connection";
+    pub(crate) const SLOW_HALF_OPEN_LIFE: &str = "half_open_life_us";
+    pub(crate) const SLOW_BODIES_COST: &str = "slow_bodies_bytes_per_connection";
+    /// Slow bodies that were cut: none should be.
+    pub(crate) const SLOW_BODIES_CUT: &str = "slow_bodies_cut";
+    /// A neighbour's p99 alone; the worst beside them, over that; kinds beside which it was not answered.
+    pub(crate) const SLOW_QUIET_P99: &str = "without_slow_p99_us";
+    pub(crate) const SLOW_WORST: &str = "worst_p99_over_alone";
+    pub(crate) const SLOW_FAILURES: &str = "slow_with_failures";
     /// CPU time of all proxies over the time that passed: 1 is a whole core.
     pub(crate) const PROXY_CPU_SHARE: &str = "proxy_cpu_share";
     /// The same of load generator and backend together.

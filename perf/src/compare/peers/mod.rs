@@ -206,7 +206,7 @@ impl Spec {
             Work::GrpcUnary | Work::GrpcStreams => self.starter.speaks_grpc(),
             Work::Handshakes => self.starter.takes_tunnels(),
             Work::Churn => self.starter.can_change(),
-            Work::Flood => {
+            Work::Flood | Work::Slow => {
                 self.starter.takes_tunnels() || self.starter.speaks_grpc() && !self.processes.is_empty()
             }
             Work::Idle | Work::Overload => !self.processes.is_empty(),

@@ -40,6 +40,10 @@ impl Cost {
                     Kind::Idle => cost.once += scale.idle as f64 * IDLE_CONNECTION_SECONDS,
                     Kind::Bulk { .. } => cost.fixed += scale.bulk_bytes as f64 / BYTES_PER_SECOND,
                     Kind::Flood => cost.durations += FLOODS * (1.0 + WARMING_SHARE),
+                    Kind::Slow => {
+                        cost.fixed += SLOW_SECONDS + 3.0 * scale.idle as f64 * IDLE_CONNECTION_SECONDS;
+                        cost.durations += 2.0 * (1.0 + WARMING_SHARE);
+                    }
                     Kind::Overload => {
                         cost.fixed += OVERLOAD_SECONDS;
                         cost.durations += 1.0 + WARMING_SHARE;
@@ -78,6 +82,8 @@ impl Cost {
 
 /// A flood takes half a duration; there are some, and one measurement without.
 const FLOODS: f64 = 4.5;
+/// What slow clients are given: twice ten seconds.
+const SLOW_SECONDS: f64 = 20.0;
 /// A crowd, those of it who still wait when it ends, and the calm after it.
 const OVERLOAD_SECONDS: f64 = 4.5;
 /// What comes before a measurement, as a share of it.

@@ -23,11 +23,12 @@ pub(in crate::compare) enum Kind {
     Churn,
     Flood,
     Overload,
+    Slow,
     Idle,
 }
 
 /// In the order in which they are done. Those on one instance of the proxies come together.
-pub(in crate::compare) const ALL: [Kind; 17] = [
+pub(in crate::compare) const ALL: [Kind; 18] = [
     Kind::Requests,
     Kind::Requests16,
     Kind::Rate,
@@ -40,6 +41,7 @@ pub(in crate::compare) const ALL: [Kind; 17] = [
     Kind::Handshakes,
     Kind::Flood,
     Kind::Overload,
+    Kind::Slow,
     Kind::RequestsManyRules,
     Kind::GrpcUnary,
     Kind::GrpcStreams,
@@ -79,6 +81,7 @@ impl Kind {
             Self::Churn => names::CHURN,
             Self::Flood => names::FLOOD,
             Self::Overload => names::OVERLOAD,
+            Self::Slow => names::SLOW,
             Self::Idle => names::IDLE,
         }
     }
@@ -90,7 +93,7 @@ impl Kind {
 
     /// Takes many seconds with each topology, so it is done only where it is asked for or needed.
     pub(in crate::compare) fn is_long(self) -> bool {
-        self == Self::Overload
+        matches!(self, Self::Overload | Self::Slow)
     }
 
     /// What the proxies are told.
@@ -187,6 +190,10 @@ impl Kind {
                 "a neighbour of floods".to_owned(),
                 format!("{RATE} requests a second over 16 connections, alone and then beside a client that floods with HTTP/2, kind after kind, up to 50 connections a second, or with connections alone, one after the other; at a tunnel's port in TLS, where requests are read in the clear"),
             ),
+            Self::Slow => (
+                format!("{} slow clients", scale.idle),
+                format!("{RATE} requests a second over 16 connections beside {} clients of a kind: those whose handshake (or head, in the clear) does not end, those who begin with half the preface of HTTP/2, and those with a body of one octet a second; how much memory one takes in the process that grows most, and how long the last of those lives that must be ended", scale.idle),
+            ),
             Self::Overload => (
                 "more clients than can be served".to_owned(),
                 format!("clients with a connection and a request each, {} times as many a second as {NEW_CONNECTION_LOOPS} closed loops are served; each gives up after a second; goodput counts replies that came while they come; then the time until one client alone is answered as before", overload::EXCESS),
@@ -213,6 +220,16 @@ impl Kind {
             Self::Flood => {
                 &[names::FLOOD_WORST, names::FLOOD_FAILURES, names::FLOOD_GROWTH, names::FLOOD_QUIET_P99]
             }
+            Self::Slow => &[
+                names::SLOW_UNPROVED_COST,
+                names::SLOW_UNPROVED_LIFE,
+                names::SLOW_HALF_OPEN_COST,
+                names::SLOW_HALF_OPEN_LIFE,
+                names::SLOW_BODIES_COST,
+                names::SLOW_BODIES_CUT,
+                names::SLOW_WORST,
+                names::SLOW_FAILURES,
+            ],
             Self::Overload => &[
                 names::OVERLOAD_LOST,
                 names::OVERLOAD_RECOVERY,

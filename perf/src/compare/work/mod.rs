@@ -15,6 +15,7 @@ use super::overload;
 use super::peers::Running;
 use super::result::{Better, Form, names};
 use super::site::Site;
+use super::slow;
 use super::syscalls;
 use crate::Failure;
 use crate::machine::thread_cpu_time;
@@ -77,6 +78,7 @@ impl Kind {
             Self::Idle => return idle(site, running, scale),
             Self::Churn => return hardship::churn(site, running, scale),
             Self::Flood => return hardship::flood(site, running, scale),
+            Self::Slow => return slow::slow(site, running, scale),
             Self::Overload => return overload::overload(site, running, scale),
             _ => {}
         }
@@ -261,6 +263,9 @@ pub(super) fn unit(figure: &str) -> (&'static str, Better) {
         | names::CHURN_OVER_QUIET
         | names::FLOOD_WORST
         | names::OVERLOAD_LOST
+        | names::SLOW_BODIES_CUT
+        | names::SLOW_WORST
+        | names::SLOW_FAILURES
         | names::FLOOD_FAILURES => ("1", Better::Lower),
         names::HANDSHAKE_BOUND => ("us", Better::Neither),
         names::CHANGES_PER_SECOND | names::FLOOD_RECONNECTS_RATE | names::OVERLOAD_PEAK => {
