@@ -28,8 +28,8 @@ pub(super) fn duration(scale: &Scale) -> Duration {
 pub(super) fn overload(site: &Site, running: &Running, scale: &Scale) -> Result<Sample, Failure> {
     let target = &running.target;
     let duration = duration(scale);
-    // A proxy needs two descriptors a client, and some of its own; the backend shares the load's.
-    let clients_max = machine::descriptor_limit().saturating_sub(500) / 4;
+    // One descriptor a client in each process, and some beside.
+    let clients_max = machine::descriptor_limit().saturating_sub(500);
     site.client.within(|| {
         let quiet = median((0..CALM).map(|_| ask(target)).collect::<Result<_, _>>()?);
         let peak =

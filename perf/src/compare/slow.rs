@@ -14,6 +14,7 @@ use super::site::Site;
 use super::work::{Sample, Scale};
 use crate::Failure;
 use crate::process::Process;
+use crate::wire;
 
 /// Between two octets.
 const DRIP: Duration = Duration::from_secs(1);
@@ -21,6 +22,8 @@ const DRIP: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(50);
 /// What must end and has not ended by then never does: bounds are 10 s.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Of a body in the clear: more than trickle while anybody looks.
+const BODY_BYTES: usize = 1_000;
 /// For the other side to say what it says first.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
@@ -35,63 +38,44 @@ struct Kind {
     opening: Vec<u8>,
     /// Said then, once the other side has spoken.
     reply: Vec<u8>,
-    /// Said again and again.
-    drip: Vec<u8>,
+    /// Said then one by one, again and again.
+    drips: Vec<Vec<u8>>,
 }
 
 fn kinds(running: &Running, site: &Site) -> Vec<Kind> {
-    let of = |cost, life, has_handshake, opening: &[u8], reply, drip: &[u8]| Kind {
-        cost,
-        life,
-        has_handshake,
-        opening: opening.to_vec(),
-        reply,
-        drip: drip.to_vec(),
+    let one = |octet: u8| vec![vec![octet]];
+    let (cost, life) = (names::SLOW_HALF_OPEN_COST, Some(names::SLOW_HALF_OPEN_LIFE));
+    let opening = PREFACE.get(..20).unwrap_or(PREFACE).to_vec();
+    let half_open = Kind { cost, life, has_handshake: true, opening, reply: Vec::new(), drips: Vec::new() };
+    let unproved = |opening, drips| {
+        let (cost, life) = (names::SLOW_UNPROVED_COST, Some(names::SLOW_UNPROVED_LIFE));
+        Kind { cost, life, has_handshake: false, opening, reply: Vec::new(), drips }
     };
-    let half = PREFACE.get(..20).unwrap_or(PREFACE);
-    let half_open =
-        of(names::SLOW_HALF_OPEN_COST, Some(names::SLOW_HALF_OPEN_LIFE), true, half, Vec::new(), b"");
-    let (unended, body) = if running.tunnel.is_some() {
-        // The beginning of a ClientHello of 512 octets; and a CONNECT whose client then asks without end.
+    let body = |opening, reply, drips| {
+        let (cost, life) = (names::SLOW_BODIES_COST, None);
+        Kind { cost, life, has_handshake: true, opening, reply, drips }
+    };
+    if running.tunnel.is_some() {
         let authority = site.backend().dial.to_string();
         let asked = request(&block(&[(":method", "CONNECT"), (":authority", &authority)]));
         let begun = [SETTINGS_ACKNOWLEDGED.to_vec(), asked, data(b"GET / HTTP/1.1\r\nx: ")].concat();
-        (
-            of(
-                names::SLOW_UNPROVED_COST,
-                Some(names::SLOW_UNPROVED_LIFE),
-                false,
-                &[22, 3, 1, 2, 0, 1],
-                Vec::new(),
-                b"\0",
-            ),
-            of(names::SLOW_BODIES_COST, None, true, PREFACE, begun, &data(b"y")),
-        )
-    } else {
-        let ask = &running.target.ask;
-        let head =
-            format!("POST {}0/1 HTTP/1.1\r\nhost: {}\r\n{}content-length: ", ask.path, ask.host, ask.fields);
-        let unended = format!("{head}1");
-        (
-            of(
-                names::SLOW_UNPROVED_COST,
-                Some(names::SLOW_UNPROVED_LIFE),
-                false,
-                unended.as_bytes(),
-                Vec::new(),
-                b"0",
-            ),
-            of(
-                names::SLOW_BODIES_COST,
-                None,
-                false,
-                format!("{head}1000\r\n\r\n").as_bytes(),
-                Vec::new(),
-                b"\0",
-            ),
-        )
-    };
-    vec![unended, half_open, body]
+        // The beginning of a ClientHello of 512 octets; and a CONNECT whose client then asks without end.
+        return vec![
+            unproved(vec![22, 3, 1, 2, 0, 1], one(0)),
+            half_open,
+            body(PREFACE.to_vec(), begun, vec![data(b"y")]),
+        ];
+    }
+    let ask = &running.target.ask;
+    let head =
+        format!("POST {}0/1 HTTP/1.1\r\nhost: {}\r\n{}content-length: ", ask.path, ask.host, ask.fields);
+    // The backend checks what a body says.
+    let pattern = wire::block().into_iter().take(BODY_BYTES).map(|octet| vec![octet]).collect();
+    vec![
+        unproved(format!("{head}1").into_bytes(), one(b'0')),
+        half_open,
+        body(format!("{head}{BODY_BYTES}\r\n\r\n").into_bytes(), Vec::new(), pattern),
+    ]
 }
 
 struct Slow {
@@ -144,14 +128,17 @@ impl Slow {
 fn keep(clients: &mut [Slow], kind: &Kind, stop: &AtomicBool) {
     let deadline = Instant::now() + PATIENCE;
     let mut next_drip = Instant::now();
+    let mut drips = kind.drips.iter().cycle();
     loop {
         let now = Instant::now();
-        let drips = now >= next_drip;
-        if drips {
+        let mut drip: &[u8] = &[];
+        if now >= next_drip {
             next_drip = now + DRIP;
+            drip = drips.next().map_or(&[], Vec::as_slice);
         }
-        let drip = if drips { kind.drip.as_slice() } else { &[] };
-        clients.iter_mut().for_each(|client| client.turn(drip));
+        for client in clients.iter_mut() {
+            client.turn(drip);
+        }
         let is_over = clients.iter().all(|client| client.lived.is_some());
         let is_stopped = kind.life.is_none() && stop.load(Ordering::Relaxed);
         if is_over || is_stopped || now > deadline {
@@ -167,16 +154,19 @@ pub(super) fn slow(site: &Site, running: &Running, scale: &Scale) -> Result<Samp
     let mut sample = Sample::default();
     let quiet = p99(&neighbour(site, running, scale.duration)?);
     let (mut worst, mut failures) = (0_f64, 0.0);
+    let memory = || running.processes.iter().map(Process::private_bytes).collect::<Vec<_>>();
+    // What an earlier kind has left behind counts for the next one as well.
+    let before = memory();
     for kind in kinds(running, site) {
-        let memory = || running.processes.iter().map(Process::private_bytes).collect::<Vec<_>>();
-        let before = memory();
         let open = |_| Slow::open(&victim, &kind);
         let clients = site.client.within(|| (0..scale.idle).map(open).collect::<Result<Vec<_>, _>>())?;
         let mut clients: Vec<Slow> = clients.map_err(|error| format!("{}: {error}", kind.cost))?;
         // Those that have ended already cost nothing any more.
-        clients.iter_mut().for_each(|client| client.turn(&[]));
+        for client in &mut clients {
+            client.turn(&[]);
+        }
         let there = clients.iter().filter(|client| client.lived.is_none()).count();
-        let grown = memory().into_iter().zip(before).map(|(now, before)| now.saturating_sub(before)).max();
+        let grown = memory().into_iter().zip(&before).map(|(now, before)| now.saturating_sub(*before)).max();
         sample.figures.insert(kind.cost, grown.unwrap_or(0) as f64 / there.max(1) as f64);
         let stop = AtomicBool::new(false);
         let outcome = std::thread::scope(|scope| {

@@ -18,7 +18,7 @@ use crate::wire::block;
 /// After so long a client gives up.
 pub(in crate::compare) const PATIENCE: Duration = Duration::from_secs(1);
 /// Clients that are there at once; further ones cannot come.
-const CLIENTS_MAX: usize = 16_384;
+const CLIENTS_MAX: usize = 32_768;
 /// So many come at most before those who are there get their turn.
 const ARRIVALS_PER_TURN: usize = 64;
 
@@ -133,7 +133,6 @@ impl Crowd<'_> {
     /// A client comes; where too many are there already it cannot, and counts for nothing.
     fn admit(&mut self, due: Instant) -> Result<(), Failure> {
         let Some(key) = self.free.pop() else { return Ok(()) };
-        self.fared.came += 1;
         self.sequence += 1;
         let address = self.target.address;
         let socket =
@@ -142,8 +141,14 @@ impl Crowd<'_> {
         match socket.connect(&address.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            // Every port is taken by one who came before.
+            Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
+                self.free.push(key);
+                return Ok(());
+            }
             Err(error) => return Err(format!("{address} cannot be connected to: {error}").into()),
         }
+        self.fared.came += 1;
         let stream = TcpStream::from(socket);
         self.poll.add(&stream, key, Interest::Write)?;
         let guest = Guest { stream, sequence: self.sequence, due, has_asked: false, taken: Vec::new() };
