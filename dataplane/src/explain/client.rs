@@ -10,7 +10,7 @@ use l7::router::{MatchedRoute, RouteMatch, Router, Sender};
 use model::{NamespacedHostname, TunnelProtocol, Workload};
 use xds::control::PodView;
 use xds::snapshot::resolve::{Candidate, Client, Destination, Transport};
-use xds::snapshot::{self, ServiceEntry};
+use xds::snapshot::{self, ServiceEntry, Snapshot};
 
 use super::report::{self, Backend, Decision, Endpoint, Explanation, Pod, Policy, Service, To, ToKind};
 use super::request::Asked;
@@ -28,47 +28,54 @@ const NO_ENDPOINT: u16 = 503;
 
 pub(super) struct Asking<'a> {
     pub(super) world: &'a World,
+    /// What the proxy holds that decides: the one of the client's node, or a waypoint.
+    pub(super) snapshot: &'a Arc<Snapshot>,
     pub(super) pod: &'a PodView,
     pub(super) ip: IpAddr,
+    /// Whom the next policies take for the client.
     pub(super) source: &'a Source,
+    /// What routes take for the client's address.
+    pub(super) sender: IpAddr,
+    /// Whether the proxy carries what it forwards in tunnels.
+    pub(super) tunnels: bool,
     pub(super) destination: &'a Resolved,
     pub(super) asked: &'a Asked,
 }
 
 /// What was decided, before it is put beside who asked what.
-struct Said {
-    decision: Decision,
-    status: Option<u16>,
-    reason: String,
-    route: Option<report::Route>,
-    backends: Vec<Backend>,
+pub(super) struct Said {
+    pub(super) decision: Decision,
+    pub(super) status: Option<u16>,
+    pub(super) reason: String,
+    pub(super) waypoint: Option<report::Waypoint>,
+    pub(super) route: Option<report::Route>,
+    pub(super) backends: Vec<Backend>,
 }
 
-/// Whether the client's proxy reads requests: then it answers where it cannot forward.
+/// Whether the proxy reads requests: then it answers where it cannot forward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reads {
+pub(super) enum Reads {
     Requests,
     Bytes,
 }
 
 /// What one backend takes.
-struct Share<'a> {
-    target: Option<report::Target>,
-    part: f64,
+pub(super) struct Share<'a> {
+    pub(super) target: Option<report::Target>,
+    pub(super) part: f64,
     /// The request as the backend gets it.
-    asked: &'a Asked,
-    reads: Reads,
+    pub(super) asked: &'a Asked,
+    pub(super) reads: Reads,
 }
 
 impl Asking<'_> {
     pub(super) fn explain(&self) -> Result<Explanation, ExplainError> {
-        let snapshot = &self.world.snapshot;
-        let workload = snapshot.workload_by_uid(&self.pod.uid);
+        let workload = self.snapshot.workload_by_uid(&self.pod.uid);
         let said = match workload {
             Some(workload) if self.pod.enrolled => self.captured(self.client(workload))?,
             _ => self.outside(workload)?,
         };
-        let Said { decision, status, reason, route, backends } = said;
+        let Said { decision, status, reason, waypoint, route, backends } = said;
         Ok(Explanation {
             decision,
             status,
@@ -76,6 +83,7 @@ impl Asking<'_> {
             from: self.from(),
             to: self.to(workload.map(|workload| self.client(workload))),
             request: self.asked.shown()?,
+            waypoint,
             route,
             backends,
             problems: self.world.problems.iter().map(ToString::to_string).collect(),
@@ -89,7 +97,7 @@ impl Asking<'_> {
     // --- The connection ---
 
     fn captured(&self, client: Client<'_>) -> Result<Said, ExplainError> {
-        let (snapshot, to) = (&self.world.snapshot, self.destination.to);
+        let (snapshot, to) = (self.snapshot, self.destination.to);
         let destination = match snapshot.destination(client, to) {
             Ok(destination) => destination,
             Err(refusal) => return Ok(Said::refused(refusal.to_string())),
@@ -116,7 +124,7 @@ impl Asking<'_> {
             way: Ok(route),
         };
         if kind == snapshot::RouteKind::Waypoint {
-            return self.to_waypoint(direct);
+            return self.through_waypoint(client, direct);
         }
         let mut candidates = self.candidates(client, &destination);
         if candidates.is_empty() {
@@ -128,7 +136,7 @@ impl Asking<'_> {
     fn candidates(&self, client: Client<'_>, destination: &Destination<'_>) -> Vec<Candidate> {
         let Destination::Service { entry, .. } = destination else { return Vec::new() };
         let to = self.destination.to;
-        self.world.snapshot.candidates(client, entry.key(), to.port(), Some(to.ip()))
+        self.snapshot.candidates(client, entry.key(), to.port(), Some(to.ip()))
     }
 
     fn whole(&self) -> Share<'_> {
@@ -148,15 +156,6 @@ impl Asking<'_> {
         Said { decision: Decision::Passthrough, reason, ..Said::of(Vec::new()) }
     }
 
-    fn to_waypoint(&self, candidate: Candidate) -> Result<Said, ExplainError> {
-        let name = format!("{}/{}", candidate.workload.namespace, candidate.workload.name);
-        let mut backend = self.backend(vec![candidate], self.whole())?;
-        backend.decision = Decision::Waypoint;
-        backend.reason = format!("the destination has a waypoint, {name}: its routes and policies decide");
-        let reason = backend.reason.clone();
-        Ok(Said { decision: Decision::Waypoint, status: None, reason, route: None, backends: vec![backend] })
-    }
-
     /// The mesh does not carry what this pod sends: the cluster's own load balancing picks an endpoint, in the clear.
     fn outside(&self, workload: Option<&Arc<Workload>>) -> Result<Said, ExplainError> {
         let Some(workload) = workload else {
@@ -165,13 +164,13 @@ impl Asking<'_> {
             )));
         };
         let client = self.client(workload);
-        let destination = match self.world.snapshot.destination(client, self.destination.to) {
+        let destination = match self.snapshot.destination(client, self.destination.to) {
             Ok(destination) => destination,
             Err(refusal) => return Ok(Said::refused(refusal.to_string())),
         };
         let mut candidates = self.candidates(client, &destination);
         if candidates.is_empty() {
-            match self.world.snapshot.resolve(client, self.destination.to, 0) {
+            match self.snapshot.resolve(client, self.destination.to, 0) {
                 Ok(route) => match route.workload.clone() {
                     Some(workload) => candidates.push(Candidate { workload, way: Ok(route) }),
                     None => return Ok(self.passed_through(&route)),
@@ -184,7 +183,7 @@ impl Asking<'_> {
 
     // --- The request ---
 
-    fn routed(&self, client: Client<'_>, router: &Router) -> Result<Said, ExplainError> {
+    pub(super) fn routed(&self, client: Client<'_>, router: &Router) -> Result<Said, ExplainError> {
         self.asked.view(|request| match router.route_from(request, self.sender(client)) {
             RouteMatch::NotFound => {
                 let names: Vec<_> = router.routes().iter().map(|it| self.name_of(it)).collect();
@@ -202,8 +201,8 @@ impl Asking<'_> {
 
     /// Whom routes take the client for: whoever has its address.
     fn sender(&self, client: Client<'_>) -> Sender<'_> {
-        let snapshot = &self.world.snapshot;
-        let owner = snapshot.workload_by_address(&client.workload.network, self.source.ip.to_canonical());
+        let snapshot = self.snapshot;
+        let owner = snapshot.workload_by_address(&client.workload.network, self.sender.to_canonical());
         owner.map_or_else(Sender::default, |owner| Sender {
             namespace: owner.identity.namespace(),
             labels: snapshot.labels_of(owner).map(AsRef::as_ref),
@@ -277,7 +276,7 @@ impl Asking<'_> {
             return Ok(self.redirected(&chain, target, share, request));
         }
         let asked = self.asked.filtered(&chain)?;
-        let candidates = self.world.snapshot.candidates(client, service, port, None);
+        let candidates = self.snapshot.candidates(client, service, port, None);
         let taken = Share { target, part: share, asked: &asked, reads: Reads::Requests };
         let mut said = self.backend(candidates, taken)?;
         said.filters.clone_from(&backend.filters);
@@ -286,7 +285,7 @@ impl Asking<'_> {
     }
 
     fn target(&self, service: &NamespacedHostname, port: u16, weight: u32) -> report::Target {
-        let entry = self.world.snapshot.service(&service.namespace, &service.hostname);
+        let entry = self.snapshot.service(&service.namespace, &service.hostname);
         let source = entry.and_then(|entry| self.source_of_service(entry));
         report::Target { service: service.hostname.clone(), port, weight, source }
     }
@@ -313,7 +312,11 @@ impl Asking<'_> {
 
     // --- The endpoints ---
 
-    fn backend(&self, candidates: Vec<Candidate>, taken: Share<'_>) -> Result<Backend, ExplainError> {
+    pub(super) fn backend(
+        &self,
+        candidates: Vec<Candidate>,
+        taken: Share<'_>,
+    ) -> Result<Backend, ExplainError> {
         let Share { target, part, asked, reads } = taken;
         let mut endpoints = candidates
             .into_iter()
@@ -348,18 +351,18 @@ impl Asking<'_> {
         if let Some(to) = arrives.filter(|_| workload.tunnel_protocol == TunnelProtocol::Hbone) {
             let Source { identity, ip } = self.source;
             let source = identity.as_ref();
-            let arrival = Arrival { world: self.world, workload, source, source_ip: *ip, to };
-            endpoint.policy = Some(arrival.decide(asked)?);
+            let arrival = Arrival { world: self.world, source, source_ip: *ip, to };
+            endpoint.policy = Some(arrival.decide(workload, asked)?);
         }
         Ok(endpoint)
     }
 
     /// How it is carried, and to which address and port of the pod, if that is known here.
-    fn transport(&self, transport: &Transport) -> (report::Transport, Option<SocketAddr>) {
+    pub(super) fn transport(&self, transport: &Transport) -> (report::Transport, Option<SocketAddr>) {
         let uris = |identities: &[model::Identity]| identities.iter().map(|it| it.uri().to_owned()).collect();
         match transport {
             // Who is not in the mesh does not tunnel.
-            Transport::Hbone { authority, .. } if !self.pod.enrolled => {
+            Transport::Hbone { authority, .. } if !self.tunnels => {
                 (report::Transport::Tcp { to: authority.to_string() }, Some(*authority))
             }
             Transport::Hbone { next_hop, authority, identities } => {
@@ -397,7 +400,7 @@ impl Asking<'_> {
         }
     }
 
-    fn pod_of(&self, workload: &Workload) -> Pod {
+    pub(super) fn pod_of(&self, workload: &Workload) -> Pod {
         let in_mesh = workload.tunnel_protocol == TunnelProtocol::Hbone;
         Pod {
             name: format!("{}/{}", workload.namespace, workload.name),
@@ -411,7 +414,7 @@ impl Asking<'_> {
 
     fn to(&self, client: Option<Client<'_>>) -> To {
         let Resolved { asked, to, how } = self.destination;
-        let destination = client.and_then(|client| self.world.snapshot.destination(client, *to).ok());
+        let destination = client.and_then(|client| self.snapshot.destination(client, *to).ok());
         let (kind, service, pod) = match destination {
             Some(Destination::Service { entry, owner }) => {
                 let service = Service {
@@ -433,7 +436,7 @@ impl Asking<'_> {
 }
 
 impl Said {
-    fn of(backends: Vec<Backend>) -> Self {
+    pub(super) fn of(backends: Vec<Backend>) -> Self {
         let mut taken = backends.iter().filter(|it| it.share > 0.0);
         let (decision, status, reason) = match taken.next() {
             None => (Decision::Refused, None, String::new()),
@@ -442,10 +445,10 @@ impl Said {
             }
             Some(_) => (Decision::Mixed, None, String::from("it depends on the backend that is chosen")),
         };
-        Self { decision, status, reason, route: None, backends }
+        Self { decision, status, reason, waypoint: None, route: None, backends }
     }
 
-    fn refused(reason: String) -> Self {
+    pub(super) fn refused(reason: String) -> Self {
         Self { decision: Decision::Refused, reason, ..Self::of(Vec::new()) }
     }
 }

@@ -9,6 +9,7 @@ mod report;
 mod request;
 mod server;
 mod text;
+mod waypoint;
 mod world;
 
 use std::net::{IpAddr, SocketAddr};
@@ -88,8 +89,18 @@ pub fn explain(folder: &Path, question: &Question) -> Result<Explanation, Explai
         }
     };
     let source = Source { identity: proved, ip: question.ip.unwrap_or(ip) };
-    let asking = Asking { world: &world, pod, ip, source: &source, destination: &destination, asked: &asked };
-    asking.explain()
+    Asking {
+        world: &world,
+        snapshot: &world.snapshot,
+        pod,
+        ip,
+        source: &source,
+        sender: source.ip,
+        tunnels: pod.enrolled,
+        destination: &destination,
+        asked: &asked,
+    }
+    .explain()
 }
 
 /// Whom policies and routes take the client for.

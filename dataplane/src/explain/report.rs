@@ -21,6 +21,9 @@ pub struct Explanation {
     pub to: To,
     /// As it is decided: the path is normalised.
     pub request: Shown,
+    /// What stands before the destination: it decides in the place of the client's node, and what follows is its way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub waypoint: Option<Waypoint>,
     /// The rule that takes the request; left out where no route governs the destination.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub route: Option<Route>,
@@ -44,7 +47,7 @@ pub enum Decision {
     Answered,
     /// There is nowhere to go to: the connection is reset, or the request answered with 503.
     Refused,
-    /// It goes to a waypoint, which decides.
+    /// It goes to a waypoint of which nothing is known here, and which decides.
     Waypoint,
     /// Nobody in the mesh has the address; it is passed on as it is.
     Passthrough,
@@ -96,6 +99,18 @@ pub struct Service {
     pub hostname: Arc<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceRef>,
+}
+
+/// An instance of a waypoint.
+#[derive(Debug, Clone, Serialize)]
+pub struct Waypoint {
+    #[serde(flatten)]
+    pub pod: Pod,
+    /// From the client's node.
+    pub transport: Transport,
+    /// What is enforced there for the destination.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<Policy>,
 }
 
 /// A request.
@@ -193,7 +208,7 @@ pub enum Transport {
     DoubleHbone { next_hop: SocketAddr, authority: String, identities: Vec<String> },
 }
 
-/// What the policies of the server say.
+/// What the policies of the server, or of the destination at a waypoint, say.
 #[derive(Debug, Clone, Serialize)]
 pub struct Policy {
     pub allowed: bool,

@@ -1,4 +1,4 @@
-//! As the server's node decides: the policies of the endpoint.
+//! As policies decide: those of the endpoint at the server's node, those of the destination at a waypoint.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -14,29 +14,23 @@ use super::request::Asked;
 use super::world::World;
 use crate::session::{Admission, judge};
 
-/// A connection that arrives at an endpoint in the mesh.
+/// A connection that arrives where policies are enforced.
 pub(super) struct Arrival<'a> {
     pub(super) world: &'a World,
-    pub(super) workload: &'a Workload,
     /// Proved by the tunnel; `None` in the clear.
     pub(super) source: Option<&'a Identity>,
     pub(super) source_ip: IpAddr,
-    /// The pod's own address, and the port of the application.
+    /// At an endpoint the pod's own address and the port of the application; at a waypoint what it was asked for.
     pub(super) to: SocketAddr,
 }
 
 impl Arrival<'_> {
-    pub(super) fn decide(&self, asked: &Asked) -> Result<Policy, ExplainError> {
-        let policies = self.world.snapshot.policies_for(self.workload);
-        let attributes = ConnectionAttributes {
-            source: self.source,
-            source_ip: self.source_ip,
-            destination_ip: self.to.ip(),
-            destination_port: self.to.port(),
-            sni: None,
-        };
-        if judge(&self.world.snapshot, self.workload, &policies, &attributes) == Some(Admission::ByRequest) {
-            return asked.view(|request| self.by_request(&policies, &attributes, request));
+    /// The policies of an endpoint.
+    pub(super) fn decide(&self, workload: &Workload, asked: &Asked) -> Result<Policy, ExplainError> {
+        let policies = self.world.snapshot.policies_for(workload);
+        let attributes = self.attributes();
+        if judge(&self.world.snapshot, workload, &policies, &attributes) == Some(Admission::ByRequest) {
+            return self.decide_request(&policies, asked);
         }
         let verdict = match policies.evaluate_connection(&attributes) {
             ConnectionVerdict::Allow(rule) => Verdict::Allow(rule),
@@ -44,8 +38,32 @@ impl Arrival<'_> {
             // The port is declared not to be HTTP.
             ConnectionVerdict::NeedsRequest => policies.evaluate(&attributes, None),
         };
-        let dry_run = policies.shadow(&attributes, None).map(|it| self.words(&it));
-        Ok(self.told(&policies, &verdict, DecidedBy::Connection, dry_run))
+        Ok(self.told_of_connection(&policies, &verdict))
+    }
+
+    /// Policies, where requests are read.
+    pub(super) fn decide_request(&self, policies: &PolicySet, asked: &Asked) -> Result<Policy, ExplainError> {
+        asked.view(|request| self.by_request(policies, &self.attributes(), request))
+    }
+
+    /// Policies, where no requests are read.
+    pub(super) fn decide_connection(&self, policies: &PolicySet) -> Policy {
+        self.told_of_connection(policies, &policies.evaluate(&self.attributes(), None))
+    }
+
+    fn told_of_connection(&self, policies: &PolicySet, verdict: &Verdict<'_>) -> Policy {
+        let dry_run = policies.shadow(&self.attributes(), None).map(|it| self.words(&it));
+        self.told(policies, verdict, DecidedBy::Connection, dry_run)
+    }
+
+    fn attributes(&self) -> ConnectionAttributes<'_> {
+        ConnectionAttributes {
+            source: self.source,
+            source_ip: self.source_ip,
+            destination_ip: self.to.ip(),
+            destination_port: self.to.port(),
+            sni: None,
+        }
     }
 
     fn by_request(
@@ -114,12 +132,12 @@ impl Arrival<'_> {
     fn words(&self, verdict: &Verdict<'_>) -> String {
         match verdict {
             Verdict::Allow(None) => {
-                String::from("no ALLOW policy governs the workload, and no DENY rule holds")
+                String::from("no ALLOW policy governs the destination, and no DENY rule holds")
             }
             Verdict::Allow(Some(rule)) => format!("{} holds", self.rule(rule)),
             Verdict::Deny(Denial::Matched(rule)) => format!("{} holds", self.rule(rule)),
             Verdict::Deny(Denial::NoAllowMatched) => {
-                String::from("ALLOW policies govern the workload, and none of their rules holds")
+                String::from("ALLOW policies govern the destination, and none of their rules holds")
             }
             Verdict::Deny(Denial::Closed(reason)) => format!("everything is denied: {reason}"),
         }

@@ -268,3 +268,63 @@ fn policies_see_the_source_that_is_asked_about() {
     let error = explain(dir.path(), &stranger).unwrap_err().to_string();
     assert!(error.starts_with("--identity \"cart\" is not spiffe://"), "{error}");
 }
+
+#[test]
+fn what_a_waypoint_decides_is_told_in_its_place() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/waypoint");
+    let ask = |from: &str, to: &str, path: &str| ask(Path::new(example), &question(from, to, path));
+    let of_waypoint = ["/decision", "/waypoint/transport/authority", "/waypoint/policy/rule/name"];
+    for (path, rule, pod) in [("/v1/7/items", 1, "app/web"), ("/second", 0, "app/web-2")] {
+        let said = ask("client", "web:80", path);
+        let authority = said["to"]["address"].clone();
+        assert_eq!(picked(&said, of_waypoint), [json!("allowed"), authority, json!("of-web")], "{said:#}");
+        assert_eq!(
+            picked(
+                &said,
+                [
+                    "/waypoint/policy/rule/source/file",
+                    "/route/name",
+                    "/route/rule",
+                    "/route/source/file",
+                    "/backends/0/endpoints/0/pod"
+                ]
+            ),
+            [json!("mesh.yaml"), json!("web"), json!(rule), json!("mesh.yaml"), json!(pod)],
+            "{said:#}"
+        );
+        assert_eq!(
+            picked(&said, ["/waypoint/pod", "/waypoint/identity"]),
+            ["app/waypoint", "spiffe://cluster.local/ns/app/sa/waypoint"].map(Value::from),
+            "{said:#}"
+        );
+    }
+    for (from, path) in [("other", "/second"), ("client", "/v1/7/8/items")] {
+        let said = ask(from, "web:80", path);
+        assert_eq!(
+            picked(&said, ["/decision", "/status", "/waypoint/policy/unmatched/0/name", "/backends"]),
+            [json!("denied"), json!(403), json!("of-web"), json!([])],
+            "{said:#}"
+        );
+    }
+}
+
+#[test]
+fn a_waypoint_of_pods_decides_about_their_own_addresses_alone() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/waypoint");
+    let ask = |to: &str, path: &str| ask(Path::new(example), &question("client", to, path));
+    let said = ask("pod/app/web:8080", "/secret");
+    assert_eq!(
+        picked(&said, ["/decision", "/status", "/waypoint/policy/rule/action", "/waypoint/policy/rule/name"]),
+        [json!("denied"), json!(403), json!("DENY"), json!("of-pods")],
+        "{said:#}"
+    );
+    let said = ask("pod/app/web:8080", "/open");
+    assert_eq!(
+        picked(&said, ["/decision", "/backends/0/endpoints/0/pod", "/backends/0/endpoints/0/transport/kind"]),
+        ["allowed", "app/web", "hbone"].map(Value::from),
+        "{said:#}"
+    );
+    assert!(said["waypoint"]["pod"].as_str().unwrap().starts_with("app/for-pods"), "{said:#}");
+    let said = ask("bare:80", "/secret");
+    assert_eq!(picked(&said, ["/decision", "/waypoint"]), [json!("allowed"), Value::Null], "{said:#}");
+}

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use super::report::{Backend, Decision, Endpoint, Explanation, Pod, Route, Shown, Transport};
+use super::report::{
+    Backend, Decision, Endpoint, Explanation, Pod, Policy, Route, Shown, Transport, Waypoint,
+};
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,6 +23,9 @@ impl fmt::Display for Explanation {
             writeln!(f, "pod       {pod}")?;
         }
         writeln!(f, "request   {}", self.request)?;
+        if let Some(waypoint) = &self.waypoint {
+            write!(f, "{waypoint}")?;
+        }
         if let Some(route) = &self.route {
             write!(f, "{route}")?;
         }
@@ -124,30 +129,47 @@ impl fmt::Display for Endpoint {
         if let Some(why_not) = &self.why_not {
             return writeln!(f, "          is not chosen: {why_not}");
         }
-        match &self.transport {
-            Some(Transport::Tcp { to }) => writeln!(f, "          by plain TCP to {to}")?,
-            Some(Transport::Hbone { next_hop, authority, .. }) => {
-                writeln!(f, "          by HBONE to {next_hop}, for {authority}")?;
-            }
-            Some(Transport::DoubleHbone { next_hop, authority, .. }) => {
-                writeln!(f, "          by HBONE to the network gateway {next_hop}, for {authority}")?;
-            }
-            None => {}
+        if let Some(transport) = &self.transport {
+            writeln!(f, "          {transport}")?;
         }
-        if let Some(policy) = &self.policy {
-            let verdict = if policy.allowed { "allowed" } else { "denied" };
-            writeln!(f, "          {verdict}: {}", policy.reason)?;
-            for rule in &policy.unmatched {
-                writeln!(f, "            {rule}")?;
-            }
-            for rule in &policy.asks {
-                writeln!(f, "          is asked about: {rule}")?;
-            }
-            if let Some(dry_run) = &policy.dry_run {
-                writeln!(f, "          if dry-run policies were enforced: {dry_run}")?;
+        self.policy.as_ref().map_or(Ok(()), |policy| write!(f, "{policy}"))
+    }
+}
+
+impl fmt::Display for Waypoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "waypoint  {}", self.pod)?;
+        writeln!(f, "          {}", self.transport)?;
+        self.policy.as_ref().map_or(Ok(()), |policy| write!(f, "{policy}"))
+    }
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp { to } => write!(f, "by plain TCP to {to}"),
+            Self::Hbone { next_hop, authority, .. } => write!(f, "by HBONE to {next_hop}, for {authority}"),
+            Self::DoubleHbone { next_hop, authority, .. } => {
+                write!(f, "by HBONE to the network gateway {next_hop}, for {authority}")
             }
         }
-        Ok(())
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.allowed { "allowed" } else { "denied" };
+        writeln!(f, "          {verdict}: {}", self.reason)?;
+        for rule in &self.unmatched {
+            writeln!(f, "            {rule}")?;
+        }
+        for rule in &self.asks {
+            writeln!(f, "          is asked about: {rule}")?;
+        }
+        match &self.dry_run {
+            Some(dry_run) => writeln!(f, "          if dry-run policies were enforced: {dry_run}"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use l7::ir::RouteKind;
-use model::SourceRef;
-use xds::control::desired::ResourceKind;
+use model::{SourceRef, Workload};
+use xds::control::desired::{DesiredState, ResourceKind, View};
 use xds::control::index::{Indexed, Indexer};
 use xds::control::last_good::InForce;
-use xds::control::{ClusterView, ControlConfig, PodView};
+use xds::control::{ClusterView, ControlConfig, PodView, WaypointPods};
 use xds::delta::Sink;
 use xds::kube::{Catalog, MeshSettings, ObjectName, Problem, convert, load_dir};
 use xds::snapshot::{ServiceEntry, Snapshot};
@@ -31,7 +31,9 @@ struct Sources {
 }
 
 pub(super) struct World {
+    /// What node proxies hold.
     pub(super) snapshot: Arc<Snapshot>,
+    desired: DesiredState,
     pub(super) view: ClusterView,
     pub(super) problems: Vec<Problem>,
     catalog: Catalog,
@@ -50,24 +52,36 @@ impl World {
             let (folder, problem) = (folder.to_owned(), Box::new(problem.clone()));
             return Err(ExplainError::Folder { folder, problem });
         }
-        let config = ControlConfig { mesh: mesh.clone(), ..ControlConfig::new(folder, folder, "node") };
+        let config = ControlConfig {
+            mesh: mesh.clone(),
+            // As `corelane mesh` has it.
+            waypoints: WaypointPods::Made,
+            ..ControlConfig::new(folder, folder, "node")
+        };
         let Indexed { desired, view, problems: later } = Indexer::new(&config).build(catalog, 1);
         problems.extend(later);
-        let mut store = Store::new();
-        for kind in ResourceKind::ALL {
-            for (name, resource) in desired.resources(kind) {
-                let accepted = store.upsert(kind.type_url(), name, &resource.to_any(kind));
-                accepted.map_err(ExplainError::Store)?;
-            }
-        }
         Ok(Self {
-            snapshot: store.snapshot().unwrap_or_default(),
+            snapshot: snapshot_of(View::of_node_proxy(&desired, ""))?,
+            desired,
             view,
             problems,
             domain: config.mesh.cluster_domain.to_string(),
             sources: Sources::of(catalog, mesh),
             catalog: catalog.clone(),
         })
+    }
+
+    /// What an instance of a waypoint holds; `None` where its waypoint is not one of the folder's.
+    pub(super) fn snapshot_of_waypoint(
+        &self,
+        instance: &Workload,
+    ) -> Result<Option<Arc<Snapshot>>, ExplainError> {
+        let name = ObjectName::new(instance.namespace.clone(), instance.name.clone());
+        if self.view.pods.get(&name).is_none_or(|pod| pod.waypoint.is_none()) {
+            return Ok(None);
+        }
+        let pod = format!("{}/{}", instance.namespace, instance.name);
+        snapshot_of(View::of_waypoint(&self.desired, &instance.node, &pod)).map(Some)
     }
 
     // --- Who asks ---
@@ -166,6 +180,18 @@ impl World {
     pub(super) fn source_of_pod(&self, uid: &str) -> Option<&SourceRef> {
         self.view.pods.values().find(|pod| &*pod.uid == uid).map(|pod| &pod.source)
     }
+}
+
+/// The resources of a view as its client's store has them in the end.
+fn snapshot_of(view: View<'_>) -> Result<Arc<Snapshot>, ExplainError> {
+    let mut store = Store::new();
+    for kind in ResourceKind::ALL {
+        for (name, resource) in view.resources(kind) {
+            let accepted = store.upsert(kind.type_url(), name, &resource.to_any(kind));
+            accepted.map_err(ExplainError::Store)?;
+        }
+    }
+    Ok(store.snapshot().unwrap_or_default())
 }
 
 impl Sources {

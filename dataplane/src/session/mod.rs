@@ -53,6 +53,7 @@ pub use load::EndpointChoice;
 pub use node::{Node, NodeOptions, NodeParts, Ports, Role};
 pub(crate) use outbound::governed;
 pub use state::{LocalPod, NodeState, PodEvent, TlsContexts};
+pub(crate) use waypoint::fronted;
 pub use waypoint::{
     CONNECTION_WINDOW as WAYPOINT_CONNECTION_WINDOW, STREAM_WINDOW as WAYPOINT_STREAM_WINDOW,
     STREAMS_MAX as WAYPOINT_STREAMS_MAX,

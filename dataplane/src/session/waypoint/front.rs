@@ -6,7 +6,7 @@ use std::sync::Arc;
 use l7::path::Normalization;
 use model::{AppProtocol, Workload};
 use tunnel::hbone::{Authority, Host};
-use xds::snapshot::{Asked, Served, ServedHttp, ServedTcp, ServiceEntry};
+use xds::snapshot::{Asked, Served, ServedHttp, ServedTcp, ServiceEntry, Snapshot};
 
 use crate::session::lookup::Lookup;
 use crate::session::state::NodeState;
@@ -42,12 +42,27 @@ impl Unserved {
 
 /// A destination that the waypoint serves.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
-    pub(super) served: Served,
+pub(crate) struct Found {
+    pub(crate) served: Served,
     /// The workload that was addressed by its own address.
-    pub(super) workload: Option<Arc<Workload>>,
+    pub(crate) workload: Option<Arc<Workload>>,
     /// What policies see as the destination: of a service that was named, one of its addresses.
-    pub(super) address: SocketAddr,
+    pub(crate) address: SocketAddr,
+}
+
+/// What the waypoint `own` does, by its snapshot, for a client of a namespace that asks for an address; else why it does
+/// nothing, in words. For who explains it.
+pub(crate) fn fronted(
+    snapshot: Arc<Snapshot>,
+    own: &Workload,
+    asked: SocketAddr,
+    namespace: &str,
+) -> Result<Found, String> {
+    let authority = Authority { host: Host::Ip(asked.ip().to_canonical()), port: asked.port() };
+    let state = NodeState { snapshot, ..NodeState::default() };
+    Front { authority, namespace: namespace.into() }
+        .find(&state, own)
+        .map_err(|unserved| unserved.to_string())
 }
 
 impl Front {

@@ -37,6 +37,7 @@ use crate::access_log::record::{Direction, HttpFacts, Party};
 use crate::link::{IncomingRequest, TunnelStream};
 
 pub(super) use self::front::Front;
+pub(crate) use self::front::fronted;
 
 /// Streams that a client may have open on one tunnel, as Istio's waypoints have it: with more it opens another tunnel,
 /// which the kernel may give to another worker.
